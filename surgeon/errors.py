@@ -1,0 +1,52 @@
+"""The exceptions that surgeon raises.
+
+Every one of them subclasses both :class:`SurgeonError` and the built-in that a caller would
+expect, so ``except ValueError`` works for somebody who has never heard of this package.
+A message names the place (layer and source line), what came, what was expected and the next step.
+"""
+
+from __future__ import annotations
+
+
+class SurgeonError(Exception):
+    """Base of every error that surgeon raises on purpose."""
+
+
+class ModelError(SurgeonError, TypeError):
+    """The object passed as a model can't be traced at all (ScriptModule, quantised, lazy...)."""
+
+
+class InputError(SurgeonError, ValueError):
+    """Example inputs or a data source that can't be used."""
+
+
+class BudgetError(SurgeonError, ValueError):
+    """The amount asked for is contradictory, malformed or out of reach."""
+
+
+class SelectionError(SurgeonError, ValueError):
+    """A layer name, glob, criterion or other choice names nothing."""
+
+
+class NothingToCutError(SurgeonError, ValueError):
+    """No channel of the model may be removed; the message says why, layer by layer."""
+
+
+class ScoreError(SurgeonError, ValueError):
+    """A criterion could not be computed (no data, a loss that is not finite)."""
+
+
+class PlanError(SurgeonError, ValueError):
+    """A plan that doesn't fit the model it is applied to."""
+
+
+class ConstantError(PlanError):
+    """The model's own forward doesn't follow the new widths (a constant on the cut axis)."""
+
+
+class VerificationError(SurgeonError, ArithmeticError):
+    """The cut model differs from the dense one with the removed channels silenced."""
+
+
+class CheckpointError(SurgeonError, ValueError):
+    """A file that is damaged, forged, or belongs to another model."""
