@@ -1,0 +1,32 @@
+"""surgeon: cut the least useful filters out of a PyTorch model, and prove that the cut is right."""
+
+from surgeon.channels import ChannelGraph, Group, Pin, channel_graph
+from surgeon.criteria import Scores, score
+from surgeon.errors import (
+    BudgetError,
+    CheckpointError,
+    ConstantError,
+    InputError,
+    ModelError,
+    NothingToCutError,
+    PlanError,
+    ScoreError,
+    SelectionError,
+    SurgeonError,
+    VerificationError,
+)
+from surgeon.planning import Plan, make_plan
+from surgeon.pruning import Result, prune
+from surgeon.report import Report
+from surgeon.rewriting import rewrite
+from surgeon.tracing import Inputs, Trace, trace
+from surgeon.verification import Check, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "InputError", "Inputs",
+    "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "Report", "Result", "ScoreError", "Scores",
+    "SelectionError", "SurgeonError", "Trace", "VerificationError", "channel_graph", "make_plan", "prune", "rewrite",
+    "score", "trace", "verify",
+]  # fmt: skip

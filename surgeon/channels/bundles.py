@@ -1,0 +1,130 @@
+"""Bundles: groups whose widths depend on each other.
+
+A grouped convolution takes equally many channels of every group, a ``chunk`` makes equal halves. Each such demand
+says that the places of several *parts* must stay equal in number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import networkx as nx
+import numpy as np
+
+from surgeon.channels.structure import Ints, Structure, flat
+
+if TYPE_CHECKING:
+    from surgeon.channels.graph import Group
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Groups that are cut together.
+
+    Attributes
+    ----------
+    groups:
+        One group, or several with linked widths.
+    steps:
+        How often the bundle can be cut before a group is empty.
+    even:
+        True: a step takes one channel from each group. False: a step takes the share ``1 / steps`` of each (rounded;
+        a trial settles the exact numbers), as where channel shuffles split a layer again and again.
+    stuck:
+        No step keeps the parts equal: the bundle stays whole.
+    """
+
+    groups: tuple[Group, ...]
+    steps: int
+    even: bool = True
+    stuck: bool = False
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """``counts[part, group]`` places of each part per channel of each group; `fixed` places that can't go."""
+
+    counts: Ints
+    fixed: Ints
+    groups: tuple[int, ...]
+
+
+def find_bundles(structure: Structure, groups: Sequence[Group]) -> tuple[Bundle, ...]:
+    """Link `groups` by the demands that the label pass met."""
+    demands = [d for d in _demands(structure, groups) if d is not None]
+    links: nx.Graph = nx.Graph()
+    links.add_nodes_from(range(len(groups)))
+    for demand in demands:
+        nx.add_path(links, demand.groups)
+    found = [_bundle(structure, groups, sorted(c), demands) for c in nx.connected_components(links)]
+    order = {group.name: index for index, group in enumerate(groups)}
+    return tuple(sorted(found, key=lambda bundle: order[bundle.groups[0].name]))
+
+
+def _bundle(structure: Structure, groups: Sequence[Group], indices: list[int], demands: list[_Demand]) -> Bundle:
+    inside = set(indices)
+    own = [d for d in demands if set(d.groups) <= inside]
+    chosen = tuple(groups[i] for i in indices)
+    if len(chosen) == 1 and not own:
+        return Bundle(chosen, chosen[0].size - 1)
+    one_each = [d.counts[:, list(d.groups)].sum(axis=1) for d in own]
+    if all((taken == taken[0]).all() for taken in one_each):
+        return Bundle(chosen, min(g.size for g in chosen) - 1)
+    if any((d.fixed != d.fixed[0]).any() for d in own):
+        return Bundle(chosen, 0, stuck=True)
+    base = _common_width(structure, chosen)
+    return Bundle(chosen, base, even=False, stuck=base < 2)
+
+
+def _common_width(structure: Structure, groups: Sequence[Group]) -> int:
+    """The largest number that divides the bundle's width on every axis: cut by shares of it, all widths stay whole."""
+    numbers = np.concatenate([g.numbers for g in groups])
+    labels = np.flatnonzero(np.isin(structure.channel, numbers))
+    places = structure.labels.space.place_of(labels)
+    return math.gcd(*(int(n) for n in np.unique(places, return_counts=True)[1]))
+
+
+def _demands(structure: Structure, groups: Sequence[Group]) -> Iterator[_Demand | None]:
+    group_of = np.full(structure.count + 1, -1, dtype=np.int64)
+    for index, group in enumerate(groups):
+        group_of[group.numbers] = index
+    for tie in structure.labels.ledger.ties:
+        yield _demand(structure, groups, group_of, [flat(part) for part in tie.parts])
+    for anchor in structure.labels.ledger.anchors:
+        labels, places = flat(anchor.labels), flat(anchor.coordinates)
+        order = np.argsort(places, kind="stable")
+        cuts = np.flatnonzero(np.diff(places[order])) + 1
+        yield _demand(structure, groups, group_of, np.split(labels[order], cuts))
+    for parts in _tilings(structure):
+        yield _demand(structure, groups, group_of, parts)
+
+
+def _tilings(structure: Structure) -> Iterator[list[Ints]]:
+    """Slices of one tensor that share an axis out in equal parts, as ``x[:, :n], x[:, n:]`` does."""
+    for found in structure.labels.ledger.slices.values():
+        parts = {(first, last): part for first, last, part, _ in found}
+        ordered = sorted(parts)
+        widths = {last - first for first, last in ordered}
+        if len(ordered) > 1 and len(widths) == 1 and all(a[1] == b[0] for a, b in zip(ordered, ordered[1:], strict=False)):
+            yield [flat(parts[key]) for key in ordered]
+
+
+def _demand(structure: Structure, groups: Sequence[Group], group_of: Ints, parts: Sequence[Ints]) -> _Demand | None:
+    if len(parts) < 2:
+        return None
+    counts = np.zeros((len(parts), len(groups) + 1), dtype=np.int64)
+    for row, part in enumerate(parts):
+        counts[row] = np.bincount(group_of[structure.channel[part]] + 1, minlength=len(groups) + 1)
+    fixed, places = counts[:, 0], counts[:, 1:]
+    touched = np.flatnonzero(places.any(axis=0))
+    if not len(touched) or (places == places[0]).all():
+        return None
+    sizes = np.array([groups[i].size for i in touched])
+    if (places[:, touched] % sizes).any():
+        return None  # parts that no whole channel falls into: the trial will tell
+    per_channel = np.zeros_like(places)
+    per_channel[:, touched] = places[:, touched] // sizes
+    return _Demand(per_channel, fixed, tuple(int(i) for i in touched))

@@ -1,0 +1,233 @@
+"""The channel graph: groups of interchangeable channels, what couples them, what is pinned and why."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import networkx as nx
+import numpy as np
+
+from surgeon.channels.bundles import Bundle, find_bundles
+from surgeon.channels.labelling import label
+from surgeon.channels.structure import Ints, Structure, analyse, layer_of, rows
+from surgeon.tracing import Trace
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor on which a group's channels live; role: produces, consumes or follows."""
+
+    tensor: str
+    axis: int
+    role: str
+
+    @property
+    def layer(self) -> str:
+        """The module that owns the tensor."""
+        return layer_of(self.tensor)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that occupy the same places, so any of them can go instead of another.
+
+    Attributes
+    ----------
+    name:
+        The layer that makes them first; ``#2`` is appended where a layer leads several groups.
+    channels:
+        The out-position of each channel in that layer: how plans name channels.
+    members:
+        Every (tensor, axis) that they live on.
+    filters:
+        Convolution filters that one channel is worth; 0 for neurons of Linear layers alone.
+    numbers:
+        Channel numbers in the :class:`Structure`, in the order of `channels`.
+    """
+
+    name: str
+    channels: tuple[int, ...]
+    members: tuple[Member, ...]
+    filters: int
+    numbers: Ints = field(repr=False, compare=False)
+
+    @property
+    def size(self) -> int:
+        """How many channels there are."""
+        return len(self.channels)
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """Layers whose filters or neurons these are."""
+        return tuple(dict.fromkeys(m.layer for m in self.members if m.role == "produces"))
+
+    @property
+    def consumers(self) -> tuple[str, ...]:
+        """Layers that read them."""
+        return tuple(dict.fromkeys(m.layer for m in self.members if m.role == "consumes"))
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why `channels` of the `of` filters (or neurons) of a layer can't be removed."""
+
+    layer: str
+    reason: str
+    source: str | None
+    channels: int
+    of: int
+
+
+class ChannelGraph:
+    """Which channels of which tensors live and die together.
+
+    Attributes
+    ----------
+    trace:
+        The recording that it was read from.
+    structure:
+        The channels themselves, as arrays.
+    extra:
+        Pins added after tracing: channel number -> (reason, source).
+    """
+
+    def __init__(self, structure: Structure, extra: dict[int, tuple[str, str | None]] | None = None) -> None:
+        self.structure = structure
+        self.trace: Trace = structure.labels.trace
+        self.extra = extra or {}
+
+    def pin(self, numbers: Ints, reason: str, source: str | None = None) -> ChannelGraph:
+        """The same graph with more channels pinned; a group with a pinned channel stays whole."""
+        added = {int(number): (reason, source) for number in numbers}
+        result = ChannelGraph(self.structure, {**added, **self.extra})
+        result.__dict__["named"] = self.named
+        return result
+
+    @functools.cached_property
+    def removable(self) -> Ints:
+        """Numbers of the channels that may go."""
+        return np.sort(np.concatenate([g.numbers for g in self.groups] or [np.zeros(0, dtype=np.int64)]))
+
+    @functools.cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """All groups, in the order in which the forward makes them."""
+        return tuple(group for bundle in self._bundled for group in bundle.groups if not bundle.stuck)
+
+    @functools.cached_property
+    def bundles(self) -> tuple[Bundle, ...]:
+        """Groups whose widths depend on each other, together; most bundles hold one group."""
+        return tuple(bundle for bundle in self._bundled if not bundle.stuck)
+
+    @functools.cached_property
+    def _bundled(self) -> tuple[Bundle, ...]:
+        return find_bundles(self.structure, [g for g in self.named.values() if not set(g.numbers) & set(self.extra)])
+
+    @functools.cached_property
+    def named(self) -> dict[str, Group]:
+        """Every group of channels that some weight makes and tracing didn't pin; names don't depend on later pins."""
+        return {group.name: group for group in self._collect()}
+
+    def _collect(self) -> list[Group]:
+        s = self.structure
+        numbers = np.flatnonzero((s.pinned < 0) & (s.lead > 0))
+        if not len(numbers):
+            return []
+        kind = rows(s.signature[numbers])
+        order = np.argsort(s.lead[numbers], kind="stable")
+        by_kind: dict[int, list[int]] = {}
+        for index in order:
+            by_kind.setdefault(int(kind[index]), []).append(int(numbers[index]))
+        members = self._members([found[0] for found in by_kind.values()])
+        taken: Counter[str] = Counter()
+        return [self._group(np.asarray(found), members[found[0]], taken) for found in by_kind.values()]
+
+    def _group(self, numbers: Ints, labels: Ints, taken: Counter[str]) -> Group:
+        s = self.structure
+        leads = s.lead[numbers]
+        place = int(s.labels.space.place_of(leads[:1])[0])
+        tensor, _ = s.labels.space.places[place]
+        layer = layer_of(tensor)
+        taken[layer] += 1
+        name = layer if taken[layer] == 1 else f"{layer}#{taken[layer]}"
+        positions = tuple(int(p) for p in leads - s.labels.space.starts[place])
+        return Group(name, positions, self._roles(labels), int(s.filters[labels].sum()), numbers)
+
+    def _members(self, numbers: list[int]) -> dict[int, Ints]:
+        """The labels of each of these channels."""
+        s = self.structure
+        order = np.argsort(s.channel, kind="stable")
+        starts = np.searchsorted(s.channel[order], numbers, side="left")
+        ends = np.searchsorted(s.channel[order], numbers, side="right")
+        return {n: order[a:b] for n, a, b in zip(numbers, starts, ends, strict=True)}
+
+    def _roles(self, labels: Ints) -> tuple[Member, ...]:
+        s = self.structure
+        found: dict[tuple[str, int], Member] = {}
+        for label_, place in zip(labels, s.labels.space.place_of(labels), strict=True):
+            tensor, axis = s.labels.space.places[place]
+            role = "produces" if s.produced[label_] else "consumes" if s.consumed[label_] else "follows"
+            found.setdefault((tensor, axis), Member(tensor, axis, role))
+        return tuple(found.values())
+
+    @functools.cached_property
+    def pinned(self) -> tuple[Pin, ...]:
+        """For every layer that must keep filters or neurons: how many, and the reason of the first of them."""
+        s = self.structure
+        whole = set(self.named) - {group.name for group in self.groups}
+        stuck = {int(n): self._first_extra(self.named[name]) for name in whole for n in self.named[name].numbers}
+        rows_: dict[str, Pin] = {}
+        space = s.labels.space
+        for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True):
+            if not s.produced[start]:
+                continue
+            for number in s.channel[start : start + size]:
+                found = self._reason(int(number), stuck)
+                if found is not None:
+                    layer = layer_of(tensor)
+                    row = rows_.setdefault(layer, Pin(layer, *found, 0, size))
+                    rows_[layer] = replace(row, channels=row.channels + 1)
+        return tuple(rows_.values())
+
+    def _reason(self, number: int, stuck: dict[int, tuple[str, str | None]]) -> tuple[str, str | None] | None:
+        s = self.structure
+        index = int(s.pinned[number])
+        if index >= 0:
+            if index >= len(s.pins):
+                return ("tied to places that stay", None)
+            pin = s.pins[index]
+            site = pin.node.meta.get("site")
+            source = str(site.source) if site is not None and site.source else None
+            return (pin.reason, source)
+        return self.extra.get(number) or stuck.get(number)
+
+    def _first_extra(self, group: Group) -> tuple[str, str | None]:
+        """Why a whole group stays although not each of its channels is pinned."""
+        return next((self.extra[int(n)] for n in group.numbers if int(n) in self.extra), ("tied to places that stay", None))
+
+    def to_networkx(self) -> nx.DiGraph:
+        """The channel-dependency graph.
+
+        Nodes are layers (``kind="layer"``, ``type``) and groups (``kind="group"``, ``size``, ``filters``); edges are
+        layer -> group (``kind="produces"``), group -> layer (``"consumes"``) and group -> layer (``"couples"``, for
+        layers such as BatchNorm that a channel passes through).
+        """
+        graph: nx.DiGraph = nx.DiGraph()
+        modules = dict(self.trace.model.named_modules())
+        for group in self.groups:
+            node = f"group:{group.name}"
+            graph.add_node(node, kind="group", size=group.size, filters=group.filters)
+            for member in group.members:
+                kind = type(modules[member.layer]).__name__ if member.layer in modules else "parameter"
+                graph.add_node(member.layer, kind="layer", type=kind)
+                if member.role == "produces":
+                    graph.add_edge(member.layer, node, kind="produces")
+                elif not graph.has_edge(member.layer, node):
+                    graph.add_edge(node, member.layer, kind={"consumes": "consumes"}.get(member.role, "couples"))
+        return graph
+
+
+def channel_graph(trace: Trace) -> ChannelGraph:
+    """Read the channel graph off a recording: run it on labels and connect what must live and die together."""
+    return ChannelGraph(analyse(label(trace)))

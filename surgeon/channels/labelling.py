@@ -1,0 +1,261 @@
+"""The label pass: run a recorded graph on labels instead of numbers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from surgeon.rules import TABLE, Ledger, Marked, Plane, compact
+from surgeon.tracing import Trace
+
+#: Example planes use negative numbers, so they can never be mistaken for labels.
+_FIRST_EXAMPLE = -1
+
+
+class Mismatch(Exception):
+    """The cut model's recording doesn't carry channels as the dense one does; `node` is the first dense call that differs."""
+
+    def __init__(self, node: fx.Node, why: str) -> None:
+        super().__init__(f"{node.meta.get('site')}: {why}")
+        self.node = node
+        self.why = why
+
+
+@dataclass
+class Space:
+    """The numbering of labels: every position of every labelled axis of every floating-point parameter or buffer.
+
+    Attributes
+    ----------
+    starts, sizes:
+        First label and number of labels of each place; a place is a ``(tensor name, axis)``.
+    """
+
+    places: list[tuple[str, int]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    planes: dict[str, tuple[Plane, ...]] = field(default_factory=dict)
+    total: int = 1
+
+    def add(self, name: str, axis: int, size: int) -> Tensor:
+        """Number `size` new labels for axis `axis` of tensor `name`."""
+        self.places.append((name, axis))
+        self.starts.append(self.total)
+        self.sizes.append(size)
+        self.total += size
+        return torch.arange(self.total - size, self.total)
+
+    def place_of(self, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Index into :attr:`places` of each label."""
+        return np.searchsorted(np.asarray(self.starts), labels, side="right") - 1
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The outcome of one label pass."""
+
+    trace: Trace
+    space: Space
+    ledger: Ledger
+    marks: Mapping[fx.Node, Marked]
+    axes: Mapping[fx.Node, tuple[frozenset[int] | None, ...]]
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The dense pass, which a cut model's pass follows: axes are labelled where they are labelled there."""
+
+    dense: Labels
+    nodes: Mapping[fx.Node, fx.Node]
+
+
+class LabelPass(fx.Interpreter):
+    """Runs a graph on :class:`Marked` values.
+
+    ``run_node`` dispatches ``get_attr`` -> :meth:`_parameter`, a call -> its rule in the table, or, without one,
+    :meth:`_unknown`; then :meth:`_finish` finds out which axes the labels vary along.
+
+    Parameters
+    ----------
+    trace:
+        The recording.
+    guide:
+        For a cut model, the dense pass and the dense node of each node.
+    examples:
+        Also carry which example of the batch each place belongs to (axis 0 of every input).
+    """
+
+    def __init__(self, trace: Trace, guide: Guide | None = None, *, examples: bool = False) -> None:
+        super().__init__(torch.nn.Module(), graph=trace.graph)
+        self.extra_traceback = False
+        self._trace, self._guide, self._examples = trace, guide, examples
+        self._ledger, self._space = Ledger(), Space()
+        self._axes: dict[fx.Node, tuple[frozenset[int] | None, ...]] = {}
+        self._marks: dict[fx.Node, Marked] = {}
+
+    def label(self) -> Labels:
+        """Run the pass."""
+        self.run(*[None] * sum(node.op == "placeholder" for node in self._trace.graph.nodes))
+        return Labels(self._trace, self._space, self._ledger, self._marks, self._axes)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Mark one node."""
+        self._ledger.node, self._ledger.dense = n, self._dense(n)
+        if n.op == "placeholder":
+            result: Any = self._input(n)
+        elif n.op == "get_attr":
+            result = self._parameter(n)
+        elif n.op == "output":
+            return self._output(n)
+        else:
+            result = self._call(n)
+        if isinstance(result, Marked) and "shape" in n.meta:
+            result = self._marks[n] = self._finish(n, result)
+        return result
+
+    def _dense(self, node: fx.Node) -> fx.Node:
+        return node if self._guide is None else self._guide.nodes.get(node, node)
+
+    def _input(self, node: fx.Node) -> Marked:
+        shape = tuple(node.meta["shape"])
+        planes: tuple[Plane, ...] = ()
+        if self._examples and shape and shape[0] > 1:
+            labels = torch.arange(_FIRST_EXAMPLE, _FIRST_EXAMPLE - shape[0], -1)
+            planes = (Plane(labels.view([-1] + [1] * (len(shape) - 1)), frozenset({0}), example=True),)
+        return Marked(shape, shape, planes, value=node.meta.get("value"))
+
+    def _parameter(self, node: fx.Node) -> Marked:
+        name, shape = str(node.target), tuple(node.meta["shape"])
+        value = self._value(node)
+        labelled = not name.startswith("_constant_") and node.meta["dtype"].is_floating_point
+        planes = self._weight_planes(node, name, shape) if labelled else ()
+        return Marked(shape, tuple(self._ledger.dense.meta["shape"]), planes, constant=True, value=value)
+
+    def _value(self, node: fx.Node) -> Tensor | None:
+        """An index tensor's numbers; a recording on the meta device has none, so the dense one's stand in."""
+        for source in (node, self._ledger.dense):
+            value = source.meta.get("value")
+            if isinstance(value, Tensor) and value.device.type != "meta":
+                return value
+        return None
+
+    def _weight_planes(self, node: fx.Node, name: str, shape: tuple[int, ...]) -> tuple[Plane, ...]:
+        span = self._ledger.dense.meta["shape"]
+        groups = _groups_of(node)
+        planes = []
+        for axis in range(len(shape)):
+            if span[axis] == 1:
+                continue
+            if axis == 1 and groups > 1:  # each group of a grouped convolution has in-channels of its own
+                labels = self._space.add(name, axis, groups * shape[1]).view(groups, shape[1])
+                labels = labels.repeat_interleave(shape[0] // groups, 0).view(*shape[:2], *[1] * (len(shape) - 2))
+                planes.append(Plane(labels, frozenset({0, 1})))
+            else:
+                labels = self._space.add(name, axis, shape[axis])
+                view = [shape[axis] if a == axis else 1 for a in range(len(shape))]
+                planes.append(Plane(labels.view(view), frozenset({axis})))
+        self._space.planes[name] = tuple(planes)
+        return tuple(planes)
+
+    def _call(self, node: fx.Node) -> Any:
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        if node.target is operator.getitem:
+            return args[0][args[1]] if isinstance(args[0], list | tuple) else Marked((), ())
+        packet = getattr(node.target, "overloadpacket", None)
+        rule = TABLE.get(packet.__name__) if packet is not None else None
+        if rule is None:
+            return self._unknown(node, args, kwargs)
+        try:
+            result = rule(self._ledger, *args, **kwargs)
+        except (RuntimeError, IndexError, ValueError) as problem:
+            if self._guide is None:
+                raise
+            raise Mismatch(self._ledger.dense, str(problem)) from problem
+        if isinstance(result, Marked) and isinstance(node.meta.get("value"), Tensor):
+            result = replace(result, value=self._value(node))
+        return result
+
+    def _unknown(self, node: fx.Node, args: Any, kwargs: Any) -> Marked:
+        """No rule: everything that flows in is pinned, by the operator's name."""
+        packet = getattr(node.target, "overloadpacket", node.target)
+        name = str(packet).removeprefix("aten.")
+        operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Marked)]
+        for operand in operands:
+            self._ledger.pin(operand.planes, f"operator without rule {name}")
+        return Marked((), (), constant=bool(operands) and all(o.constant for o in operands))
+
+    def _output(self, node: fx.Node) -> None:
+        for value in pytree.tree_leaves(self.map_nodes_to_values(node.args, node)):
+            if isinstance(value, Marked):
+                self._ledger.pin(value.planes, "output")
+
+    def _finish(self, node: fx.Node, marked: Marked) -> Marked:
+        shape, span = tuple(node.meta["shape"]), tuple(self._ledger.dense.meta.get("shape", node.meta["shape"]))
+        guided = self._guide is not None and self._ledger.dense in self._guide.dense.axes
+        planes, axes = self._guided(marked, shape) if guided else self._evident(marked)
+        self._axes[node] = axes
+        return replace(marked, shape=shape, span=span, planes=planes)
+
+    def _evident(self, marked: Marked) -> tuple[tuple[Plane, ...], tuple[frozenset[int] | None, ...]]:
+        planes, found = [], []
+        for plane in marked.planes:
+            labels, axes = compact(plane.labels)
+            if axes:
+                planes.append(replace(plane, labels=labels, axes=axes))
+            else:
+                # a single channel, picked by a constant: it can't move
+                self._ledger.pin([replace(plane, labels=labels)], "constant")
+            found.append(axes or None)
+        return tuple(planes), tuple(found)
+
+    def _guided(
+        self, marked: Marked, shape: tuple[int, ...]
+    ) -> tuple[tuple[Plane, ...], tuple[frozenset[int] | None, ...]]:
+        assert self._guide is not None
+        dense = self._ledger.dense
+        wanted = self._guide.dense.axes[dense]
+        if len(wanted) != len(marked.planes):
+            raise Mismatch(dense, "channels arrive along other axes than in the dense model")
+        planes = [
+            replace(plane, labels=_narrow(dense, plane, axes, shape), axes=axes)
+            for plane, axes in zip(marked.planes, wanted, strict=True)
+            if axes is not None
+        ]
+        return tuple(planes), wanted
+
+
+def _narrow(dense: fx.Node, plane: Plane, axes: frozenset[int], shape: tuple[int, ...]) -> Tensor:
+    """The plane's labels, full along `axes` and of size 1 elsewhere, where they must not vary."""
+    labels = plane.labels
+    if labels.ndim != len(shape):
+        raise Mismatch(dense, "the result has another number of axes than in the dense model")
+    for axis in range(labels.ndim):
+        first = labels.narrow(axis, 0, 1)
+        if axis not in axes and labels.shape[axis] > 1:
+            if not bool((labels == first).all()):
+                raise Mismatch(dense, "channels arrive along other axes than in the dense model")
+            labels = first
+    if any(labels.shape[a] not in (1, shape[a]) for a in axes):
+        raise Mismatch(dense, "the result has another shape than its channels")
+    return labels.expand([shape[a] if a in axes else 1 for a in range(labels.ndim)])
+
+
+def _groups_of(node: fx.Node) -> int:
+    """The groups of the grouped convolution that uses this weight directly; 1 if there is none."""
+    for user in node.users:
+        packet = getattr(user.target, "overloadpacket", None)
+        if packet is torch.ops.aten.convolution and user.args[1] is node and node.meta["shape"][1] >= 1:
+            return int(user.args[8])  # type: ignore[arg-type]
+    return 1
+
+
+def label(trace: Trace, guide: Guide | None = None, *, examples: bool = False) -> Labels:
+    """Run the label pass over a recording."""
+    return LabelPass(trace, guide, examples=examples).label()

@@ -1,0 +1,158 @@
+"""From the ledger of one label pass to channels: components, pins, roles, signatures. Arrays only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, fx
+
+from surgeon.channels.labelling import Labels
+from surgeon.rules import FIXED, Pinned
+
+Ints = NDArray[np.int64]
+Hashes = NDArray[np.uint64]
+#: One bool per channel.
+Flags = NDArray[np.bool_]
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def flat(labels: Tensor) -> Ints:
+    """Labels as a flat array."""
+    return labels.reshape(-1).numpy()
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Channels of one recording.
+
+    Attributes
+    ----------
+    labels:
+        The pass that they come from.
+    channel:
+        Channel number of each label; entry 0 stands for :data:`FIXED` and has the channel -1.
+    count:
+        Number of channels.
+    pinned:
+        Index into ``pins`` of each channel's first pin, -1 where it is free.
+    pins:
+        The ledger's pins in the order in which they were found.
+    signature:
+        Two independent 64-bit sums per channel: equal signatures, interchangeable channels.
+    lead:
+        Of each channel the label of its first producer (0: it has none).
+    produced, consumed, filters:
+        Flags of each label: made by a weight, read by a weight, made by a convolution.
+    """
+
+    labels: Labels
+    channel: Ints
+    count: int
+    pinned: Ints
+    pins: tuple[Pinned, ...]
+    signature: Hashes
+    lead: Ints
+    produced: NDArray[np.bool_]
+    consumed: NDArray[np.bool_]
+    filters: NDArray[np.bool_]
+
+    def of(self, labels: Tensor) -> Ints:
+        """The channel numbers of `labels` (flat; FIXED gives -1)."""
+        return self.channel[flat(labels)]
+
+
+def analyse(labels: Labels, names: Mapping[fx.Node, fx.Node] | None = None) -> Structure:
+    """Connect the labels and describe every channel; `names` gives the dense node of each node."""
+    ledger, total = labels.ledger, labels.space.total
+    pairs = [_pair(a, b) for a, b in ledger.couples]
+    edges = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
+    met_fixed = edges[:, (edges == FIXED).any(axis=0)].max(axis=0, initial=0)
+    edges = edges[:, (edges != FIXED).all(axis=0)]
+    graph = coo_matrix((np.ones(edges.shape[1], dtype=np.int8), (edges[0] - 1, edges[1] - 1)), (total - 1, total - 1))
+    count, component = connected_components(graph, directed=False) if total > 1 else (0, np.zeros(0))
+    channel = np.concatenate([[-1], component]).astype(np.int64)
+    produced, consumed, filters = _flags(labels, total)
+    pinned = _pins(channel, count, ledger.pins, met_fixed)
+    return Structure(
+        labels, channel, count, pinned, tuple(ledger.pins), _signatures(labels, channel, count, names or {}),
+        _leads(labels, channel, count), produced, consumed, filters,
+    )  # fmt: skip
+
+
+def _pair(one: Tensor, other: Tensor) -> Ints:
+    left, right = np.broadcast_arrays(one.numpy(), other.numpy())
+    return np.stack([left.reshape(-1), right.reshape(-1)])
+
+
+def _flags(labels: Labels, total: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    produced, consumed, filters = (np.zeros(total, dtype=bool) for _ in range(3))
+    for tensor, convolution in labels.ledger.produced:
+        produced[flat(tensor)] = True
+        if convolution:
+            filters[flat(tensor)] = True
+    for tensor in labels.ledger.consumed:
+        consumed[flat(tensor)] = True
+    for summed in labels.ledger.summed:
+        consumed[flat(summed.plane.labels)] = True
+    return produced, consumed, filters
+
+
+def _pins(channel: Ints, count: int, pins: Iterable[Pinned], met_fixed: Ints) -> Ints:
+    """The first pin of each channel; a channel that only met a place without channels gets a large number."""
+    pinned = np.full(count + 1, -1, dtype=np.int64)
+    pinned[channel[met_fixed]] = np.iinfo(np.int64).max
+    for index, pin in reversed(list(enumerate(pins))):
+        pinned[channel[flat(pin.labels)]] = index
+    return pinned[:-1]  # the last entry took the FIXED places
+
+
+def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Node, fx.Node]) -> Hashes:
+    sums = np.zeros((count + 1, 2), dtype=np.uint64)
+    space, ledger = labels.space, labels.ledger
+    for (name, axis), start, size in zip(space.places, space.starts, space.sizes, strict=True):
+        np.add.at(sums, channel[start : start + size], _hash(f"{name}:{axis}"))
+    for anchor in ledger.anchors:
+        base = _hash(f"{names.get(anchor.node, anchor.node).name}:{anchor.kind}")
+        np.add.at(sums, channel[flat(anchor.labels)], _mix(base, flat(anchor.coordinates)))
+    for pin in ledger.pins:
+        np.add.at(sums, channel[flat(pin.labels)], _hash(f"{names.get(pin.node, pin.node).name}:{pin.reason}"))
+    return sums[:-1]
+
+
+def _hash(text: str) -> Hashes:
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.frombuffer(digest, dtype=np.uint64)
+
+
+def _mix(base: Hashes, coordinates: Ints) -> Hashes:
+    """A pseudo-random pair for each coordinate (splitmix64's finaliser)."""
+    value = base[None, :] + (coordinates.astype(np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    return value ^ (value >> np.uint64(27))
+
+
+def _leads(labels: Labels, channel: Ints, count: int) -> Ints:
+    lead = np.zeros(count + 1, dtype=np.int64)
+    for tensor, _ in reversed(labels.ledger.produced):
+        made = flat(tensor)[::-1]
+        lead[channel[made]] = made
+    return lead[:-1]
+
+
+def layer_of(tensor: str) -> str:
+    """The module that owns a parameter; parametrised weights belong to the module that they stand in."""
+    owner = tensor.split(".parametrizations.")[0] if ".parametrizations." in tensor else tensor.rpartition(".")[0]
+    return owner or tensor
+
+
+def rows(table: NDArray[Any]) -> Ints:
+    """Number equal rows alike."""
+    _, inverse = np.unique(table, axis=0, return_inverse=True)
+    return inverse.reshape(-1).astype(np.int64)

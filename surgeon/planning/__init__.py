@@ -1,0 +1,146 @@
+"""Planning: scores and a budget make a plan that the user's own forward has been tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from surgeon.channels import ChannelGraph
+from surgeon.channels.structure import Flags
+from surgeon.cost import Cost
+from surgeon.criteria import Scores
+from surgeon.errors import BudgetError, NothingToCutError
+from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
+from surgeon.planning.moves import Move, staircases
+from surgeon.planning.plan import Plan, removed_by_group
+from surgeon.planning.selection import channels_made_by, select_layers
+from surgeon.trial import Fit, Misfit, fit, settle
+from surgeon.trial.fitting import widths_of
+
+__all__ = ["LIMITS", "Plan", "make_plan", "select_layers", "smallest"]
+
+
+def make_plan(
+    graph: ChannelGraph,
+    scores: Scores,
+    *,
+    filters: int | None = None,
+    ratio: float | None = None,
+    max_macs: float | int | str | None = None,
+    max_params: float | int | str | None = None,
+    scope: str = "global",
+    round_to: int | None = None,
+    ignored_layers: Iterable[nn.Module | str] = (),
+    min_channels: int = 1,
+    seed: int = 0,
+) -> Plan:
+    """Choose the channels to remove, least useful first, and try the widths on the model's own forward.
+
+    A group whose widths the forward doesn't follow (a constant in it) is pinned and the rest planned again; which
+    ones, and the source line, stands in ``plan.fitted.graph.pinned``.
+
+    Parameters
+    ----------
+    filters:
+        Remove this many convolution filters; coupled ones each count. Never more, and as near as can be.
+    ratio:
+        Remove this share of the channels.
+    max_macs, max_params:
+        Keep within: a share (0.5, ``"50%"``) or an absolute number.
+    scope:
+        ``"global"``: rank all groups against each other. ``"local"``: the same share of every group.
+    round_to:
+        Widths of cut layers are multiples of this.
+    ignored_layers:
+        Modules, names or globs that keep all their filters; a container stands for everything in it.
+    min_channels:
+        No group keeps fewer.
+
+    Raises
+    ------
+    BudgetError
+        If the amount is missing, contradictory or out of reach.
+    SelectionError
+        If a name in `ignored_layers` matches nothing.
+    NothingToCutError
+        If nothing can be cut; the message says why, layer by layer.
+    """
+    asked = {"filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params}
+    _check(scope, round_to, min_channels)
+    ignored = select_layers(graph.trace.model, ignored_layers)
+    graph = graph.pin(channels_made_by(graph, ignored), "ignored")
+    while True:
+        kept, fitted, misfit = _attempt(graph, scores, asked, scope, round_to or 1, min_channels)
+        if misfit is None:
+            break
+        graph = graph.pin(misfit.channels, f"constant in {misfit.source}" if misfit.source else misfit.why, misfit.source)
+    budget = {k: v for k, v in asked.items() if v is not None} | {"scope": scope, "min_channels": min_channels}
+    budget |= {"round_to": round_to} if round_to else {}
+    inputs = graph.trace.inputs.spec()
+    name = type(graph.trace.model).__name__
+    return Plan(name, removed_by_group(graph, kept), inputs, budget, scores.criterion, seed, fitted)
+
+
+def _check(scope: str, round_to: int | None, min_channels: int) -> None:
+    if scope not in ("global", "local"):
+        raise BudgetError(f"scope={scope!r}: expected 'global' or 'local'")
+    for name, value in (("round_to", round_to), ("min_channels", min_channels)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BudgetError(f"{name}={value!r}: expected a positive whole number")
+
+
+def _attempt(
+    graph: ChannelGraph, scores: Scores, asked: dict[str, Any], scope: str, round_to: int, min_channels: int
+) -> tuple[Flags, Fit | None, Misfit | None]:
+    """Plan once on the channels that are free by now; a misfit says which aren't."""
+    if not graph.groups:
+        raise NothingToCutError(_nothing(graph))
+    stairs = staircases(graph, scores, min_channels, round_to)
+    problem = Problem(graph, stairs, Cost(graph), scope)
+    moves = choose(problem, asked)
+    kept = problem.kept(moves)
+    try:
+        kept = _settled(graph, scores, moves, kept)
+        return kept, fit(graph, kept), None
+    except Misfit as misfit:
+        return kept, None, misfit
+
+
+def _settled(graph: ChannelGraph, scores: Scores, moves: list[Move], kept: Flags) -> Flags:
+    """Exact numbers for bundles that are cut by shares: what the forward makes of their widths."""
+    levels = {m.bundle: m.level for m in moves if not graph.bundles[m.bundle].even}
+    if not levels:
+        return kept
+    widths = _shared_widths(graph, levels, kept)
+    counts = settle(graph, widths, kept)
+    kept = kept.copy()
+    for index in levels:
+        for group in graph.bundles[index].groups:
+            ranked = group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")]
+            kept[group.numbers] = True
+            kept[ranked[: group.size - counts[group.name]]] = False
+    return kept
+
+
+def _shared_widths(graph: ChannelGraph, levels: dict[int, int], kept: Flags) -> dict[tuple[str, int], int]:
+    structure = graph.structure
+    share = np.zeros(structure.count + 1)
+    whole = np.append(kept, True)
+    for index, level in levels.items():
+        bundle = graph.bundles[index]
+        for group in bundle.groups:
+            share[group.numbers] = level / bundle.steps
+            whole[group.numbers] = True
+    widths = widths_of(graph, whole[:-1])
+    space = structure.labels.space
+    for place, start, size in zip(space.places, space.starts, space.sizes, strict=True):
+        widths[place] -= round(float(share[structure.channel[start : start + size]].sum()))
+    return widths
+
+
+def _nothing(graph: ChannelGraph) -> str:
+    rows = [f"  {p.layer}: {p.reason}" + (f" ({p.source})" if p.source else "") for p in graph.pinned]
+    return "nothing in this model can be cut:\n" + ("\n".join(rows) or "  it has no convolution or linear weight")

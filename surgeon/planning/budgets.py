@@ -1,0 +1,168 @@
+"""Budgets: how much may be left or must go. One entry of the table per budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from surgeon.channels import ChannelGraph
+from surgeon.channels.structure import Flags
+from surgeon.cost import Cost
+from surgeon.errors import BudgetError
+from surgeon.planning.moves import Move, in_order
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One planning problem: the graph, its moves, and what widths cost."""
+
+    graph: ChannelGraph
+    stairs: Sequence[Sequence[Move]]
+    cost: Cost
+    scope: str
+
+    def kept(self, moves: Sequence[Move]) -> Flags:
+        """Flags of the channels that stay when these moves are taken."""
+        flags = self.cost.everything()
+        for move in moves:
+            flags[move.removed] = False
+        return flags
+
+    def at_ratio(self, ratio: float) -> list[Move]:
+        """Of every bundle the moves that remove at most this share of it, or the width nearest to that on its steps."""
+        chosen: list[Move] = []
+        for bundle, moves in zip(self.graph.bundles, self.stairs, strict=True):
+            size = min(g.size for g in bundle.groups) if bundle.even else bundle.steps
+            # 1e-9: 10 channels at 0.9 lose 9, although 10 * 0.9 is a hair off in binary
+            wanted = int(size * ratio + 1e-9)
+            near = min((m.level for m in moves), key=lambda level: (abs(level - wanted), level), default=0)
+            chosen += [m for m in moves if m.level <= near] if near and abs(near - wanted) <= wanted else []
+        return chosen
+
+    def order(self) -> list[Move]:
+        """All moves in the order of the scope: by score, or by the share of their bundle that is gone."""
+        moves = list(in_order(self.stairs))
+        if self.scope == "local":
+            sizes = [min(g.size for g in b.groups) if b.even else b.steps for b in self.graph.bundles]
+            moves.sort(key=lambda m: m.level / sizes[m.bundle])
+        return moves
+
+
+def take_filters(problem: Problem, amount: Any) -> list[Move]:
+    """As many convolution filters as come nearest to `amount` and not above it."""
+    if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
+        raise BudgetError(f"filters={amount!r}: expected a positive whole number of convolution filters to remove")
+    moves = [m for m in problem.order() if m.filters or m.level]
+    can_go = sum(m.filters for m in moves)
+    if amount > can_go:
+        raise BudgetError(f"filters={amount}: at most {can_go} of the model's filters can be removed; ask for {can_go} or fewer")
+    chosen, left, closed = [], amount, set()
+    for move in moves:
+        worthless = not any(g.filters for g in problem.graph.bundles[move.bundle].groups)
+        if worthless or move.bundle in closed:
+            continue
+        if move.filters > left:
+            closed.add(move.bundle)
+            continue
+        chosen.append(move)
+        left -= move.filters
+        if not left:
+            break
+    return chosen
+
+
+def take_ratio(problem: Problem, amount: Any) -> list[Move]:
+    """The share `amount` of the channels: of all together (global), or of every bundle (local)."""
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < 1:
+        raise BudgetError(f"ratio={amount!r}: expected the share of channels to remove, above 0 and below 1")
+    if problem.scope == "local":
+        return problem.at_ratio(float(amount))
+    left = int(sum(g.size for g in problem.graph.groups) * amount + 1e-9)
+    chosen, closed = [], set()
+    for move in problem.order():
+        if move.bundle in closed or move.channels > left:
+            closed.add(move.bundle)
+            continue
+        chosen.append(move)
+        left -= move.channels
+    return chosen
+
+
+def _limit(name: str, amount: Any, dense: int) -> int:
+    """An absolute number from ``0.5``, ``"50%"`` or an absolute number."""
+    text = f"{name}={amount!r}: expected a share up to 1 (0.5 or '50%'), or a whole number"
+    if isinstance(amount, str):
+        try:
+            share = float(amount.removesuffix("%")) / 100 if amount.endswith("%") else float(amount)
+        except ValueError:
+            raise BudgetError(text) from None
+        amount = int(share) if not amount.endswith("%") and share > 1 else share
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
+        raise BudgetError(text)
+    if isinstance(amount, float):
+        if amount > 1:
+            raise BudgetError(text)
+        return int(dense * amount)
+    return amount
+
+
+Measure = Callable[[Cost, Flags], int]
+#: Budgets that limit a cost from above, and how it is measured.
+LIMITS: dict[str, Measure] = {"max_macs": Cost.macs, "max_params": Cost.params}
+
+
+def take_until(problem: Problem, limits: dict[str, Any]) -> list[Move]:
+    """The fewest moves, least useful first, after which every cost is within its limit."""
+    absolute = {n: _limit(n, a, LIMITS[n](problem.cost, problem.cost.everything())) for n, a in limits.items()}
+    moves = problem.order()
+
+    def within(count: int) -> bool:
+        kept = problem.kept(moves[:count])
+        return all(LIMITS[name](problem.cost, kept) <= limit for name, limit in absolute.items())
+
+    if not within(len(moves)):
+        raise BudgetError(_out_of_reach(problem, absolute, moves))
+    low, high = 0, len(moves)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if within(middle) else (middle + 1, high)
+    return moves[:low]
+
+
+def _out_of_reach(problem: Problem, absolute: dict[str, int], moves: list[Move]) -> str:
+    dense, kept = problem.cost.everything(), problem.kept(moves)
+    lines = []
+    for name, limit in absolute.items():
+        least, whole = LIMITS[name](problem.cost, kept), LIMITS[name](problem.cost, dense)
+        if least > limit:
+            lines.append(f"{name}: {limit:,} asked, {least:,} is the least that can be reached ({least / whole:.1%} of {whole:,})")
+    return "the budget is out of reach; " + "; ".join(lines)
+
+
+def choose(problem: Problem, amounts: dict[str, Any]) -> list[Move]:
+    """The moves for the user's amounts.
+
+    Raises
+    ------
+    BudgetError
+        For no amount, amounts that exclude each other, a malformed one, or one out of reach.
+    """
+    given = {name: amount for name, amount in amounts.items() if amount is not None}
+    if not given:
+        raise BudgetError("say how much to cut: filters=N, ratio=0.5, or max_macs=, max_params= (a share or a number)")
+    if len(given) > 1 and ({"filters", "ratio"} & given.keys()):
+        raise BudgetError(f"{' and '.join(given)} exclude each other: filters alone, ratio alone, or max_* together")
+    if "filters" in given:
+        return take_filters(problem, given["filters"])
+    if "ratio" in given:
+        return take_ratio(problem, given["ratio"])
+    return take_until(problem, given)
+
+
+def smallest(problem: Problem) -> dict[str, int]:
+    """The least that the model can be cut down to: MACs and parameters."""
+    kept = problem.kept(list(in_order(problem.stairs)))
+    return {name.removeprefix("max_"): int(np.int64(measure(problem.cost, kept))) for name, measure in LIMITS.items()}

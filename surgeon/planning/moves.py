@@ -1,0 +1,101 @@
+"""Moves: the order in which channels would go. Each bundle is a staircase of moves; a plan takes the first few of each."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from surgeon.channels import Bundle, ChannelGraph
+from surgeon.channels.structure import Ints
+from surgeon.criteria import Scores
+
+
+@dataclass(frozen=True)
+class Move:
+    """One step down the staircase of a bundle.
+
+    Attributes
+    ----------
+    bundle:
+        Index of the bundle.
+    level:
+        Steps taken after this move.
+    removed:
+        Channels that go with it.
+    filters, channels:
+        Convolution filters and channels that it removes.
+    score:
+        Mean score of the removed channels.
+    """
+
+    bundle: int
+    level: int
+    removed: Ints
+    filters: int
+    channels: int
+    score: float
+
+
+def staircases(graph: ChannelGraph, scores: Scores, min_channels: int, round_to: int) -> list[list[Move]]:
+    """The moves of every bundle, in the order in which they must be taken."""
+    return [
+        _staircase(index, bundle, scores, min_channels, _stops(graph, bundle, round_to))
+        for index, bundle in enumerate(graph.bundles)
+    ]
+
+
+def _stops(graph: ChannelGraph, bundle: Bundle, round_to: int) -> list[int]:
+    """Levels at which every layer that makes the bundle's channels has a width that `round_to` divides."""
+    levels = range(1, bundle.steps + 1 if bundle.even else bundle.steps)
+    if round_to == 1:
+        return list(levels)
+    widths = _lead_widths(graph, bundle)
+    per_level = [(width, part if not bundle.even else steps * bundle.steps) for width, part, steps in widths]
+    return [level for level in levels if all((w - p * level // bundle.steps) % round_to == 0 for w, p in per_level)]
+
+
+def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int, int]]:
+    """Of each axis that makes the bundle's channels: its width, the bundle's share of it, and what one step takes."""
+    structure = graph.structure
+    space = structure.labels.space
+    numbers = np.concatenate([g.numbers for g in bundle.groups])
+    labels = np.flatnonzero(np.isin(structure.channel, numbers) & structure.produced)
+    places = space.place_of(labels)
+    found = []
+    for place in np.unique(places):
+        own = labels[places == place]
+        one_each = sum(int((structure.channel[own] == g.numbers[0]).sum()) for g in bundle.groups)
+        found.append((space.sizes[place], len(own), one_each))
+    return found
+
+
+def _staircase(index: int, bundle: Bundle, scores: Scores, min_channels: int, stops: Sequence[int]) -> list[Move]:
+    ranked = [group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")] for group in bundle.groups]
+    moves, taken = [], [0] * len(ranked)
+    for level in stops:
+        counts = [level if bundle.even else round(len(order) * level / bundle.steps) for order in ranked]
+        if bundle.even and any(len(o) - c < min_channels for o, c in zip(ranked, counts, strict=True)):
+            break
+        gone = [order[a:b] for order, a, b in zip(ranked, taken, counts, strict=True)]
+        removed = np.concatenate(gone)
+        filters = sum(len(part) * group.filters for part, group in zip(gone, bundle.groups, strict=True))
+        score = float(scores.normalised[removed].mean()) if len(removed) else 0.0
+        moves.append(Move(index, level, removed, filters, len(removed), score))
+        taken = counts
+    return moves
+
+
+def in_order(stairs: Sequence[Sequence[Move]]) -> Iterator[Move]:
+    """All moves, the least useful first, each bundle's in its own order."""
+    heap = [(moves[0].score, index) for index, moves in enumerate(stairs) if moves]
+    heapq.heapify(heap)
+    position = [0] * len(stairs)
+    while heap:
+        _, index = heapq.heappop(heap)
+        yield stairs[index][position[index]]
+        position[index] += 1
+        if position[index] < len(stairs[index]):
+            heapq.heappush(heap, (stairs[index][position[index]].score, index))

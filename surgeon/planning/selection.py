@@ -1,0 +1,58 @@
+"""Which layers the user named: modules, qualified names, or globs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import nn
+
+from surgeon.channels import ChannelGraph, layer_of
+from surgeon.channels.structure import Ints
+from surgeon.errors import SelectionError
+
+
+def select_layers(model: nn.Module, wanted: Iterable[nn.Module | str]) -> set[str]:
+    """Qualified names of the chosen modules and of everything inside them.
+
+    Raises
+    ------
+    SelectionError
+        If a name or glob matches nothing, or a module isn't part of the model.
+    """
+    if isinstance(wanted, str | nn.Module):
+        wanted = [wanted]
+    names = {name: module for name, module in model.named_modules() if name}
+    chosen: set[str] = set()
+    for item in wanted:
+        found = {name for name, module in names.items() if _matches(item, name, module)}
+        if not found:
+            raise SelectionError(_nothing(item, list(names)))
+        chosen |= {name for name in names for top in found if name == top or name.startswith(f"{top}.")}
+    return chosen
+
+
+def _matches(item: nn.Module | str, name: str, module: nn.Module) -> bool:
+    return module is item if isinstance(item, nn.Module) else fnmatchcase(name, item)
+
+
+def _nothing(item: nn.Module | str, names: list[str]) -> str:
+    if isinstance(item, nn.Module):
+        return f"ignored_layers holds a {type(item).__name__} that is no part of this model; pass the model's own modules"
+    close = difflib.get_close_matches(item, names, 3)
+    hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
+    return f"ignored_layers: {item!r} matches no layer of the model{hint}"
+
+
+def channels_made_by(graph: ChannelGraph, layers: set[str]) -> Ints:
+    """Numbers of the channels that these layers make."""
+    structure = graph.structure
+    space = structure.labels.space
+    found = [
+        structure.channel[start : start + size]
+        for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True)
+        if structure.produced[start] and layer_of(tensor) in layers
+    ]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)

@@ -1,0 +1,156 @@
+"""``prune``: the whole pipeline in one call."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgeon.channels import ChannelGraph, channel_graph
+from surgeon.criteria import Request, Scores, find_criterion, score
+from surgeon.criteria.table import Floats, ForwardLoss
+from surgeon.errors import InputError, NothingToCutError, ScoreError, SurgeonError
+from surgeon.planning import Plan, make_plan
+from surgeon.report import Report, make_report, tensor_bytes
+from surgeon.rewriting import rewrite
+from surgeon.tracing import Inputs, check_model, trace
+from surgeon.verification import verify as run_check
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`prune` gives back: the smaller model, the plan that made it, and the report."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    filters: int | None = None,
+    ratio: float | None = None,
+    max_macs: float | int | str | None = None,
+    max_params: float | int | str | None = None,
+    criterion: str | Callable[[Request], Floats] = "taylor",
+    dataloader: Iterable[Any] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    forward_loss: ForwardLoss | None = None,
+    scope: str = "global",
+    round_to: int | None = None,
+    ignored_layers: Iterable[nn.Module | str] = (),
+    min_channels: int = 1,
+    verify: bool = True,
+    strict: bool = False,
+    inplace: bool = False,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Result:
+    """Cut the least useful channels out of `model` and prove that the cut is right.
+
+    Parameters
+    ----------
+    model, example_inputs:
+        Any eager module, and what its forward takes: a tensor, a tuple of arguments, or :class:`surgeon.Inputs`.
+    filters, ratio, max_macs, max_params, scope, round_to, ignored_layers, min_channels:
+        How much, and how: see :func:`surgeon.make_plan`.
+    criterion, dataloader, loss_fn, forward_loss:
+        What ranks the channels: see :func:`surgeon.score`.
+    verify:
+        Check the cut model (:func:`surgeon.verify`); a failure raises and nothing is returned.
+    strict:
+        Fail if a layer that isn't an output and wasn't ignored has to keep channels.
+    inplace:
+        Change `model` itself (after the check has passed).
+    seed:
+        For everything that draws.
+    progress:
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError
+        Each says where, what came, what was expected and what to do next. The model is untouched then.
+    """
+    clock = _Clock(progress)
+    module = check_model(model)
+    _check_early(criterion, dataloader)
+    with clock("trace"):
+        graph = _graph(module, example_inputs)
+    with clock("score"):
+        scores: Scores = score(
+            graph, criterion, dataloader, loss_fn, forward_loss=forward_loss, seed=seed, progress=progress
+        )
+    with clock("plan"):
+        plan = make_plan(
+            graph, scores, filters=filters, ratio=ratio, max_macs=max_macs, max_params=max_params, scope=scope,
+            round_to=round_to, ignored_layers=ignored_layers, min_channels=min_channels, seed=seed,
+        )  # fmt: skip
+    assert plan.fitted is not None
+    graph = plan.fitted.graph
+    if strict:
+        _refuse_pinned(graph)
+    with clock("rewrite"):
+        small = rewrite(module, plan)
+    check = None
+    if verify:
+        with clock("verify"):
+            check = run_check(module, small, plan, example_inputs, seed=seed)
+    sizes = (tensor_bytes(module), tensor_bytes(small))
+    report = make_report(graph, plan.kept(graph), sizes, check, _notes(graph, plan), clock.seconds)
+    if inplace:
+        small = rewrite(model, plan, inplace=True)
+    return Result(small, replace(plan, fitted=None), report)
+
+
+class _Clock:
+    """Seconds of each stage, and word of it to the caller."""
+
+    def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress or (lambda *_: None)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._progress(stage, 0, 1)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+        self._progress(stage, 1, 1)
+
+
+def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None) -> None:
+    """What would fail after minutes of work fails now."""
+    name, chosen = find_criterion(criterion)
+    if chosen.needs_data and dataloader is None:
+        raise ScoreError(f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none")
+
+
+def _graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
+    try:
+        return channel_graph(trace(module, Inputs.of(example_inputs)))
+    except SurgeonError:
+        raise
+    except Exception as problem:
+        raise InputError(
+            f"the model's forward rejects the example inputs: {type(problem).__name__}: {problem}; "
+            "pass example_inputs that model(*args, **kwargs) runs on"
+        ) from problem
+
+
+def _refuse_pinned(graph: ChannelGraph) -> None:
+    rows = [p for p in graph.pinned if p.reason not in ("output", "ignored")]
+    if rows:
+        listed = "\n".join(f"  {p.layer}: {p.reason}" + (f" ({p.source})" if p.source else "") for p in rows)
+        raise NothingToCutError(f"strict: these layers have to keep channels:\n{listed}\nname them in ignored_layers to go on")
+
+
+def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
+    constants = [p for p in graph.pinned if p.reason.startswith("constant")]
+    return tuple(f"{p.layer} keeps {p.channels} of {p.of} channels: {p.reason}" for p in constants)

@@ -1,0 +1,91 @@
+"""The report: what was cut, what it cost before and after, what stayed and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from surgeon.channels import ChannelGraph, Pin, layer_of
+from surgeon.channels.structure import Flags
+from surgeon.cost import Cost
+from surgeon.verification import Check
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Out-channels of one convolution or linear layer before and after."""
+
+    name: str
+    type: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened. MACs count one multiply-add as 1, on the example inputs; bytes are of parameters and buffers."""
+
+    layers: tuple[LayerRow, ...]
+    filters_before: int
+    filters_after: int
+    macs_before: int
+    macs_after: int
+    params_before: int
+    params_after: int
+    bytes_before: int
+    bytes_after: int
+    check: Check | None
+    pinned: tuple[Pin, ...]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return dataclasses.asdict(self)
+
+
+def tensor_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, tied ones once."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def filter_counts(graph: ChannelGraph, kept: Flags) -> tuple[int, int]:
+    """Convolution filters before and after."""
+    numbers = graph.structure.channel[graph.structure.filters]
+    return len(numbers), int(kept[numbers].sum())
+
+
+def layer_rows(graph: ChannelGraph, kept: Flags) -> tuple[LayerRow, ...]:
+    """One row for each weight that makes channels."""
+    structure = graph.structure
+    space, modules = structure.labels.space, dict(graph.trace.model.named_modules())
+    rows: dict[str, LayerRow] = {}
+    for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True):
+        if structure.produced[start]:
+            after = int(kept[structure.channel[start : start + size]].sum())
+            layer = layer_of(tensor)
+            kind = type(modules[layer]).__name__ if layer in modules else "parameter"
+            rows.setdefault(layer, LayerRow(layer, kind, size, after))
+    return tuple(rows.values())
+
+
+def make_report(
+    graph: ChannelGraph,
+    kept: Flags,
+    sizes: tuple[int, int],
+    check: Check | None,
+    notes: tuple[str, ...],
+    seconds: Mapping[str, float],
+) -> Report:
+    """Put the report together; `sizes` are the bytes before and after."""
+    cost, dense = Cost(graph), Cost(graph).everything()
+    before, after = filter_counts(graph, kept)
+    return Report(
+        layer_rows(graph, kept), before, after, cost.macs(dense), cost.macs(kept), cost.params(dense), cost.params(kept),
+        *sizes, check, graph.pinned, notes, (), dict(seconds),
+    )  # fmt: skip

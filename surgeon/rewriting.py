@@ -1,0 +1,84 @@
+"""Rewriting: a plan and a model make a smaller model, in one pass; every tensor is indexed once per axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.channels import channel_graph
+from surgeon.errors import ConstantError, PlanError
+from surgeon.planning import Plan
+from surgeon.tracing import Inputs, trace, unwrap
+from surgeon.trial import Fit, Misfit, replace_tensors, with_tensors
+from surgeon.trial import fit as try_fit
+
+__all__ = ["fit", "rewrite"]
+
+_FORMATS: dict[int, tuple[torch.memory_format, ...]] = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
+
+
+def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
+    """How `plan` fits `model`: for each tensor, which dense position stands at each place of the small one.
+
+    Parameters
+    ----------
+    example_inputs:
+        What to trace the model with; by default inputs of the shapes that the plan remembers.
+
+    Raises
+    ------
+    PlanError
+        If the plan names groups or channels that the model doesn't have.
+    ConstantError
+        If the model's forward doesn't follow the plan's widths; the message names the line.
+    """
+    module = unwrap(model)
+    if plan.fitted is not None and plan.fitted.graph.trace.model is module:
+        return plan.fitted
+    if example_inputs is None:
+        if plan.inputs is None:
+            raise PlanError("the plan doesn't say what the model takes; pass example_inputs")
+        device = next((p.device for p in module.parameters()), None)
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+        example_inputs = Inputs.from_spec(plan.inputs).to(device, dtype)
+    graph = channel_graph(trace(module, example_inputs))
+    kept = plan.kept(graph)
+    try:
+        return try_fit(graph, kept)
+    except Misfit as misfit:
+        place = f"{misfit.node.meta.get('site')}"
+        raise ConstantError(
+            f"the forward doesn't follow the plan's widths at {place}: {misfit.why}; "
+            "remove fewer channels there, or equally many of each part"
+        ) from misfit
+
+
+def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> nn.Module:
+    """The model without the plan's channels: the same class, state-dict names, dtype, device, mode and ties.
+
+    `model` is left as it is, unless `inplace`: then it is changed and given back.
+
+    Raises
+    ------
+    PlanError, ConstantError
+        As :func:`fit`.
+    """
+    fitted = fit(model, plan, example_inputs)
+    module = unwrap(model)
+    tensors = {name: small_tensor(fitted, name, fitted.graph.trace.tensors[name]) for name in fitted.cut}
+    if inplace:
+        replace_tensors(module, tensors)
+        return model
+    return with_tensors(module, tensors)
+
+
+def small_tensor(fitted: Fit, name: str, dense: Tensor) -> Tensor:
+    """The small tensor called `name`, in the memory format of the dense one."""
+    small = fitted.gather(name, dense.detach())
+    for order in _FORMATS.get(dense.ndim, ()):
+        if dense.is_contiguous(memory_format=order) and not dense.is_contiguous():
+            return small.contiguous(memory_format=order)
+    return small.contiguous()
+

@@ -1,0 +1,222 @@
+"""The few ways in which labels combine. Every rule of the table is written with these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, Summed, compact, spread
+
+NO_CHANNEL = "meets a tensor without channels in {}"
+
+
+def operator_name(ledger: Ledger) -> str:
+    """The running operator's name, for reasons."""
+    target = ledger.node.target
+    packet = getattr(target, "overloadpacket", None)
+    return packet.__name__ if packet is not None else str(target)
+
+
+def lift(value: Marked, places: Mapping[int, int], ndim: int) -> Marked:
+    """`value` in a space of `ndim` axes, its axis i at ``places[i]``; axes that aren't placed must be unlabelled."""
+
+    def arrange(sizes: Sequence[int]) -> list[int]:
+        out = [1] * ndim
+        for source, target in places.items():
+            out[target] = sizes[source]
+        return out
+
+    order = sorted(places, key=places.__getitem__)
+    rest = [axis for axis in range(len(value.shape)) if axis not in places]
+    planes = []
+    for plane in value.planes:
+        labels = plane.labels.permute(*rest, *order)
+        labels = labels.reshape(arrange(plane.labels.shape))
+        planes.append(replace(plane, labels=labels, axes=frozenset(places[a] for a in plane.axes)))
+    return replace(
+        value, shape=tuple(arrange(value.shape)), span=tuple(arrange(value.span)), planes=tuple(planes)
+    )
+
+
+def align_right(values: Sequence[Marked]) -> list[Marked]:
+    """Lift all values to the largest number of axes, as broadcasting does."""
+    ndim = max(len(v.shape) for v in values)
+    return [lift(v, {a: a + ndim - len(v.shape) for a in range(len(v.shape))}, ndim) for v in values]
+
+
+def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
+    """Combine values place by place, broadcasting: equal places are equal channels.
+
+    Along an axis where a value is broadcast nothing is coupled. Labels that meet a value with places but no labels
+    are pinned; labels that meet one along only some of their axes are anchored there.
+    """
+    values = align_right(values)
+    merged: dict[Any, Plane] = {}
+    for value in values:
+        for plane in value.planes:
+            merged[plane.key] = _merge(ledger, merged[plane.key], plane) if plane.key in merged else plane
+    for index, value in enumerate(values):
+        for plane in value.planes:
+            for other in values[:index] + values[index + 1 :]:
+                _confront(ledger, plane, other)
+    shape = torch.broadcast_shapes(*(v.shape for v in values))
+    return Marked(
+        tuple(shape),
+        tuple(torch.broadcast_shapes(*(v.span for v in values))),
+        tuple(merged.values()),
+        free=all(v.free for v in values),
+        constant=all(v.constant for v in values),
+    )
+
+
+def _merge(ledger: Ledger, one: Plane, other: Plane) -> Plane:
+    ledger.couple(one, other)
+    return replace(one, labels=torch.where(one.labels == FIXED, other.labels, one.labels))
+
+
+def _confront(ledger: Ledger, plane: Plane, other: Marked) -> None:
+    """Hold `plane` in place where `other` has places of its own along its axes."""
+    if other.free or plane.example:
+        return
+    if any(p.key == plane.key for p in other.planes):
+        return
+    met = {axis for axis in plane.axes if other.span[axis] > 1}
+    if met == plane.axes:
+        ledger.pin([plane], NO_CHANNEL.format(operator_name(ledger)))
+    elif met:
+        ledger.anchor(plane, met, "meets")
+
+
+def pointwise(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
+    """Elementwise operators: all tensor arguments, broadcast against each other."""
+    return join(ledger, [a for a in (*args, *kwargs.values()) if isinstance(a, Marked)])
+
+
+def note_summed(ledger: Ledger, value: Marked, operand: int, axes: Sequence[int]) -> None:
+    """Record that operand number `operand` of the running call is summed over `axes`."""
+    for plane in value.planes:
+        if plane.axes & frozenset(axes) and not plane.example:
+            ledger.summed.append(Summed(ledger.node, operand, plane, value.constant))
+
+
+def product_sum(ledger: Ledger, one: Marked, other: Marked, summed: int, *, filters: bool = False) -> Marked:
+    """The sum over axis `summed` of the product of two values in one space.
+
+    Planes along the summed axis are coupled and end here; the others go on. A weight's planes get their roles:
+    consumed along the summed axis, produced elsewhere (`filters`: by a convolution).
+    """
+    joint = join(ledger, [one, other])
+    for value in (one, other):
+        for plane in value.planes:
+            if plane.example:
+                continue
+            if summed in plane.axes:
+                ledger.anchor(plane, plane.axes - {summed}, "summed")
+            if value.constant and summed in plane.axes:
+                ledger.consumed.append(plane.labels)
+            elif value.constant:
+                ledger.produced.append((plane.labels, filters))
+    return replace(joint, planes=tuple(p for p in joint.planes if summed not in p.axes))
+
+
+def drop_axis(value: Marked, axis: int) -> Marked:
+    """Remove an axis that no plane labels."""
+    places = {a: a - (a > axis) for a in range(len(value.shape)) if a != axis}
+    return lift(value, places, len(value.shape) - 1)
+
+
+def move(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: Any, **kwargs: Any) -> Marked:
+    """Data movement: run the very operator on the labels."""
+    planes = [(plane, func(spread(plane, value.shape), *args, **kwargs)) for plane in value.planes]
+    return replace(
+        value,
+        shape=(),
+        planes=tuple(Plane(labels, frozenset(range(labels.ndim)), p.example) for p, labels in planes),
+        value=None,
+    )
+
+
+def move_many(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
+    """Data movement with several results (split, unbind)."""
+    runs = [(plane, func(spread(plane, value.shape), *args, **kwargs)) for plane in value.planes]
+    probe = func(torch.empty(value.shape, device="meta"), *args, **kwargs)
+    return [
+        replace(
+            value,
+            shape=(),
+            planes=tuple(Plane(out[i], frozenset(range(out[i].ndim)), p.example) for p, out in runs),
+            value=None,
+        )
+        for i in range(len(probe))
+    ]
+
+
+def assemble(ledger: Ledger, parts: Sequence[Marked], dim: int, combine: Callable[[list[Tensor]], Tensor]) -> Marked:
+    """Put `parts` together along `dim` (cat, slice_scatter): labels follow along it and couple along other axes."""
+    keys = list(dict.fromkeys(plane.key for part in parts for plane in part.planes if dim in plane.axes))
+    planes = []
+    for example, axes in keys:
+        labels = []
+        for part in parts:
+            own = [p for p in part.planes if p.key == (example, axes)]
+            labels.append(spread(own[0], part.shape) if own else torch.zeros((), dtype=torch.int64).expand(part.shape))
+        planes.append(Plane(combine(labels), axes, example))
+    across = [
+        replace(part, planes=tuple(p for p in part.planes if dim not in p.axes), shape=_one(part.shape, dim))
+        for part in parts
+    ]
+    across = [replace(part, span=_one(part.span, dim)) for part in across]
+    joint = join(ledger, across)
+    return replace(joint, planes=(*planes, *joint.planes), shape=())
+
+
+def _one(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
+    return tuple(1 if axis == dim else size for axis, size in enumerate(sizes))
+
+
+def slide(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
+    """A window slides over `axes`: labels that vary there become one channel per remaining coordinate."""
+    window = frozenset(axes)
+    planes = []
+    for plane in value.planes:
+        if plane.axes & window:
+            flat = plane.labels
+            for axis in sorted(plane.axes & window):
+                flat = flat.narrow(axis, 0, 1)
+            rest = replace(plane, labels=flat, axes=plane.axes - window)
+            ledger.couple(plane, rest)
+            if rest.axes:
+                planes.append(rest)
+            else:
+                ledger.pin([plane], f"mixes channels in {operator_name(ledger)}")
+        else:
+            planes.append(plane)
+    return replace(value, planes=tuple(planes))
+
+
+def mix(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
+    """An operator whose results along `axes` depend on each other (softmax, sort): its labels stay."""
+    mixed = [p for p in value.planes if p.axes & frozenset(axes)]
+    ledger.pin(mixed, f"mixes channels in {operator_name(ledger)}")
+    return replace(value, planes=tuple(p for p in value.planes if not p.axes & frozenset(axes)), value=None)
+
+
+def reduce(ledger: Ledger, value: Marked, axes: Sequence[int], keepdim: bool) -> Marked:
+    """A sum over `axes`: removed channels add zero, so labels that vary there end here."""
+    gone = frozenset(axes)
+    note_summed(ledger, value, 0, axes)
+    for plane in value.planes:
+        if plane.axes & gone:
+            ledger.anchor(plane, plane.axes - gone, "summed")
+    planes = [p for p in value.planes if not p.axes & gone]
+    if not keepdim:
+        left = [a for a in range(len(value.shape)) if a not in gone]
+        planes = [
+            replace(p, labels=p.labels.squeeze(tuple(gone)), axes=frozenset(left.index(a) for a in p.axes))
+            for p in planes
+        ]
+    return replace(value, planes=tuple(planes), value=None)

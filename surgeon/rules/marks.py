@@ -1,0 +1,177 @@
+"""The values of the label pass: planes instead of numbers, and the ledger in which rules write what they find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+#: The label of a place that belongs to no channel (the input's channels, padding): whatever meets it stays.
+FIXED = 0
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+class Plane:
+    """Labels along some axes of a value.
+
+    Attributes
+    ----------
+    labels:
+        int64, as many dimensions as the value; of full size along `axes`, of size 1 elsewhere.
+    axes:
+        Where the label may vary. Kept apart from the sizes: a group cut down to one channel still has its axis.
+    example:
+        True for the plane that says which example of the batch a place belongs to.
+    """
+
+    labels: Tensor
+    axes: frozenset[int]
+    example: bool = False
+
+    @property
+    def key(self) -> tuple[bool, frozenset[int]]:
+        """Planes with equal keys describe the same axes in the same sense."""
+        return (self.example, self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """What the label pass knows of one tensor.
+
+    Attributes
+    ----------
+    shape:
+        Its shape in this run.
+    span:
+        Its shape in the dense run; whether an axis is broadcast is read off here, since a cut may leave one channel.
+    planes:
+        Its labels. A tensor without planes belongs to no channel.
+    free:
+        Made by the forward itself (``zeros``): takes the size it is asked for, so it holds nothing in place.
+    constant:
+        Depends on parameters and constants alone.
+    value:
+        The numbers, for index tensors whose values were recorded.
+    """
+
+    shape: tuple[int, ...]
+    span: tuple[int, ...]
+    planes: tuple[Plane, ...] = ()
+    free: bool = False
+    constant: bool = False
+    value: Tensor | None = None
+
+    def covers(self, axis: int) -> bool:
+        """Whether some plane labels `axis`."""
+        return any(axis in plane.axes for plane in self.planes)
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """Labels that may not be cut, and why."""
+
+    labels: Tensor
+    reason: str
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Labels that belong to a fixed coordinate (a group of a convolution, a head): each must keep its own."""
+
+    labels: Tensor
+    coordinates: Tensor
+    node: fx.Node
+    kind: str
+
+
+@dataclass(frozen=True)
+class Tie:
+    """Parts of one axis that must keep equally many places; ``parts[i]`` holds the labels of part i."""
+
+    parts: tuple[Tensor, ...]
+    node: fx.Node
+
+
+@dataclass(frozen=True)
+class Summed:
+    """An operand of `node` that is summed over the axes of `plane`: silencing a channel zeroes it here."""
+
+    node: fx.Node
+    operand: int
+    plane: Plane
+    constant: bool
+
+
+@dataclass(frozen=True)
+class Work:
+    """Multiply-adds of one call: `macs`, times the kept share of each factor's labels."""
+
+    node: fx.Node
+    macs: int
+    factors: tuple[Tensor, ...]
+
+
+@dataclass
+class Ledger:
+    """Everything that the rules report while the graph runs on labels."""
+
+    couples: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    pins: list[Pinned] = field(default_factory=list)
+    anchors: list[Anchor] = field(default_factory=list)
+    ties: list[Tie] = field(default_factory=list)
+    summed: list[Summed] = field(default_factory=list)
+    statistics: dict[fx.Node, Plane] = field(default_factory=dict)
+    produced: list[tuple[Tensor, bool]] = field(default_factory=list)
+    consumed: list[Tensor] = field(default_factory=list)
+    work: list[Work] = field(default_factory=list)
+    slices: dict[tuple[fx.Node, int], list[tuple[int, int, Tensor, fx.Node]]] = field(default_factory=dict)
+    node: fx.Node = None  # type: ignore[assignment]  # set by the label pass before each rule
+    dense: fx.Node = None  # type: ignore[assignment]  # the same call in the dense recording
+
+    def couple(self, one: Plane, other: Plane) -> None:
+        """The labels of both planes are the same channels, place by place."""
+        if not one.example:
+            self.couples.append((one.labels, other.labels))
+
+    def pin(self, planes: Iterable[Plane], reason: str) -> None:
+        """No channel of these planes may go."""
+        self.pins += [Pinned(p.labels, reason, self.node) for p in planes if not p.example]
+
+    def anchor(self, plane: Plane, axes: Iterable[int], kind: str) -> None:
+        """Each label stays at its coordinates along `axes`."""
+        axes = sorted(axes)
+        if plane.example or not axes:
+            return
+        coordinates = torch.zeros((), dtype=torch.int64)
+        for axis in axes:
+            size = plane.labels.shape[axis]
+            steps = torch.arange(size).view([size if a == axis else 1 for a in range(plane.labels.ndim)])
+            coordinates = coordinates * size + steps
+        labels, places = torch.broadcast_tensors(plane.labels, coordinates)
+        self.anchors.append(Anchor(labels, places, self.node, kind))
+
+    def tie(self, parts: Sequence[Tensor]) -> None:
+        """Equally many places of each part must stay."""
+        self.ties.append(Tie(tuple(parts), self.node))
+
+
+def compact(labels: Tensor) -> tuple[Tensor, frozenset[int]]:
+    """Shrink every axis along which `labels` doesn't vary to size 1; also give the axes that are left."""
+    axes = []
+    for axis, size in enumerate(labels.shape):
+        first = labels.narrow(axis, 0, 1) if size else labels
+        if size <= 1:
+            continue
+        if labels.stride(axis) == 0 or bool((labels == first).all()):
+            labels = first
+        else:
+            axes.append(axis)
+    return labels, frozenset(axes)
+
+
+def spread(plane: Plane, shape: Sequence[int]) -> Tensor:
+    """The plane's labels at every place of a value of this shape (a view, nothing is copied)."""
+    return plane.labels.expand(*shape)

@@ -1,0 +1,100 @@
+"""What may be traced, and leaving it exactly as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from surgeon.errors import ModelError
+
+_QUANTISED = (torch.qint8, torch.quint8, torch.qint32)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def check_model(model: Any) -> nn.Module:
+    """Unwrap `model` and refuse what can't be cut.
+
+    Raises
+    ------
+    ModelError
+        For a ScriptModule, a quantised or a lazily initialised model, or something that is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    model = unwrap(model)
+    for name, module in model.named_modules():
+        _check_module(name or type(module).__name__, module)
+    return model
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError(f"{name} is a ScriptModule, whose forward is compiled: prune the eager model, then script it")
+    if "quantized" in type(module).__module__:
+        raise ModelError(f"{name} ({type(module).__name__}) is quantised: prune the float model, then quantise it")
+    for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if isinstance(tensor, UninitializedTensorMixin):
+            raise ModelError(
+                f"{name}.{key} is not initialised yet (a lazy module): run the model once on real inputs, then prune it"
+            )
+        if tensor is not None and tensor.dtype in _QUANTISED:
+            raise ModelError(f"{name}.{key} is quantised ({tensor.dtype}): prune the float model, then quantise it")
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run the body with the model in eval mode; restore every module's attributes and the RNG afterwards.
+
+    The attributes are restored by reference: a forward that stores an activation on ``self`` leaves nothing behind.
+    In-place writes to parameters and buffers are held off by the recorder.
+    """
+    saved = [(m, _snapshot(m)) for m in model.modules()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            for module in model.modules():
+                module.training = False  # not eval(): exported modules refuse it, and overrides may do more
+            yield
+    finally:
+        for module, state in saved:
+            module.__dict__.clear()
+            module.__dict__.update(state)
+
+
+def _snapshot(module: nn.Module) -> dict[str, Any]:
+    """The module's attributes; the registries are copied so that a registration in the forward is undone as well."""
+    state = dict(module.__dict__)
+    for key in ("_parameters", "_buffers", "_modules"):
+        state[key] = state[key].copy()
+    return state
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Composite operators run as their parts: no fused attention, no inference mode, no gradients."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

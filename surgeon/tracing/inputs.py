@@ -1,0 +1,123 @@
+"""Example inputs: what a forward is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from surgeon.errors import InputError, PlanError
+
+_RANDOM_SEED = 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Positional and keyword arguments of one call of the model's forward.
+
+    Parameters
+    ----------
+    args, kwargs:
+        Exactly what ``model(*args, **kwargs)`` takes; tensors may sit at any depth of tuples, lists and dicts.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Any) -> Inputs:
+        """Read what a user passes as ``example_inputs``: a tensor, a tuple of arguments, or an :class:`Inputs`.
+
+        Raises
+        ------
+        InputError
+            If there is no tensor in it.
+        """
+        if isinstance(example, cls):
+            result = example
+        elif isinstance(example, tuple):
+            result = cls(example)
+        else:
+            result = cls((example,))  # a dict or a list is one positional argument, as in model(batch)
+        if not any(isinstance(leaf, Tensor) for leaf in result.leaves()):
+            raise InputError(
+                f"example_inputs holds no tensor (it is {type(example).__name__}); pass what the forward takes: "
+                "a tensor, a tuple of arguments, or surgeon.Inputs(args, kwargs)"
+            )
+        return result
+
+    def leaves(self) -> list[Any]:
+        """All leaves of args and kwargs, in a fixed order."""
+        return pytree.tree_leaves((self.args, dict(self.kwargs)))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same structure with every tensor changed."""
+        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Inputs:
+        """Move to a device; `dtype` changes floating-point tensors only."""
+        return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+
+    def spec(self) -> Any:
+        """A JSON-able description from which :meth:`from_spec` makes inputs of the same shapes."""
+        return {"args": _describe(self.args), "kwargs": _describe(dict(self.kwargs))}
+
+    @classmethod
+    def from_spec(cls, spec: Any) -> Inputs:
+        """Inputs of the described shapes: normal numbers for floats, zeros for integers, so any index is in range.
+
+        Raises
+        ------
+        PlanError
+            If the description is malformed.
+        """
+        generator = torch.Generator().manual_seed(_RANDOM_SEED)
+        try:
+            return cls(tuple(_build(spec["args"], generator)), dict(_build(spec["kwargs"], generator)))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+            raise PlanError(f"the plan's description of the example inputs can't be read: {problem}") from problem
+
+
+def _describe(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, tuple | list):
+        return {"list": [_describe(v) for v in value], "tuple": isinstance(value, tuple)}
+    if isinstance(value, dict):
+        return {"dict": {str(k): _describe(v) for k, v in value.items()}}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    return {"opaque": type(value).__name__}
+
+
+_MAX_ELEMENTS = 2**31
+
+
+def _build(spec: Any, generator: torch.Generator) -> Any:
+    if "tensor" in spec:
+        return _build_tensor(spec, generator)
+    if "list" in spec:
+        items = [_build(item, generator) for item in spec["list"]]
+        return tuple(items) if spec.get("tuple") else items
+    if "dict" in spec:
+        return {key: _build(item, generator) for key, item in spec["dict"].items()}
+    if "value" in spec:
+        return spec["value"]
+    raise ValueError(f"an argument of type {spec.get('opaque', '?')} can't be made again; pass example_inputs")
+
+
+def _build_tensor(spec: Any, generator: torch.Generator) -> Tensor:
+    shape = [int(size) for size in spec["tensor"]]
+    dtype = getattr(torch, str(spec["dtype"]))
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{spec['dtype']!r} is no dtype")
+    if any(size < 0 for size in shape) or torch.Size(shape).numel() > _MAX_ELEMENTS:
+        raise ValueError(f"a tensor of shape {shape} is out of bounds")
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.zeros(shape, dtype=dtype)

@@ -1,0 +1,131 @@
+"""Record one forward as a ``torch.fx.Graph`` of ATen calls."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from surgeon.tracing.source import call_site
+
+_aten = torch.ops.aten
+#: Operators whose integer operands say where data goes: their values are kept for the label pass.
+INDEX_OPERATORS = frozenset(
+    {"index", "index_select", "gather", "embedding", "index_put", "take", "scatter", "masked_fill", "where"}
+)
+_MAX_INDEX = 1 << 24
+
+
+class Recorder(TorchDispatchMode):
+    """Writes every ATen call below autograd and functionalisation into `graph`.
+
+    Attributes
+    ----------
+    graph:
+        ``placeholder`` nodes for input tensors, ``get_attr`` for parameters, buffers and constants,
+        ``call_function`` for calls; each has ``meta["shape"]``, ``meta["dtype"]`` and ``meta["site"]``.
+    tensors:
+        The tensor behind each ``get_attr`` target.
+    """
+
+    def __init__(self, model: nn.Module, known: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.tensors: dict[str, Tensor] = {}
+        self._paths = {id(module): name for name, module in model.named_modules()}
+        self._nodes: Any = WeakTensorKeyDictionary()
+        self._known = {id(tensor): name for name, tensor in known.items()}
+        self._stored = {_place(tensor): name for name, tensor in reversed(known.items()) if tensor.numel()}
+        self._storages = {tensor.untyped_storage()._cdata for tensor in known.values()}
+        self._attributes: dict[str, fx.Node] = {}
+
+    def add_inputs(self, tensors: Iterable[Tensor]) -> None:
+        """Declare the input tensors, in order."""
+        for index, tensor in enumerate(tensors):
+            node = self.graph.placeholder(f"input_{index}")
+            self._describe(node, tensor)
+            self._nodes[tensor] = node
+
+    def add_output(self, value: Any) -> None:
+        """Close the graph with the forward's return value; leaves that are no tensors are kept as they are."""
+        leaves = [self.node(leaf) if isinstance(leaf, Tensor) else None for leaf in pytree.tree_leaves(value)]
+        self.graph.output(tuple(leaves))
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """The node that made `tensor`; a new ``get_attr`` node for a parameter, buffer or constant."""
+        found = self._nodes.get(tensor)
+        return self._attribute(tensor) if found is None else found
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable and self._writes_to_model(args):
+            return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
+        node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node, (args, kwargs))
+        result = func(*args, **kwargs)
+        site = call_site(self._paths, skip=2)
+        if func is _aten.as_strided_.default:
+            # the one in-place call that functionalisation leaves: pooling sets the strides of a result of its own
+            func, node_args = _aten.alias.default, node_args[:1]
+        node = self.graph.create_node("call_function", func, node_args, _recordable(node_kwargs))
+        node.meta["site"] = site
+        if func.overloadpacket.__name__ in INDEX_OPERATORS:
+            self._keep_indices(args, kwargs)
+        self._bind(node, result)
+        return result
+
+    def _bind(self, node: fx.Node, result: Any) -> None:
+        if isinstance(result, Tensor):
+            self._describe(node, result)
+            self._nodes[result] = node
+        elif isinstance(result, tuple | list):
+            for index, item in enumerate(result):
+                if isinstance(item, Tensor):
+                    part = self.graph.call_function(operator.getitem, (node, index))
+                    part.meta["site"] = node.meta["site"]
+                    self._bind(part, item)
+        else:
+            node.meta["value"] = result
+
+    def _attribute(self, tensor: Tensor) -> fx.Node:
+        # A parameter is recognised by its storage: models reach theirs through .data, detach() or an alias too.
+        name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"_constant_{len(self.tensors)}"
+        if name not in self._attributes:
+            # fx would resolve dotted names to owners; the recorder keeps the tensors itself
+            node = self.graph.create_node("get_attr", name)
+            self._describe(node, tensor)
+            self._attributes[name] = node
+            self.tensors[name] = tensor
+        node = self._attributes[name]
+        self._nodes[tensor] = node
+        return node
+
+    def _writes_to_model(self, args: tuple[Any, ...]) -> bool:
+        target = args[0] if args else None
+        return isinstance(target, Tensor) and target.untyped_storage()._cdata in self._storages
+
+    def _keep_indices(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and not leaf.is_floating_point() and 0 < leaf.numel() <= _MAX_INDEX:
+                self.node(leaf).meta["value"] = leaf
+
+    @staticmethod
+    def _describe(node: fx.Node, tensor: Tensor) -> None:
+        node.meta["shape"] = tensor.shape
+        node.meta["dtype"] = tensor.dtype
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def _recordable(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if not isinstance(value, torch.Generator)}

@@ -1,0 +1,59 @@
+"""Where an operator was called: the module path and the user's own source line, read off the Python stack.
+
+Reading the stack needs no hook, so tracing leaves nothing behind in the model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+_SURGEON = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_MODULE_CALL = nn.Module._call_impl.__code__
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place in the user's program: the innermost line outside of torch and surgeon."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Module path (``"layer1.0.conv1"``, ``""`` for the root) and source line of one operator call."""
+
+    path: str
+    source: Source | None
+
+    def __str__(self) -> str:
+        place = self.path or "the model's forward"
+        return f"{place} ({self.source})" if self.source else place
+
+
+def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
+    """The site of the running operator call; `names` maps ``id(module)`` to its path."""
+    frame = sys._getframe(skip)
+    path: str | None = None
+    source: Source | None = None
+    while frame is not None:
+        code = frame.f_code
+        if code is _MODULE_CALL:
+            if path is None:
+                path = names.get(id(frame.f_locals.get("self")))
+        elif source is None and not code.co_filename.startswith((_TORCH, _SURGEON, "<frozen")):
+            source = Source(code.co_filename, frame.f_lineno)
+        if path is not None and source is not None:
+            break
+        frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None at the stack's bottom
+    return Site(path or "", source)

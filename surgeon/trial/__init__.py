@@ -1,0 +1,7 @@
+"""Trial: what really happens to the channels when the user's own forward runs at other widths."""
+
+from surgeon.trial.alignment import align, calls
+from surgeon.trial.fitting import Fit, Misfit, fit, fit_recording, settle
+from surgeon.trial.skeleton import named_tensors, replace_tensors, with_tensors
+
+__all__ = ["Fit", "Misfit", "align", "calls", "fit", "fit_recording", "named_tensors", "replace_tensors", "settle", "with_tensors"]

@@ -1,0 +1,74 @@
+"""Which call of one recording is which of another: by order where they run alike, else by place in the program."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+#: Calls that allocate scratch memory differ between devices and mean nothing.
+_SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "alias", "detach", "lift_fresh_copy"})
+
+
+def _name(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet.__name__ if packet is not None else str(node.target)
+
+
+def calls(graph: fx.Graph) -> list[fx.Node]:
+    """The calls that matter, in order."""
+    return [
+        n for n in graph.nodes
+        if n.op == "call_function" and n.target is not operator.getitem and _name(n) not in _SCRATCH
+    ]  # fmt: skip
+
+
+def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
+    seen: Counter[Any] = Counter()
+    keyed = {}
+    for node in nodes:
+        site = node.meta["site"]
+        key = (site.path, site.source, _name(node))
+        keyed[(*key, seen[key])] = node
+        seen[key] += 1
+    return keyed
+
+
+def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """The dense node of each node of `small`, as far as there is one."""
+    ours, theirs = calls(small), calls(dense)
+    if [_name(n) for n in ours] == [_name(n) for n in theirs]:
+        found = dict(zip(ours, theirs, strict=True))
+    else:
+        keyed = _keyed(theirs)
+        found = {node: keyed[key] for key, node in _keyed(ours).items() if key in keyed}
+    _align_attributes(small, dense, found)
+    _align_parts(small, found)
+    return found
+
+
+def _align_attributes(small: fx.Graph, dense: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:
+    named = {(n.op, str(n.target)): n for n in dense.nodes if n.op in ("get_attr", "placeholder")}
+    for node in small.nodes:
+        match = named.get((node.op, str(node.target)))
+        if match is not None:
+            found[node] = match
+
+
+def _align_parts(small: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:
+    for node in small.nodes:
+        if node.op == "call_function" and node.target is operator.getitem:
+            source, index = node.args
+            for user in found[source].users if source in found else ():  # type: ignore[index]  # args[0] is a node
+                if user.target is operator.getitem and user.args[1] == index:
+                    found[node] = user
+
+
+def next_call(part: fx.Graph, dense: fx.Graph) -> fx.Node | None:
+    """The dense call that comes after those in `part`: where an unfinished run failed."""
+    done, theirs = calls(part), calls(dense)
+    same = [_name(n) for n in done] == [_name(n) for n in theirs[: len(done)]]
+    return theirs[len(done)] if same and len(done) < len(theirs) else None

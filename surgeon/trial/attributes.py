@@ -1,0 +1,80 @@
+"""Module attributes that hold a width follow the weights: ``out_channels``, ``num_features``, ``groups``, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+#: Called with the module and the shapes that its ``weight`` had and has.
+Follow = Callable[[Any, Sequence[int], Sequence[int]], None]
+
+
+def _convolution(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    lead, per_group = (1, 0) if module.transposed else (0, 1)
+    depthwise = module.groups > 1 and (dense[1] == 1 if not module.transposed else dense[0] == module.groups)
+    if depthwise and not module.transposed:
+        module.groups = small[0] // (dense[0] // module.groups)
+    elif depthwise:
+        module.groups = small[0]
+    if module.transposed:
+        module.in_channels, module.out_channels = small[0], small[lead] * module.groups
+    else:
+        module.in_channels, module.out_channels = small[per_group] * module.groups, small[lead]
+
+
+def _linear(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.out_features, module.in_features = small
+
+
+def _batch_norm(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.num_features = small[0]
+
+
+def _layer_norm(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.normalized_shape = tuple(small)
+
+
+def _group_norm(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.num_channels = small[0]
+
+
+def _embedding(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.num_embeddings, module.embedding_dim = small
+
+
+def _prelu(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.num_parameters = small[0]
+
+
+#: One entry per family of layers.
+FOLLOWERS: dict[type[nn.Module], Follow] = {
+    _ConvNd: _convolution,
+    nn.Linear: _linear,
+    _NormBase: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Embedding: _embedding,
+    nn.PReLU: _prelu,
+}
+
+
+def follow(dense: nn.Module, small: nn.Module) -> None:
+    """Set the width attributes of one module of the cut model from the shape of its weight."""
+    for kind, update in FOLLOWERS.items():
+        if isinstance(small, kind):
+            before, after = _weight(dense), _weight(small)
+            if before is not None and after is not None and before != after:
+                update(small, before, after)
+
+
+def _weight(module: nn.Module) -> tuple[int, ...] | None:
+    for name in ("weight", "running_mean"):
+        tensor = getattr(module, name, None)
+        if tensor is not None:
+            return tuple(tensor.shape)
+    return None

@@ -1,0 +1,117 @@
+"""Verification: the cut model against the dense one with the removed channels silenced, at every node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from surgeon.channels import channel_graph
+from surgeon.errors import VerificationError
+from surgeon.planning import Plan
+from surgeon.tracing import Inputs, check_model, record, trace, unwrap
+from surgeon.trial import Fit, Misfit
+from surgeon.trial.fitting import fit_recording
+from surgeon.verification.comparison import Comparison, compare
+from surgeon.verification.silencing import Silencer
+from surgeon.verification.twin import redraw
+
+__all__ = ["OWN_TOLERANCE", "TWIN_TOLERANCE", "Check", "Silencer", "verify"]
+
+#: Largest relative error at any node, on redrawn weights in float64 and on the user's own in float32.
+TWIN_TOLERANCE, OWN_TOLERANCE = 1e-9, 1e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of a verification that didn't fail.
+
+    Attributes
+    ----------
+    status:
+        ``"passed"``; ``"unproven"`` where a comparison that matters says nothing (zero, not finite, not aligned).
+    error:
+        Largest relative error at any node on redrawn weights, float64.
+    own_error:
+        The same on the user's own weights, float32 (float64 for float64 models).
+    nodes:
+        How many nodes were compared.
+    unproven:
+        Layers or operators whose comparison says nothing.
+    kept_statistics:
+        Layers whose statistics run over kept channels only: the cut is exact in that sense.
+    """
+
+    status: str
+    error: float
+    own_error: float
+    nodes: int
+    unproven: tuple[str, ...]
+    kept_statistics: tuple[str, ...] = ()
+
+
+def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0) -> Check:
+    """Prove that `small` is `model` without the plan's channels.
+
+    Both forwards are recorded and run in lock-step: first on a twin with redrawn float64 weights, then on their own.
+    At every node the places that are kept must agree, relative to the node's own scale. Verify before training or
+    healing: `small` must still hold the dense model's own numbers.
+
+    Raises
+    ------
+    VerificationError
+        If they differ; the message names the first node that does.
+    """
+    dense, other = check_model(model), unwrap(small)
+    inputs = Inputs.of(example_inputs)
+    fitted = _read(dense, other, plan, inputs)
+    silenced = Silencer(fitted.graph, plan.kept(fitted.graph))
+    twin = redraw(fitted.graph.trace.tensors, seed)
+    twin_small = {name: fitted.gather(name, value) for name, value in twin.items()}
+    first = compare(fitted, silenced, twin, twin_small, torch.float64, TWIN_TOLERANCE)
+    _raise(first, "on redrawn weights", TWIN_TOLERANCE)
+    own = fitted.graph.trace.tensors, fitted.small.labels.trace.tensors
+    doubles = any(t.dtype == torch.float64 for t in own[0].values())
+    second = compare(fitted, silenced, *own, torch.float64 if doubles else torch.float32, OWN_TOLERANCE)
+    _raise(second, "on the model's own weights", OWN_TOLERANCE)
+    return _check(fitted, first, second)
+
+
+def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
+    """Fit the real small model: its own forward is recorded, whatever the trial said."""
+    known = plan.fitted.graph if plan.fitted is not None else None
+    graph = known if known is not None and known.trace.model is dense else channel_graph(trace(dense, inputs))
+    try:
+        return fit_recording(graph, record(small, graph.trace.inputs), plan.kept(graph))
+    except Misfit as misfit:
+        site = misfit.node.meta.get("site")
+        raise VerificationError(f"the cut model differs from the dense one at {site}: {misfit.why}") from misfit
+
+
+def _raise(result: Comparison, where: str, tolerance: float) -> None:
+    if result.failure is not None:
+        node, error = result.failure
+        raise VerificationError(
+            f"the cut model differs from the silenced dense one {where}: first at {_describe(node)}, "
+            f"relative error {error:.2g} (allowed {tolerance:.0e}); nothing was returned"
+        )
+
+
+def _describe(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return f"{packet.__name__ if packet is not None else node.name} in {node.meta.get('site')}"
+
+
+def _check(fitted: Fit, first: Comparison, second: Comparison) -> Check:
+    ledger = fitted.graph.structure.labels.ledger
+    (output,) = (n for n in fitted.graph.trace.graph.nodes if n.op == "output")
+    needed = {work.node for work in ledger.work} | set(output.all_input_nodes)
+    missing = [n for n in first.unproven if n in needed] + [n for n in second.unproven if n in output.all_input_nodes]
+    statistics = dict.fromkeys(str(node.meta["site"].path) for node in ledger.statistics)
+    return Check(
+        "passed" if not missing and first.nodes else "unproven",
+        first.worst, second.worst, first.nodes,
+        tuple(dict.fromkeys(_describe(n) for n in missing)), tuple(statistics),
+    )  # fmt: skip

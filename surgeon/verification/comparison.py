@@ -1,0 +1,154 @@
+"""Compare two recordings node by node at the kept places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from surgeon.rules import Plane
+from surgeon.tracing import Call, Inputs, Replay, plain_call
+from surgeon.trial import Fit
+from surgeon.verification.twin import in_dtype
+
+
+@dataclass
+class Comparison:
+    """What came out of one run of both models.
+
+    Attributes
+    ----------
+    worst:
+        Largest relative error over all nodes.
+    nodes:
+        How many nodes were compared.
+    failure:
+        The first dense node beyond the tolerance, with its error.
+    unproven:
+        Dense nodes whose comparison says nothing: zero, not finite, or not aligned.
+    """
+
+    worst: float = 0.0
+    nodes: int = 0
+    failure: tuple[fx.Node, float] | None = None
+    unproven: list[fx.Node] = field(default_factory=list)
+
+    def add(self, node: fx.Node, error: float, tolerance: float) -> None:
+        """Take in the comparison of one node."""
+        if math.isnan(error):
+            self.unproven.append(node)
+            return
+        self.nodes += 1
+        self.worst = max(self.worst, error)
+        if error > tolerance and self.failure is None:
+            self.failure = (node, error)
+
+
+def compare(
+    fitted: Fit, silenced: Call, dense: Mapping[str, Tensor], small: Mapping[str, Tensor], dtype: torch.dtype, tolerance: float
+) -> Comparison:
+    """Run the silenced dense recording and the small one side by side on these tensors."""
+    dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
+    run = Replay(dense_trace, _cast(dense, dtype), in_dtype(silenced, dtype)).steps(_in(dense_trace.inputs, dtype))
+    ours = Replay(small_trace, _cast(small, dtype), in_dtype(plain_call, dtype)).steps(_in(small_trace.inputs, dtype))
+    partner = {theirs: ours_ for ours_, theirs in fitted.nodes.items()}
+    result, waiting = Comparison(), _Waiting(ours)
+    with torch.no_grad():
+        for node, value in run:
+            if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
+                continue
+            if not value.numel() or node.target in _MEANINGLESS:
+                continue
+            match = partner.get(node)
+            if match is None:
+                result.unproven.append(node)
+                continue
+            result.add(node, _error(fitted, node, match, value, waiting.value(match)), tolerance)
+            if result.failure is not None:
+                break
+    return result
+
+
+#: Scratch memory holds no numbers to compare.
+_MEANINGLESS = frozenset({
+    torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default,
+})  # fmt: skip
+
+
+class _Waiting:
+    """Values of the other run, as far as it got, each until it is asked for."""
+
+    def __init__(self, steps: Iterator[tuple[fx.Node, Any]]) -> None:
+        self._steps, self._values = steps, dict[fx.Node, Any]()
+
+    def value(self, node: fx.Node) -> Any:
+        while node not in self._values:
+            found = next(self._steps, None)
+            if found is None:
+                return None
+            if found[0].op == "call_function":
+                self._values[found[0]] = found[1]
+        return self._values.pop(node)
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _in(inputs: Inputs, dtype: torch.dtype) -> Inputs:
+    return inputs.map(torch.Tensor.detach).to(dtype=dtype)
+
+
+def _error(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor, small: Any) -> float:
+    """Largest difference at the kept places, relative to the node's own scale; NaN where nothing can be said."""
+    if not isinstance(small, Tensor):
+        return math.nan
+    kept = kept_places(fitted, node, match, dense)
+    if kept is None or kept.shape != small.shape:
+        return math.inf
+    if not kept.numel():
+        return math.nan
+    scale = float(kept.abs().max())
+    difference = float((kept - small).abs().max())
+    return difference / scale if scale > 0 and math.isfinite(scale) and math.isfinite(difference) else math.nan
+
+
+def kept_places(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor) -> Tensor | None:
+    """The dense value at the places that the small value has, in its order; None if they can't be the same channels."""
+    theirs = fitted.graph.structure.labels.marks.get(node)
+    ours = fitted.small.labels.marks.get(match)
+    if theirs is None or ours is None:
+        return dense
+    for plane, small in zip(theirs.planes, ours.planes, strict=True):
+        chosen = _take(fitted, plane, small, dense)
+        if chosen is None:
+            return None
+        dense = chosen
+    return dense
+
+
+def _take(fitted: Fit, plane: Plane, small: Plane, dense: Tensor) -> Tensor | None:
+    axes = sorted(plane.axes)
+    theirs = fitted.graph.structure.of(plane.labels)
+    slots = fitted.small.of(small.labels)
+    ours = np.where(slots >= 0, fitted.channel[slots], -1)
+    kept = np.flatnonzero(np.isin(theirs, ours))
+    kept = kept[np.argsort(theirs[kept], kind="stable")]
+    order = np.argsort(ours, kind="stable")
+    if len(kept) != len(order) or (theirs[kept] != ours[order]).any():
+        return None
+    index = np.empty(len(order), dtype=np.int64)
+    index[order] = kept
+    if len(index) == len(theirs) and (index == np.arange(len(index))).all():
+        return dense
+    moved = dense.movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
+    picked = moved.index_select(-1, torch.from_numpy(index).to(dense.device))
+    picked = picked.unflatten(-1, [small.labels.shape[a] for a in axes])
+    return picked.movedim(list(range(-len(axes), 0)), axes)
+
+

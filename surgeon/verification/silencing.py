@@ -1,0 +1,101 @@
+"""The dense model with the removed channels silenced.
+
+They contribute zero at every contraction; norms and means over channels see kept places only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from surgeon.channels import ChannelGraph
+from surgeon.channels.structure import Flags, flat
+from surgeon.rules import Plane, Summed
+from surgeon.tracing import plain_call
+
+
+class Silencer:
+    """Runs the calls of a dense recording with all but the kept channels silenced.
+
+    Parameters
+    ----------
+    graph:
+        The dense channel graph.
+    kept:
+        One bool per channel.
+    """
+
+    def __init__(self, graph: ChannelGraph, kept: Flags) -> None:
+        self._structure = graph.structure
+        self._flags = np.append(kept, True)
+        ledger = graph.structure.labels.ledger
+        self._statistics = ledger.statistics
+        self._summed: dict[fx.Node, list[Summed]] = {}
+        for fact in ledger.summed:
+            self._summed.setdefault(fact.node, []).append(fact)
+
+    def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call."""
+        plane = self._statistics.get(node)
+        if plane is not None and not bool(self._kept(plane).all()):
+            packet = node.target.overloadpacket.__name__  # type: ignore[union-attr]  # a recorded call is an OpOverload
+            return STATISTICS[packet](self._kept(plane).to(args[0].device), *args, **kwargs)
+        for fact in self._summed.get(node, ()):
+            kept = self._kept(fact.plane)
+            if not bool(kept.all()):
+                value = torch.where(kept.to(args[fact.operand].device), args[fact.operand], 0.0)
+                args = (*args[: fact.operand], value, *args[fact.operand + 1 :])
+        return plain_call(node, args, kwargs)
+
+    def _kept(self, plane: Plane) -> Tensor:
+        flags = self._flags[self._structure.channel[flat(plane.labels)]]
+        return torch.from_numpy(flags).view(plane.labels.shape)
+
+
+def _mean(kept: Tensor, x: Tensor, dims: Sequence[int], keepdim: bool = True) -> Tensor:
+    count = kept.expand_as(x).sum(dims, keepdim=keepdim)
+    return torch.where(kept, x, 0.0).sum(dims, keepdim=keepdim) / count
+
+
+def _silenced_mean(kept: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    dims = list(range(x.ndim)) if dim is None else dim
+    return _mean(kept, x, dims, keepdim)
+
+
+def _standardised(kept: Tensor, x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+    centred = x - _mean(kept, x, dims)
+    return centred / (_mean(kept, centred**2, dims) + eps).sqrt()
+
+
+def _silenced_layer_norm(
+    kept: Tensor, x: Tensor, size: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, None, None]:
+    dims = list(range(x.ndim - len(size), x.ndim))
+    y = _standardised(kept, x, dims, eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, None, None
+
+
+def _silenced_group_norm(
+    kept: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hxw: int, group: int, eps: float
+) -> tuple[Tensor, None, None]:
+    split = (n, group, c // group, math.prod(x.shape[2:]))
+    mask = kept.expand(1, c, *[1] * (x.ndim - 2)).reshape(1, group, c // group, 1)
+    y = _standardised(mask, x.reshape(split), [2, 3], eps).reshape(x.shape)
+    vector = [1, c, *[1] * (x.ndim - 2)]
+    y = y if weight is None else y * weight.view(vector)
+    return y if bias is None else y + bias.view(vector), None, None
+
+
+#: How the operators that take statistics over channels run on kept places only.
+STATISTICS: dict[str, Callable[..., Any]] = {
+    "mean": _silenced_mean,
+    "native_layer_norm": _silenced_layer_norm,
+    "native_group_norm": _silenced_group_norm,
+}
+

@@ -1,0 +1,50 @@
+"""A twin of the weights: redrawn, so that no comparison is blind (zero heads, unit norms, tied values)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from surgeon.tracing import Call
+
+_WORKING_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def redraw(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Float64 values for every floating-point tensor: weights at fan-in scale, scales from 0.5 to 1.5, no zeros.
+
+    What is positive throughout (variances, norm and layer scales) stays positive. Constants keep their values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: _draw(tensor, generator).to(tensor.device)
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not name.startswith("_constant_")
+    }
+
+
+def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    axes = [size for size in tensor.shape if size > 1]
+    if len(axes) < 2:
+        positive = tensor.numel() > 0 and bool((tensor > 0).all())
+        if positive or not tensor.ndim:
+            return torch.rand(tensor.shape, dtype=torch.float64, generator=generator) + 0.5
+        return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * 0.5
+    fan_in = max(tensor.numel() // tensor.shape[0], 1)
+    return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * math.sqrt(2 / fan_in)
+
+
+def in_dtype(call: Call, dtype: torch.dtype) -> Call:
+    """`call` with every floating type that the recording names replaced, so that nothing is rounded on the way."""
+
+    def change(value: Any) -> Any:
+        return dtype if isinstance(value, torch.dtype) and value in _WORKING_KINDS else value
+
+    def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return call(node, tuple(change(a) for a in args), {key: change(value) for key, value in kwargs.items()})
+
+    return run
