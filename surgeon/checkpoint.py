@@ -224,12 +224,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise CheckpointError(f"{path}: safetensors, but not written by surgeon (no {_KEY!r} entry in its header)")
     try:
         fields = json.loads(metadata[_KEY])
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise CheckpointError(f"{path}: the header is no JSON: {problem}") from problem
     return _header(path, fields, tensors)
 
 
-def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+def load(
+    path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None, *, example_inputs: Any = None
+) -> nn.Module:
     """Open a file that :func:`save` wrote, and give back the pruned model on the CPU.
 
     Parameters
@@ -238,6 +240,8 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None =
         The file.
     factory:
         Makes the dense architecture, with any weights. Without it the file's torchvision name is followed.
+    example_inputs:
+        What the dense model's forward takes, where the plan can't describe it (arguments that are no tensors).
 
     Raises
     ------
@@ -247,7 +251,7 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None =
         If it can't be read.
     """
     header = read_header(path)
-    small = _cut(path, header, _dense(path, header, factory))
+    small = _cut(path, header, _dense(path, header, factory), example_inputs)
     expected = _state(small)
     _compare(path, header, expected)
     with _opened(path) as file:
@@ -400,11 +404,13 @@ def _dense(path: str | os.PathLike[str], header: Header, factory: Callable[[], n
     return model.cpu()
 
 
-def _cut(path: str | os.PathLike[str], header: Header, dense: nn.Module) -> nn.Module:
+def _cut(path: str | os.PathLike[str], header: Header, dense: nn.Module, example_inputs: Any) -> nn.Module:
     try:
-        return rewrite(dense, header.plan, inplace=True)  # the dense model was made for this; nobody else holds it
-    except PlanError as problem:
-        raise CheckpointError(f"{path}: its plan doesn't fit the dense {header.class_name}: {problem}") from problem
+        # In place: the dense model was made for this; nobody else holds it.
+        return rewrite(dense, header.plan, example_inputs, inplace=True)
+    except Exception as problem:  # the file's inputs go through the model's own forward, which may raise anything
+        told = str(problem) or type(problem).__name__
+        raise CheckpointError(f"{path}: its plan doesn't fit the dense {header.class_name}: {told}") from problem
 
 
 def _compare(path: str | os.PathLike[str], header: Header, expected: Mapping[str, Tensor]) -> None:

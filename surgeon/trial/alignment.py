@@ -40,8 +40,8 @@ def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
 def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
     """The dense node of each node of `small`, as far as there is one."""
     ours, theirs = calls(small), calls(dense)
-    if [_name(n) for n in ours] == [_name(n) for n in theirs]:
-        found = dict(zip(ours, theirs, strict=True))
+    if [_name(n) for n in ours] == [_name(n) for n in theirs[: len(ours)]]:
+        found = dict(zip(ours, theirs, strict=False))  # an unfinished run stops early
     else:
         keyed = _keyed(theirs)
         found = {node: keyed[key] for key, node in _keyed(ours).items() if key in keyed}
@@ -68,7 +68,8 @@ def _align_parts(small: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:
 
 
 def next_call(part: fx.Graph, dense: fx.Graph) -> fx.Node | None:
-    """The dense call that comes after those in `part`: where an unfinished run failed."""
-    done, theirs = calls(part), calls(dense)
-    same = [_name(n) for n in done] == [_name(n) for n in theirs[: len(done)]]
-    return theirs[len(done)] if same and len(done) < len(theirs) else None
+    """The dense call that comes after the last one that `part` has too: where an unfinished run failed."""
+    reached = set(align(part, dense).values())
+    theirs = calls(dense)
+    last = max((index for index, node in enumerate(theirs) if node in reached), default=-1)
+    return theirs[last + 1] if last + 1 < len(theirs) else None

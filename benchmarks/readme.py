@@ -1,0 +1,239 @@
+"""Write README's tables from the files in ``benchmarks/results``, so that no number in it is typed by hand.
+
+A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->``; NAME is one of ``TABLES``, with "@cuda"
+behind it for the results of another device.
+
+    python benchmarks/readme.py            # write the tables
+    python benchmarks/readme.py --check    # exit 1 when a table is not what the results say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT, say, write_text
+
+MARKED = re.compile(r"(<!-- results:(?P<name>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
+Results = Mapping[str, Any]
+
+
+class UnknownTableError(Exception):
+    """A marker names no table, or a table whose results were never measured."""
+
+
+def main() -> int:
+    """Write or check; 2 where a marker can't be followed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a table is stale")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file with the markers")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder with the measured files")
+    options = parser.parse_args()
+    try:
+        old = options.readme.read_text(encoding="utf-8")
+        new = filled(old, options.results)
+    except (OSError, UnknownTableError) as reason:
+        say(f"error: {reason}")
+        return 2
+    if options.check:
+        stale = [name for name, one, other in compared(old, new) if one != other]
+        say(f"stale: {', '.join(stale)}; run python benchmarks/readme.py" if stale else "all tables are up to date")
+        return 1 if stale else 0
+    write_text(options.readme, new)
+    return 0
+
+
+def filled(text: str, results: Path) -> str:
+    """``text`` with every marked table made anew. Raises UnknownTableError."""
+
+    def table(match: re.Match[str]) -> str:
+        return match[1] + "\n" + rendered(match["name"], results).strip() + "\n\n" + match[3]
+
+    opened, whole = text.count("<!-- results:"), len(MARKED.findall(text))
+    if opened != whole:
+        raise UnknownTableError(f"{opened} tables are opened, {whole} are closed with <!-- /results -->")
+    return MARKED.sub(table, text)
+
+
+def compared(old: str, new: str) -> Iterable[tuple[str, str, str]]:
+    """Each table's name, and the table as it is and as it should be."""
+    for one, other in zip(MARKED.finditer(old), MARKED.finditer(new), strict=True):
+        yield one["name"], one[0], other[0]
+
+
+def rendered(name: str, results: Path) -> str:
+    """One table as Markdown, from its file. Raises UnknownTableError."""
+    base, _, kind = name.partition("@")
+    if base not in TABLES:
+        raise UnknownTableError(f"no table {base!r}; there are {', '.join(TABLES)}")
+    file, render = TABLES[base]
+    path = results / f"{file}{'-' + kind if kind else ''}.json"
+    if not path.exists():
+        raise UnknownTableError(f"table {name!r} needs {path.name}: run python benchmarks/{file}.py")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return render(found) + "\n\n" + source(found.get("environment", found))
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is aligned to the right."""
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def source(environment: Results) -> str:
+    """Where and with what the numbers were measured, and how to measure them again."""
+    versions = environment["versions"]
+    count = environment.get("threads")  # the oracle says it with the device
+    threads = "" if count is None else f", {count} thread{'s' * (count != 1)}"
+    return (
+        f"*Measured on {environment['device']}{threads}, torch {versions['torch']}, "
+        f"{environment['date'][:10]}: `{environment['command']}`.*"
+    )
+
+
+def ranged(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and the least and the greatest behind it."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def quartiles(found: Results, factor: float = 1.0, digits: int = 2) -> str:
+    """The median, and the quartiles behind it."""
+    middle, low, high = (f"{factor * found[name]:.{digits}f}" for name in ("median", "q1", "q3"))
+    return middle if found["n"] == 1 else f"{middle} ({low} to {high})"
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def accuracy(found: Results) -> str:
+    """Top-1 straight after the cut and after recalibration, a row per criterion."""
+    by_criterion: dict[str, list[Results]] = {}
+    for row in found["rows"].values():
+        by_criterion.setdefault(row["criterion"], []).append(row)
+    rows = [[name, *accuracy_cells(group)] for name, group in by_criterion.items()]
+    settings, dense = found["settings"], found["facts"]["dense_top1"]
+    again = list(found["facts"].get("dense_top1_bn", {}).values())
+    recalibrated = f" (recalibrated: {statistics.fmean(again):.2f} %)" if again else ""
+    head = ["criterion", "top-1 after the cut, %", "after BN recalibration, %", "MACs left, %", "check's largest error"]
+    return grid(head, rows) + (
+        f"\n\nResNet-56, CIFAR-10, dense {dense:.2f} %{recalibrated}, within {100 * settings['max_macs']:g} % of its "
+        f"MACs (one multiply-add is 1), ranked on {settings['images']} training images, "
+        f"{settings['test_images']:,} test images, no training. "
+        "Mean (least to greatest) over the seeds, each with its own images."
+    )
+
+
+def accuracy_cells(group: Sequence[Results]) -> list[str]:
+    """One criterion over its seeds."""
+    macs = [100 * row["macs_after"] / row["macs_before"] for row in group]
+    checks = [row["check"] for row in group if row["check"] is not None]
+    passed = all(check["status"] == "passed" for check in checks) and len(checks) == len(group)
+    error = f"{max(check['error'] for check in checks):.0e}" if checks else "-"
+    tops = [ranged([row[name] for row in group]) for name in ("top1", "top1_bn")]
+    return [*tops, ranged(macs, 1), error if passed else f"{error}, not passed"]
+
+
+def taylor(found: Results) -> str:
+    """Rank correlations, a row per criterion."""
+    seen, unseen = found["facts"]["correlation"]["seen"], found["facts"]["correlation"]["unseen"]
+    rows = [[name, *taylor_cells(seen[name]), *taylor_cells(unseen[name])] for name in seen if name != "loss_change"]
+    head = ["criterion", "ranking images: all [95 %]", "within groups (sd)", "test images: all [95 %]"]
+    settings, refused = found["settings"], sum("refused" in row for row in found["rows"].values())
+    entry = next(entry for name, entry in seen.items() if name != "loss_change")
+    return grid([*head, "within groups (sd)"], rows) + (
+        f"\n\nSpearman correlation with the true change of loss when one channel of ResNet-20 (CIFAR-10) is removed: "
+        f"{entry['channels']} of {found['facts']['channels']} channels ({refused} refused), ranked on "
+        f"{settings['images']} training images, measured on these and on {settings['test_images']} test images."
+    )
+
+
+def taylor_cells(entry: Results) -> list[str]:
+    """One criterion on one set of images."""
+    low, high = entry["all_95"]
+    whole = f"{entry['all']:.2f} [{low:.2f}, {high:.2f}]"
+    if entry["groups"] is None:
+        return [whole, "-"]
+    return [whole, f"{entry['groups']:.2f} ({entry['groups_sd'] or 0:.2f})"]
+
+
+def surgery_vgg16(found: Results) -> str:
+    """One pass against one at a time."""
+    row = found["rows"]["vgg16"]
+    names = {
+        "one_pass": "surgeon, one pass, copy included",
+        "one_pass_from_json": "the same, plan read from JSON: traced again",
+        "one_at_a_time": "one at a time",
+        "one_at_a_time_init": "one at a time, each new layer initialised first",
+    }
+    rows = [[names[name], quartiles(times["cpu_s"], digits=3)] for name, times in row["times"].items()]
+    return grid([f"removing {row['filters']} filters of VGG16", "CPU time, s"], rows) + (
+        f"\n\nRatio {quartiles(row['cpu_ratio'], digits=1)}; the same tensors to the bit. {rounds(row['cpu_ratio'])}"
+    )
+
+
+def surgery_resnet50(found: Results) -> str:
+    """The whole way against a forward and the other tool."""
+    row = found["rows"]["resnet50"]
+    names = {"forward": "one forward", "surgeon": "surgeon: trace to rewrite", "torch_pruning": row["peer"]}
+    lines = [[names[name], quartiles(times["wall_s"], 1000, 0)] for name, times in row["times"].items()]
+    lines += [[f"surgeon: {name} alone", quartiles(times, 1000, 0)] for name, times in row["stages_s"].items()]
+    lines.append(["surgeon: verification, on top", f"{1000 * row['verification']['wall_s']:.0f}"])
+    head = [f"ResNet-50, {100 * row['ratio']:g} % of the channels, one image of 224 x 224", "wall time, ms"]
+    return grid(head, lines) + (
+        f"\n\nsurgeon / {row['peer']}: {quartiles(row['peer_ratio'])}. {rounds(row['peer_ratio'])}"
+    )
+
+
+def rounds(ratio: Results) -> str:
+    """How the medians came about."""
+    return f"Median (quartiles) of {ratio['n']} interleaved rounds."
+
+
+def dogs_cats(found: Results) -> str:
+    """Sizes before and after, from the command's own summary."""
+    summary = found["summary"]
+    report = summary.get("report", summary)
+    units = {"filters": (1, "convolution filters"), "macs": (1e-9, "GMACs"), "params": (1e-6, "million parameters")}
+    units["bytes"] = (1e-6, "MB of weights")
+    rows = []
+    for name, (factor, words) in units.items():
+        before, after = (factor * report[f"{name}_{when}"] for when in ("before", "after"))
+        rows.append([words, f"{before:,.{0 if factor == 1 else 2}f}", f"{after:,.{0 if factor == 1 else 2}f}"])
+    images = " + ".join(f"{count} {kind}" for kind, count in found["images_per_class"].items())
+    check = report["check"]
+    return grid(["VGG16-BN", "before", "after"], rows) + (
+        f"\n\n`{found['cli']}`: {images}, {found['wall_s']:.0f} s, check {check['status']} "
+        f"(error {check['error']:.0e})."
+    )
+
+
+def oracle(found: Results) -> str:
+    """How many random networks came out how."""
+    statuses = found["statuses"]
+    names = {"exact": "exact", "refused": "refused, with the reason", "wrong": "wrong", "crash": "crashed"}
+    rows = [[words, str(statuses.get(name, 0))] for name, words in names.items()]
+    return grid(["random networks, random plans", "count"], rows) + (
+        f"\n\nExact: within {found['tolerance']}, of the dense network with the removed channels silenced; "
+        f"the largest error is {found['worst_error']:.0e}. Of the exact ones surgeon's own check left "
+        f"{len(found['unproven'])} unproven."
+    )
+
+
+TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
+    "accuracy": ("accuracy", accuracy),
+    "taylor": ("taylor", taylor),
+    "surgery-vgg16": ("surgery", surgery_vgg16),
+    "surgery-resnet50": ("surgery", surgery_resnet50),
+    "dogs-cats": ("dogs_cats", dogs_cats),
+    "oracle": ("oracle", oracle),
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""``python -m surgeon_cli``."""
+
+from .main import main
+
+main()

@@ -1,0 +1,338 @@
+"""``surgeon prune``: cut a model down to a budget, check it, save it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..files import amount, check_writable
+
+if TYPE_CHECKING:
+    import torch
+
+    import surgeon
+
+    from ..images import Batches, Images
+    from ..models import Subject
+    from ..output import Watch
+
+#: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
+SAMPLES, SAMPLES_WITH_DATA = 64, 256
+
+_WITHOUT_DATA = ("magnitude", "random")
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's options, by their long names."""
+
+    model: str
+    filters: int | None
+    ratio: float | None
+    max_macs: int | float | str | None
+    max_params: int | float | str | None
+    scope: str
+    criterion: str
+    round_to: int | None
+    min_channels: int
+    ignore: tuple[str, ...]
+    weights: str | None
+    data: Path | None
+    samples: int | None
+    batch_size: int
+    image_size: int | None
+    output: Path | None
+    device: str
+    seed: int
+    verify: bool
+    strict: bool
+    dry_run: bool
+    as_json: bool
+
+    @property
+    def target(self) -> Path:
+        """Where the file goes."""
+        safe = self.model.rpartition(":")[2].replace("/", "-")
+        return self.output or Path(f"{safe}-pruned.safetensors")
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """The amounts that were given."""
+        names = ("filters", "ratio", "max_macs", "max_params")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@click.command(name="prune", short_help="Cut filters out of a model, check the result, save it.")
+@click.option("--model", required=True, metavar="MODEL", help="torchvision name, timm:NAME, or package.module:factory.")
+@click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
+@click.option("--ratio", type=float, metavar="R", help="Remove this share of the channels, such as 0.5.")
+@click.option(
+    "--max-macs",
+    callback=amount,
+    metavar="AMOUNT",
+    help="Keep within: 50%, 0.5, or a count such as 2G (1 multiply-add is 1).",
+)
+@click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M.")
+@click.option(
+    "--scope",
+    type=click.Choice(["global", "local"]),
+    default="global",
+    show_default=True,
+    help="Rank all channels together, or cut the same ratio in every group.",
+)
+@click.option(
+    "--criterion",
+    default="taylor",
+    show_default=True,
+    metavar="NAME",
+    help="taylor, magnitude, random, ...: an unknown name lists them all.",
+)
+@click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
+@click.option(
+    "--min-channels",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Every group keeps at least this many.",
+)
+@click.option(
+    "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that keeps all its filters; repeatable."
+)
+@click.option(
+    "--weights",
+    metavar="DEFAULT|none|FILE",
+    help="Pretrained, random, or a state dict (safetensors or torch). Without it: pretrained if they can be "
+    "reached, else random under a warning.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Images to rank on, as DIR/CLASS/*.jpg. Without it: crops of two photographs.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Images to rank on.  [default: {SAMPLES_WITH_DATA} with --data, else {SAMPLES}]",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Images at a time."
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Side of the images.  [default: the model's]",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File to write.  [default: MODEL-pruned.safetensors]",
+)
+@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ...")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Makes a run repeatable.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Prove that the cut was right.")
+@click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and what it would give; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
+def command(**options: Any) -> None:
+    """Cut filters out of a model, check the result and save it.
+
+    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params.
+
+    Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
+    """
+    run(Options(**options))
+
+
+def run(options: Options) -> None:
+    """The whole command."""
+    _check_budget(options)
+    if not options.dry_run:
+        check_writable(options.target)
+    files = None if options.data is None else _scan(options.data)
+    from ..models import resolve
+    from ..output import Watch, warn
+    from ..runtime import pick_device, try_forward
+
+    device = pick_device(options.device)
+    subject = resolve(options.model, options.weights, seed=options.seed, image_size=options.image_size)
+    for warning in subject.warnings:
+        warn(warning)
+    model = subject.model.to(device)
+    example, outputs = try_forward(model, subject, device)
+    images, loader = _material(options, files, subject, outputs, device)
+    with Watch() as watch:
+        result = _prune(options, model, example, loader, watch)
+    result = _with_remarks(result, subject, images, loader)
+    written = None
+    if not options.dry_run:
+        import surgeon
+
+        surgeon.save(options.target, result.model, result.plan, origin=subject.origin)
+        written = options.target
+    _show(options, subject, result, written)
+
+
+def _check_budget(options: Options) -> None:
+    """Refuse contradictory amounts before anything is loaded."""
+    given = [f"--{name.replace('_', '-')}" for name in options.budget]
+    if not given:
+        raise click.UsageError("say how much: --filters N, --ratio R, --max-macs AMOUNT or --max-params AMOUNT")
+    if len(given) > 1 and (options.filters is not None or options.ratio is not None):
+        both = " and ".join(given)
+        raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
+    if options.filters is not None and options.filters < 1:
+        raise click.UsageError(
+            f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"
+        )
+    if options.ratio is not None and not 0 < options.ratio < 1:
+        raise click.UsageError(f"--ratio {options.ratio}: give a share between 0 and 1, such as 0.5")
+
+
+def _scan(path: Path) -> dict[str, list[Path]]:
+    from ..images import scan
+
+    return scan(path)
+
+
+def _material(
+    options: Options, files: dict[str, list[Path]] | None, subject: Subject, outputs: Any, device: torch.device
+) -> tuple[Images | None, Batches | None]:
+    """Images and targets, where the criterion looks at any."""
+    from ..images import batches, folder, photographs
+
+    if options.criterion in _WITHOUT_DATA:
+        return None, None
+    default = SAMPLES if files is None else SAMPLES_WITH_DATA
+    samples = options.samples or default
+    if files is None:
+        images = photographs(samples, subject.preprocess, options.seed)
+    else:
+        images = folder(files, samples, subject.preprocess, options.seed, strict=options.strict)
+    return images, batches(images, outputs, subject.preprocess, options.batch_size, device)
+
+
+def _prune(
+    options: Options, model: torch.nn.Module, example: torch.Tensor, loader: Batches | None, watch: Watch
+) -> surgeon.Result:
+    import surgeon
+
+    return surgeon.prune(
+        model,
+        example,
+        **options.budget,
+        criterion=options.criterion,
+        dataloader=loader,
+        loss_fn=None if loader is None else loader.loss,
+        scope=options.scope,
+        round_to=options.round_to,
+        ignored_layers=options.ignore,
+        min_channels=options.min_channels,
+        verify=options.verify,
+        strict=options.strict,
+        seed=options.seed,
+        progress=watch,
+    )
+
+
+def _with_remarks(
+    result: surgeon.Result, subject: Subject, images: Images | None, loader: Batches | None
+) -> surgeon.Result:
+    """The same result; its report also says what weights and images it was made with."""
+    notes = () if loader is None else loader.notes
+    report = replace(
+        result.report,
+        notes=(f"weights: {subject.weights}", *notes, *result.report.notes),
+        warnings=(*subject.warnings, *(images.warnings if images else ()), *result.report.warnings),
+    )
+    return replace(result, report=report)
+
+
+# ---------------------------------------------------------------- showing
+
+
+def _show(options: Options, subject: Subject, result: surgeon.Result, written: Path | None) -> None:
+    from ..output import emit_json, reasons, say, table, warn
+
+    report = result.report.to_dict()
+    file_bytes = written.stat().st_size if written else None
+    if options.as_json:
+        plan = json.loads(result.plan.to_json())
+        emit_json(
+            {
+                "model": subject.name,
+                "weights": subject.weights,
+                "report": report,
+                "plan": plan,
+                "output": None if written is None else str(written),
+                "file_bytes": file_bytes,
+            }
+        )
+    rows = [(row["name"], row["type"], row["before"], row["after"]) for row in report["layers"]]
+    changed = [(*row, f"-{row[2] - row[3]}") for row in rows if row[2] != row[3]]
+    table(
+        f"{subject.name}: out-channels, {len(changed)} of {len(rows)} layers changed",
+        ("layer", "type", "before", "after", "removed"),
+        changed,
+        left=2,
+    )
+    table("", ("", "before", "after", "change"), _totals(report))
+    reasons(report["pinned"])
+    for note in report["notes"]:
+        say(f"note: {note}")
+    for warning in [w for w in report["warnings"] if w not in subject.warnings]:
+        warn(warning)
+    if report["check"] is not None and report["check"]["status"] != "passed":
+        warn("the check could not prove the cut right everywhere; compare the two models yourself before you rely on it")
+    say(_check_line(report["check"]))
+    say(_file_line(written, file_bytes))
+    if options.dry_run and not options.as_json:
+        _show_plan(result.plan.removed.items())
+
+
+_COUNTS = (("filters", "convolution filters"), ("macs", "MACs (1 multiply-add = 1)"), ("params", "parameters"))
+
+
+def _totals(report: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    from ..output import share, size
+
+    for key, title in _COUNTS:
+        before, after = report[f"{key}_before"], report[f"{key}_after"]
+        yield title, f"{before:,}", f"{after:,}", share(before, after)
+    before, after = report["bytes_before"], report["bytes_after"]
+    yield "parameters and buffers", size(before), size(after), share(before, after)
+
+
+def _check_line(check: dict[str, Any] | None) -> str:
+    if check is None:
+        return "check: not done (--no-verify)"
+    errors = f"largest error {check['error']:.1e}, on your own weights {check['own_error']:.1e}"
+    facts = f"{check['nodes']} places compared, {errors}"
+    if check["status"] == "passed":
+        return f"check: passed ({facts})"
+    return f"check: {check['status'].upper()} ({facts}); not compared: {', '.join(check['unproven'][:4])}"
+
+
+def _file_line(written: Path | None, file_bytes: int | None) -> str:
+    from ..output import size
+
+    if written is None:
+        return "dry run: nothing written"
+    return f"written: {written} ({size(file_bytes or 0)}); open it with surgeon.load({str(written)!r})"
+
+
+def _show_plan(removed: Any) -> None:
+    from ..output import say
+
+    say("plan (group: channels that go):")
+    for group, channels in removed:
+        say(f"  {group}: {', '.join(str(channel) for channel in channels)}")

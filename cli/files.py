@@ -1,0 +1,75 @@
+"""Files that the commands write."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+
+import click
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before hours of work, that a file can be written there; nothing is left behind.
+
+    Raises
+    ------
+    OSError
+        If it can't.
+    """
+    from surgeon.checkpoint import write_beside
+
+    with contextlib.suppress(_OnlyTrying), write_beside(path) as trial:
+        trial.write_bytes(b"?")  # an empty file fits on a full disk
+        raise _OnlyTrying  # so that it is removed, not renamed
+
+
+class _OnlyTrying(Exception):
+    """Ends a trial."""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    from surgeon.checkpoint import write_beside
+
+    with write_beside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+_UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def amount(ctx: click.Context, param: click.Parameter, value: str | None) -> str | float | int | None:
+    """Read an absolute number ("2000000", "1.5G") or a share ("50%", "0.5"), as surgeon.prune takes it.
+
+    A click callback: a percentage stays text, a share becomes a float, a count an int.
+
+    Raises
+    ------
+    click.BadParameter
+        If it is neither.
+    """
+    if value is None:
+        return None
+    try:
+        number = _number(value.strip())
+    except (ValueError, OverflowError):
+        number = math.nan
+    if isinstance(number, float) and not math.isfinite(number):
+        raise click.BadParameter(f"{value!r}: give a count (2000000, 1.5G) or a share (50%, 0.5)", ctx, param)
+    return number
+
+
+def _number(text: str) -> str | float | int:
+    if text.endswith("%"):
+        float(text[:-1])
+        return text
+    if text[-1:].upper() in _UNITS:
+        return round(float(text[:-1]) * _UNITS[text[-1].upper()])
+    return int(text) if text.lstrip("+-").isdigit() else float(text)

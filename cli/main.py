@@ -1,0 +1,118 @@
+"""The `surgeon` program: finds its commands in the folder `commands`, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import pkgutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+
+from . import commands
+
+#: Distribution whose version `--version` shows.
+DISTRIBUTION = "filter-surgeon"
+
+
+class Mistake(click.ClickException):
+    """Wrong usage or bad input: exit code 2."""
+
+    exit_code = 2
+
+
+class Failure(click.ClickException):
+    """The work was done and failed: exit code 1."""
+
+    exit_code = 1
+
+
+class Commands(click.Group):
+    """A group whose commands are the modules of :mod:`surgeon_cli.commands`, imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        """Names of all commands."""
+        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, if there is one."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's own, with the nearest name in the error."""
+        known = self.list_commands(ctx)
+        if args[0] not in known and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known commands: {', '.join(known)}."
+            ctx.fail(f"No such command {args[0]!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what surgeon raises on purpose becomes one message."""
+        with told():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Turn surgeon's errors and the operating system's into a message with an exit code; bugs pass through."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # click's own business
+    except OSError as problem:
+        raise Mistake(_os_message(problem)) from problem
+    except Exception as problem:
+        wrapped = _wrap(problem)
+        if wrapped is None:
+            raise
+        raise wrapped from problem
+
+
+def _wrap(problem: Exception) -> click.ClickException | None:
+    """The message for an error, or None for a bug. Reads modules already loaded: this file imports no torch."""
+    errors, torch = sys.modules.get("surgeon.errors"), sys.modules.get("torch")
+    if errors is not None and isinstance(problem, errors.SurgeonError):
+        failed = isinstance(problem, errors.VerificationError)
+        return Failure(str(problem)) if failed else Mistake(str(problem))
+    if torch is not None and isinstance(problem, torch.OutOfMemoryError):
+        first = str(problem).splitlines()[0]
+        return Failure(f"the device's memory is full: {first} Try a smaller --batch-size, or --device cpu.")
+    return None
+
+
+def _os_message(problem: OSError) -> str:
+    place = f"{problem.filename}: " if problem.filename else ""
+    return f"{place}{problem.strerror or problem}"
+
+
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(_version(), prog_name="surgeon")
+def cli() -> None:
+    """Cut the least useful filters out of a PyTorch model, and prove that the cut was right.
+
+    Results are written to standard error, or as JSON to standard output with --json.
+    Exit codes: 0 done, 1 failed, 2 wrong usage or bad input.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="surgeon")

@@ -1,0 +1,269 @@
+"""What `--model` names: a torchvision model, ``timm:NAME``, or ``package.module:factory``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.checkpoint import build_origin
+from surgeon.errors import InputError, ModelError, SelectionError
+
+from . import weights as sources
+from .images import Preprocess
+
+#: torchvision families with auxiliary heads, which run in training only and are left out.
+_PLAIN: Mapping[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": False},
+}
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+
+_RANDOM = (
+    "RANDOM WEIGHTS: the pretrained weights of {name} can't be reached ({why}). The ranking says nothing about a "
+    "trained model. Give --weights FILE, or --weights none to make random weights your choice."
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that a command works on.
+
+    Attributes
+    ----------
+    model:
+        The dense model, on the CPU, in eval mode.
+    name:
+        What the user called it.
+    origin:
+        What the file's header will say about it.
+    preprocess:
+        How its images are made.
+    weights:
+        Where its weights come from, in words.
+    warnings:
+        What the report must repeat.
+    """
+
+    model: nn.Module
+    name: str
+    origin: dict[str, Any]
+    preprocess: Preprocess
+    weights: str
+    warnings: tuple[str, ...] = field(default=())
+
+
+def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | None = None) -> Subject:
+    """Find, build and fill the model that a user named.
+
+    Parameters
+    ----------
+    name:
+        torchvision name, ``timm:NAME``, or ``package.module:factory``.
+    weights:
+        "DEFAULT", "none", a file, or None: pretrained ones if they can be reached, else random ones with a warning.
+    seed:
+        For random weights.
+    image_size:
+        Side of the images in pixels; None: the model's own.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such model.
+    InputError
+        If the weights can't be had or don't fit.
+    ModelError
+        If a factory gives something else than a module.
+    """
+    torch.manual_seed(seed)
+    if name.startswith("timm:"):
+        subject = _from_timm(name, weights)
+    elif ":" in name:
+        subject = _from_factory(name, weights)
+    else:
+        subject = _from_torchvision(name, weights)
+    subject.model.eval()
+    if image_size is None:
+        return subject
+    return Subject(**{**vars(subject), "preprocess": subject.preprocess.sized(image_size)})
+
+
+def import_factory(name: str) -> Callable[[], nn.Module]:
+    """The callable behind ``package.module:factory``, looked for in the current folder too.
+
+    Raises
+    ------
+    SelectionError
+        If the module or the name in it doesn't exist, or can't be called.
+    """
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` does; a console script starts without it
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as problem:
+        raise SelectionError(
+            f"--model {name}: {module_name} can't be imported ({problem}); is it installed, or in {here}?"
+        ) from problem
+    except ValueError as problem:
+        raise SelectionError(f"--model {name}: {problem}; expected package.module:factory") from problem
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
+        raise SelectionError(f"--model {name}: {module_name} has no callable {attribute!r}{_mean(near)}")
+    return factory  # type: ignore[no-any-return]  # what it returns is checked where it is called
+
+
+# ---------------------------------------------------------------- torchvision
+
+
+def _from_torchvision(name: str, weights: str | None) -> Subject:
+    from torchvision import models
+
+    known = models.list_models()
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        raise SelectionError(
+            f"unknown model {name!r}{_mean(near)} Known: the {len(known)} names of torchvision.models.list_models(), "
+            "timm:NAME, package.module:factory"
+        )
+    if name.startswith("quantized_"):
+        plain = name.removeprefix("quantized_")
+        raise ModelError(f"{name} is quantised, and its weights can't be cut; prune {plain} and quantise it then")
+    origin: dict[str, Any] = {"torchvision": name, "kwargs": _kwargs(name, models)}
+    entry = models.get_model_weights(name).DEFAULT if len(models.get_model_weights(name)) else None
+    preprocess = Preprocess.of_torchvision(entry)
+    if _is_file(weights):
+        return _with_file(name, origin, preprocess, Path(str(weights)))
+    if entry is not None and entry.meta.get("min_size") and name.startswith("vit_h"):
+        origin["kwargs"]["image_size"] = preprocess.size  # its only weights are for larger images
+    url = None if entry is None else entry.url
+    model = build_origin(origin)
+    told, warnings = _pretrained(name, weights, lambda: _load_url(model, url))
+    return Subject(model, name, {**origin, "weights": told}, preprocess, told, warnings)
+
+
+def _kwargs(name: str, models: Any) -> dict[str, Any]:
+    if name in _PLAIN:
+        return dict(_PLAIN[name])
+    parameters = inspect.signature(models.get_model_builder(name)).parameters
+    kwargs: dict[str, Any] = {"weights_backbone": None} if "weights_backbone" in parameters else {}
+    if "aux_loss" in parameters:
+        kwargs["aux_loss"] = False
+    return kwargs
+
+
+def _load_url(model: nn.Module, url: str | None) -> str:
+    if url is None:
+        raise sources.Unreachable("torchvision has none")
+    state = sources.fetch(url, progress=sys.stderr.isatty())
+    sources.fill(model, _without_auxiliary(state), Path(url).name)
+    return f"pretrained ({Path(url).name})"
+
+
+def _with_file(name: str, origin: dict[str, Any], preprocess: Preprocess, path: Path) -> Subject:
+    """The model with a user's own weights, with as many classes as the file has."""
+    state = _without_auxiliary(sources.read(path))
+    model = build_origin(origin)
+    head, own = list(state.values())[-1], list(model.state_dict().values())[-1]
+    if head.ndim and own.ndim and head.shape[0] != own.shape[0] and head.shape[1:] == own.shape[1:]:
+        origin["kwargs"]["num_classes"] = int(head.shape[0])
+        model = build_origin(origin)
+    sources.fill(model, state, str(path))
+    return Subject(model, name, {**origin, "weights": path.name}, preprocess, str(path))
+
+
+def _without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_AUXILIARY)}
+
+
+def _pretrained(name: str, weights: str | None, load: Callable[[], str]) -> tuple[str, tuple[str, ...]]:
+    """Follow `--weights`: what they are, in words, and the warnings."""
+    if weights is not None and weights.lower() == "none":
+        return "random (--weights none)", ()
+    try:
+        return load(), ()
+    except (sources.Unreachable, InputError) as problem:
+        if weights is not None:
+            raise InputError(
+                f"the pretrained weights of {name} can't be loaded ({problem}); go on with --weights none (random) or "
+                "--weights FILE"
+            ) from problem
+        return "random", (_RANDOM.format(name=name, why=problem),)
+
+
+def _is_file(weights: str | None) -> bool:
+    return weights is not None and weights.lower() not in ("default", "none")
+
+
+# ---------------------------------------------------------------- timm and own factories
+
+
+def _from_timm(name: str, weights: str | None) -> Subject:
+    try:
+        import timm
+    except ImportError as problem:
+        raise SelectionError(f"--model {name} needs timm: python -m pip install timm") from problem
+    short = name.removeprefix("timm:")
+    if not timm.is_model(short):
+        near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
+        raise SelectionError(f"timm has no model {short!r}{_mean(near)}")
+    model = timm.create_model(short)
+    told, warnings = str(weights), tuple[str, ...]()
+    preprocess = Preprocess.of_timm(timm.data.resolve_model_data_config(model))
+    if _is_file(weights):
+        sources.fill(model, sources.read(Path(str(weights))), str(weights))
+    else:
+        told, warnings = _pretrained(name, weights, lambda: _load_timm(model, short))
+    return Subject(model, name, {"timm": short, "weights": Path(told).name}, preprocess, told, warnings)
+
+
+def _load_timm(model: nn.Module, name: str) -> str:
+    import timm
+    from huggingface_hub import constants
+
+    try:
+        sources.reach("https://huggingface.co")
+    except sources.Unreachable:
+        constants.HF_HUB_OFFLINE = True  # its own cache may still hold them
+    try:
+        with sources.time_limit():
+            trained = timm.create_model(name, pretrained=True)
+    except Exception as problem:  # the hub raises errors of five libraries; all mean the same here
+        raise sources.Unreachable(str(problem).splitlines()[0]) from problem
+    model.load_state_dict(trained.state_dict())
+    return "pretrained (timm)"
+
+
+def _from_factory(name: str, weights: str | None) -> Subject:
+    model = import_factory(name)()
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"--model {name} gave {type(model).__name__}, expected a torch.nn.Module")
+    told = "as the factory made them"
+    if _is_file(weights):
+        sources.fill(model, sources.read(Path(str(weights))), str(weights))
+        told = str(weights)
+    elif weights is not None and weights.lower() == "default":
+        raise InputError(f"--weights DEFAULT: {name} is no zoo model; load the weights in the factory, or give a file")
+    origin = {"factory": name, "weights": Path(told).name}
+    return Subject(model.cpu(), name, origin, Preprocess(channels=_channels(model)), told)
+
+
+def _channels(model: nn.Module) -> int:
+    """1 for a model whose first convolution takes grey images, else 3."""
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    return 1 if first is not None and first.in_channels == 1 else 3
+
+
+def _mean(near: list[str]) -> str:
+    return f"; did you mean {' or '.join(near)}?" if near else "."

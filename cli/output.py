@@ -1,0 +1,136 @@
+"""What the user sees: tables and progress on standard error, JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_PLAIN_WIDTH = 120  # columns where there is no terminal to ask
+_QUIET_SECONDS = 10.0  # between two plain progress lines
+_MOST_REASONS = 12
+_STAGES = {"measure": "measuring"}
+
+
+def console() -> Console:
+    """Rich on standard error; wide enough for long layer names where it is no terminal."""
+    probe = Console(stderr=True, highlight=False)
+    return probe if probe.is_terminal else Console(stderr=True, highlight=False, width=_PLAIN_WIDTH)
+
+
+def say(message: str) -> None:
+    """One line on standard error."""
+    click.echo(message, err=True)
+
+
+def warn(message: str) -> None:
+    """A line that nobody can miss."""
+    click.secho(f"WARNING: {message}", err=True, fg="yellow", bold=True)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: int = 1) -> None:
+    """A table on standard error; the first `left` columns hold text, the others numbers."""
+    grid = Table(title=title, title_justify="left", header_style="bold")
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="left" if number < left else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell if isinstance(cell, str) else f"{cell:,}") for cell in row))
+    console().print(grid)
+
+
+def share(before: float, after: float) -> str:
+    """How much less, such as "-41.2 %"."""
+    return f"{100 * (after / before - 1):+.1f} %" if before else "-"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units, such as "527.8 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def reasons(pins: Iterable[Mapping[str, Any]]) -> None:
+    """Why layers keep their filters, one line a reason."""
+    layers: dict[str, list[str]] = defaultdict(list)
+    for pin in pins:
+        layers[f"{pin['reason']}" + (f" ({pin['source']})" if pin.get("source") else "")].append(pin["layer"])
+    if not layers:
+        return
+    say("Left whole, and why:")
+    for reason, names in list(layers.items())[:_MOST_REASONS]:
+        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        say(f"  {shown}: {reason}")
+    if len(layers) > _MOST_REASONS:
+        say(f"  ... and {len(layers) - _MOST_REASONS} more reasons; --json has all of them")
+
+
+class Watch:
+    """Progress as surgeon reports it: a bar on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar = _bar() if sys.stderr.isatty() else None
+        self._tasks: dict[str, TaskID] = {}
+        self._last: dict[str, float] = {}
+
+    def __enter__(self) -> Watch:  # noqa: PYI034  # typing.Self is Python 3.11's
+        """Start showing."""
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop showing."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`done` of `total` steps of `stage` are done."""
+        name = _STAGES.get(stage, stage)
+        if self._bar is None:
+            self._line(name, done, total)
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bar.add_task(name, total=total)
+        self._bar.update(self._tasks[stage], completed=done, total=total)
+
+    def _line(self, name: str, done: int, total: int) -> None:
+        if total == 1:  # one step: its start is news, its end is the next one's start
+            if done == 0:
+                say(f"{name} ...")
+            return
+        now = time.monotonic()
+        last = self._last.get(name)
+        if last is None or done >= total or now - last >= _QUIET_SECONDS:
+            self._last[name] = now
+            say(f"{name}: {done}/{total}")
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,0 +1,169 @@
+"""Where a model's weights come from: the project's pretrained ones, a file, or chance."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgeon.errors import CheckpointError, InputError
+
+#: Seconds after which a server counts as unreachable.
+TIMEOUT = 10.0
+
+#: Keys under which training scripts keep the weights inside a checkpoint.
+_NESTED = ("state_dict", "model_state_dict", "model")
+
+
+class Unreachable(Exception):
+    """Pretrained weights that can't be had now; the message says why."""
+
+
+def reach(url: str) -> None:
+    """Ask a server for one address, for at most :data:`TIMEOUT` seconds, name resolution and proxies included.
+
+    Raises
+    ------
+    Unreachable
+        If it doesn't answer.
+    """
+    problems: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT):  # noqa: S310  # url is torchvision's own
+                pass
+        except urllib.error.HTTPError as answer:
+            if answer.code >= 500:
+                problems.append(answer)
+        except (OSError, ValueError) as problem:
+            problems.append(problem)
+
+    worker = threading.Thread(target=ask, daemon=True)  # a resolver has no time limit of its own
+    worker.start()
+    worker.join(TIMEOUT)
+    if worker.is_alive():
+        raise Unreachable(f"no answer from {url} within {TIMEOUT:.0f} s")
+    if problems:
+        raise Unreachable(f"{url}: {problems[0]}")
+
+
+@contextlib.contextmanager
+def time_limit() -> Iterator[None]:
+    """Let no single network operation inside take longer than :data:`TIMEOUT` seconds."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def fetch(url: str, *, progress: bool = False) -> dict[str, Tensor]:
+    """A state dict from the local cache, or else from the network; loaded with ``weights_only``.
+
+    Raises
+    ------
+    Unreachable
+        If it is neither here nor there.
+    """
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not cached.exists():
+        reach(url)
+    try:
+        with time_limit():
+            state = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=progress, check_hash=True, weights_only=True
+            )
+    except (OSError, RuntimeError, pickle.UnpicklingError) as problem:
+        raise Unreachable(f"{url}: {problem}") from problem
+    return dict(state)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """A state dict from a safetensors file or from what ``torch.save`` wrote; nothing but tensors is unpickled.
+
+    Raises
+    ------
+    InputError
+        If it is neither, or holds anything else than named tensors.
+    OSError
+        If it can't be read.
+    """
+    with path.open("rb") as file:
+        start = file.read(16)
+    state = _read_torch(path) if _is_torch(start) else _read_safetensors(path)
+    for key in _NESTED:
+        if isinstance(state.get(key), Mapping):
+            state = dict(state[key])
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise InputError(f"{path}: entry {name!r} is {kind}; a state dict (names to tensors) is needed")
+    if not state:
+        raise InputError(f"{path}: no tensors in it")
+    return {name.removeprefix("module."): value for name, value in state.items()}  # as DataParallel saves them
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Load `state` into `model`, all of it.
+
+    Raises
+    ------
+    InputError
+        With the first difference in name or shape.
+    """
+    own = model.state_dict()
+    if missing := [name for name in own if name not in state and not name.endswith("num_batches_tracked")]:
+        raise InputError(f"{path}: {missing[0]} of {type(model).__name__} is missing{_count(missing)}")
+    if extra := [name for name in state if name not in own]:
+        raise InputError(f"{path}: {extra[0]} doesn't belong to {type(model).__name__}{_count(extra)}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            shapes = f"{list(tensor.shape)}, {type(model).__name__} has {list(own[name].shape)}"
+            raise InputError(f"{path}: {name} has shape {shapes}")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def _count(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _is_torch(start: bytes) -> bool:
+    return start.startswith(b"PK") or start[:1] == b"\x80"  # a zip archive, or the older bare pickle
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as problem:
+        raise InputError(
+            f"{path}: holds more than tensors, and is not unpickled ({str(problem).splitlines()[0]}); save the state "
+            "dict only: torch.save(model.state_dict(), path)"
+        ) from problem
+    except (RuntimeError, EOFError, ValueError, KeyError) as problem:
+        raise InputError(f"{path}: damaged, or not written by torch.save: {str(problem).splitlines()[0]}") from problem
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path}: holds {type(loaded).__name__}; a state dict (names to tensors) is needed")
+    return {str(name): value for name, value in loaded.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            if "surgeon" in (file.metadata() or {}):
+                raise CheckpointError(f"{path}: already pruned; open it with surgeon.load or surgeon inspect")
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+    except SafetensorError as problem:
+        raise InputError(f"{path}: neither a safetensors file nor one that torch.save wrote: {problem}") from problem

@@ -1,0 +1,1 @@
+"""Tests of surgeon; a package, so that benchmarks can draw the same random networks."""

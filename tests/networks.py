@@ -1,0 +1,209 @@
+"""Random networks: one grammar, drawn by hypothesis (`networks`) or by a seed (`sample_network`).
+
+A `Spec` is a small frozen description; `Spec.build` makes the module and `Spec.inputs` its inputs, both
+the same on every call. Everything drawn is an integer or one of a list, plainest first, and every sequence of
+blocks is legal (a block that needs a divisor gets a 1x1 convolution before it), so examples shrink well.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tests.blocks import BLOCKS, OPTIONS, Place
+from tests.blocks.base import conv
+from tests.blocks.ends import FEATURES, HEADS, SECONDS, STEMS, TOKENS, Head, Meet, Stem
+
+SIZES = {1: (16,), 2: (8, 8), 3: (4, 4, 4)}  # big enough for two strides, small enough for milliseconds
+MAX_BLOCKS = 5
+CHANNELS = (4, 24)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One block of a network: a name in ``BLOCKS``, a channel count, a variant."""
+
+    kind: str
+    width: int
+    option: int
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A whole network: everything that `build` and `inputs` need."""
+
+    dims: int
+    batch: int
+    stem: str
+    width: int
+    second: str
+    parts: tuple[Part, ...]
+    head: str
+    seed: int
+
+    def build(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        """The network in eval mode, its weights redrawn so that none is zero."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return redraw(Network(self), self.seed).to(dtype).eval()
+
+    def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+        """One or two tensors: images (N, 3, *size) or tokens (N, T); then what the second input is."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        size = SIZES[self.dims]
+        if self.stem == "embedding":
+            first = torch.randint(TOKENS, (self.batch, *size), generator=generator)
+        else:
+            first = torch.randn(self.batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype)
+        shape = (self.batch, FEATURES) if self.second == "film" else (self.batch, 2, *size)
+        second = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return (first, second) if self.second else (first,)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """The inverse of `to_json`."""
+        fields = json.loads(text)
+        parts = tuple(Part(**part) for part in fields.pop("parts"))
+        return cls(parts=parts, **fields)
+
+
+class Network(nn.Module):
+    """The module of a `Spec`: stem, perhaps a second input, body, head."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.stem = Stem(spec.stem, Place(3, SIZES[spec.dims]), spec.width)
+        one = Spec(**{**asdict(spec), "batch": 1, "parts": ()}).inputs(torch.float32)
+        place = _arrives(self.stem, one[0])
+        self.second = Meet(spec.second, place, 2) if spec.second else None
+        if self.second is not None:
+            place = _arrives(self.second, _zeros(place), one[1])
+        self.body = nn.Sequential()
+        for part in spec.parts:
+            module = _part(part, place)
+            place = _arrives(module, _zeros(place))
+            self.body.append(module)
+        self.head = Head(spec.head, place, max(2, spec.width // 2))
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Any:
+        x = self.stem(x)
+        if self.second is not None:
+            x = self.second(x, other)
+        return self.head(self.body(x))
+
+
+def _zeros(place: Place) -> Tensor:
+    return torch.zeros(1, place.channels, *place.size)
+
+
+def _arrives(module: nn.Module, *inputs: Tensor) -> Place:
+    """What comes out of `module`; the running statistics of a fresh batch norm don't move in eval mode."""
+    with torch.no_grad():
+        shape = module.eval()(*inputs).shape
+    return Place(shape[1], tuple(shape[2:]))
+
+
+def _part(part: Part, place: Place) -> nn.Module:
+    """The block, behind a 1x1 convolution where its channels have to be divisible."""
+    entry = BLOCKS[part.kind]
+    fitting = max(entry.divisor, place.channels // entry.divisor * entry.divisor)
+    if fitting == place.channels:
+        return entry.build(place, part.width, part.option)
+    entrance = conv(place, place.channels, fitting, 1)
+    return nn.Sequential(entrance, entry.build(Place(fitting, place.size), part.width, part.option))
+
+
+def redraw(module: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter and statistic a healthy random value, in place: nothing zero, nothing exploding.
+
+    Matrices and kernels are normal with variance 2 / fan-in, scales and variances uniform in 0.5 to 1.5, everything
+    else normal with standard deviation 0.3.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scales = _scales(module)
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            if name in scales or name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5, generator=generator)
+            else:
+                wide = tensor.ndim >= 2 and not name.endswith("original0")
+                spread = (2.0 * tensor.shape[0] / tensor.numel()) ** 0.5 if wide else 0.3
+                tensor.normal_(0.0, min(spread, 1.0), generator=generator)
+    return module
+
+
+def _scales(module: nn.Module) -> set[str]:
+    """Names of per-channel scales: one-dimensional weights, and the parameters called gamma or scale."""
+    names = set()
+    for name, tensor in module.named_parameters():
+        last = name.rsplit(".", 1)[-1]
+        if (last == "weight" and tensor.ndim == 1) or last in ("gamma", "original0") or last.endswith("scale"):
+            names.add(name)
+    return names
+
+
+class _Chooser(Protocol):
+    def integer(self, low: int, high: int) -> int: ...
+    def pick(self, items: Sequence[str]) -> str: ...
+
+
+def _compose(choose: _Chooser, extended: bool) -> Spec:
+    """The grammar. Dimensions 1 and 3 are rarer than 2."""
+    dims = (2, 2, 2, 1, 1, 3)[choose.integer(0, 5)]
+    stems = [stem for stem in STEMS if stem != "embedding" or dims == 1]
+    kinds = [name for name, entry in BLOCKS.items() if dims in entry.dims and (extended or not entry.extended)]
+    stem, width = choose.pick(stems), choose.integer(*CHANNELS)
+    # three of five networks have one input
+    second = choose.pick((SECONDS[0],) * 6 + SECONDS[1:])
+    count = choose.integer(1, MAX_BLOCKS)
+    parts = tuple(
+        Part(choose.pick(kinds), choose.integer(*CHANNELS), choose.integer(0, OPTIONS - 1)) for _ in range(count)
+    )
+    batch, head, seed = choose.integer(1, 3), choose.pick(HEADS), choose.integer(0, 99)
+    return Spec(dims, batch, stem, width, second, parts, head, seed)
+
+
+class _Seeded:
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return self.random.randint(low, high)
+
+    def pick(self, items: Sequence[str]) -> str:
+        return self.random.choice(items)
+
+
+class _Drawn:
+    def __init__(self, draw: st.DrawFn) -> None:
+        self.draw = draw
+
+    def integer(self, low: int, high: int) -> int:
+        return self.draw(st.integers(low, high))
+
+    def pick(self, items: Sequence[str]) -> str:
+        return self.draw(st.sampled_from(items))
+
+
+def sample_network(seed: int, extended: bool = False) -> Spec:
+    """The network of `seed`; with `extended`, blocks beyond convolutional networks take part."""
+    return _compose(_Seeded(seed), extended)
+
+
+@st.composite
+def networks(draw: st.DrawFn, extended: bool = False) -> Spec:
+    """Random networks for hypothesis."""
+    return _compose(_Drawn(draw), extended)

@@ -1,0 +1,76 @@
+"""surgeon inspect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import networkx
+import pytest
+
+from surgeon_cli.commands.inspect import to_dot
+from tests.cli_run import surgeon_cli
+
+SMALL = "tests.factories:small"
+
+
+def test_groups_and_pins_as_json() -> None:
+    ran = surgeon_cli("inspect", SMALL, "--image-size", 16, "--json")
+    assert ran.code == 0, ran.err
+    sizes = {group["name"]: (group["size"], group["filters"]) for group in ran.json["groups"]}
+    assert sizes == {"first": (8, 1), "second": (12, 1)}
+    assert {"layer": "head", "reason": "output"}.items() <= ran.json["pinned"][0].items()
+    tensors = {member["tensor"] for member in ran.json["groups"][0]["members"]}
+    assert {"first.weight", "norm.weight", "second.weight"} <= tensors
+
+
+def test_table_names_couplings_and_reasons() -> None:
+    ran = surgeon_cli("inspect", SMALL, "--image-size", 16)
+    assert ran.code == 0, ran.err
+    assert ran.out == ""
+    for told in ("first", "second", "read by", "head: output"):
+        assert told in ran.err
+
+
+def test_a_pruned_file_and_a_dot_file(tmp_path: Path) -> None:
+    file, dot = tmp_path / "s.safetensors", tmp_path / "s.dot"
+    words = ("--model", SMALL, "--image-size", 16, "--filters", 6, "--criterion", "magnitude", "--output", file)
+    assert surgeon_cli("prune", *words).code == 0
+    ran = surgeon_cli("inspect", file, "--factory", SMALL, "--dot", dot, "--json")
+    assert ran.code == 0, ran.err
+    assert sum(ran.json["removed"].values()) == 6
+    assert sum(group["size"] for group in ran.json["groups"]) == 14
+    assert dot.read_text().startswith("digraph surgeon {")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("resnet81",), "did you mean"),
+        (("gone.safetensors",), "No such file"),
+        ((SMALL, "--dot", "gone/x.dot"), "no such folder"),
+        (("alexnet", "--image-size", 8), "rejects"),
+    ],
+)
+def test_bad_input(words: tuple[object, ...], told: str) -> None:
+    ran = surgeon_cli("inspect", *words)
+    assert ran.code == 2
+    assert told in ran.err
+
+
+def test_a_file_from_elsewhere_asks_for_its_factory(tmp_path: Path) -> None:
+    file = tmp_path / "s.safetensors"
+    words = ("--model", SMALL, "--image-size", 16, "--filters", 6, "--criterion", "random", "--output", file)
+    assert surgeon_cli("prune", *words).code == 0
+    ran = surgeon_cli("inspect", file)
+    assert ran.code == 2
+    assert "factory" in ran.err
+
+
+def test_dot_quotes_what_needs_quoting() -> None:
+    graph = networkx.DiGraph()
+    graph.add_node('a"b', kind="layer", type="Conv2d")
+    graph.add_node("g", kind="group", size=3)
+    graph.add_edge('a"b', "g", kind="produces")
+    text = to_dot(graph)
+    assert '"a\\"b" -> "g" [label="produces"];' in text
+    assert "3 channels" in text

@@ -1,0 +1,89 @@
+"""The program itself: help, version, suggestions, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from surgeon import errors
+from surgeon_cli.main import cli, told
+from tests.cli_run import commands
+
+COMMANDS = ("bench", "inspect", "prune")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_is_listed_with_one_line_of_help(name: str) -> None:
+    output = CliRunner().invoke(cli, ["--help"]).output
+    line = next(line for line in output.splitlines() if line.split()[:1] == [name])
+    assert line.endswith(".")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_help(name: str) -> None:
+    command = commands().get_command(click.Context(commands()), name)
+    assert command is not None
+    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    assert options
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_unknown_command_suggests_the_nearest() -> None:
+    result = CliRunner().invoke(cli, ["prnue"])
+    assert result.exit_code == 2
+    assert "Did you mean 'prune'?" in result.stderr
+
+
+def test_unknown_command_far_from_all_lists_them() -> None:
+    result = CliRunner().invoke(cli, ["zzz"])
+    assert result.exit_code == 2
+    assert "bench, inspect, prune" in result.stderr
+
+
+def test_unknown_option_suggests_the_nearest() -> None:
+    result = CliRunner().invoke(cli, ["prune", "--fliters", "3"])
+    assert result.exit_code == 2
+    assert "--filters" in result.stderr
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(cli, ["--version"])
+    assert result.exit_code == 0
+    assert result.output.startswith("surgeon, version ")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [
+        (errors.BudgetError("too much"), 2),
+        (errors.ModelError("no model"), 2),
+        (errors.VerificationError("layer1 differs"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2),
+    ],
+)
+def test_errors_become_one_message_and_a_code(raised: Exception, code: int) -> None:
+    with pytest.raises(click.ClickException) as caught, told():
+        raise raised
+    assert caught.value.exit_code == code
+    assert str(raised.args[-1]) in caught.value.message
+
+
+def test_bugs_are_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError), told():
+        raise ZeroDivisionError
+
+
+def test_main_module_is_what_the_script_calls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from surgeon_cli.main import main
+
+    monkeypatch.setattr(sys, "argv", ["surgeon", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert "surgeon, version" in capsys.readouterr().out

@@ -1,0 +1,104 @@
+"""Who may import whom: each module imports only modules above it in this list."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+ORDER = (
+    "errors",
+    "tracing",
+    "rules",
+    "channels",
+    "criteria",
+    "cost",
+    "trial",
+    "planning",
+    "rewriting",
+    "verification",
+    "report",
+    "checkpoint",
+    "measure",
+    "pruning",
+    "__init__",
+)
+
+#: The command line's own modules that `surgeon --help` loads.
+LIGHT = ("__init__", "__main__", "main", "files", *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")))
+
+
+def files_of(name: str) -> list[Path]:
+    single = ROOT / "surgeon" / f"{name}.py"
+    return [single] if single.exists() else sorted((ROOT / "surgeon" / name).rglob("*.py"))
+
+
+def imports(path: Path, *, top_level: bool = False) -> Iterator[str]:
+    """Full names of the modules that a file imports; `from a import b` yields "a.b"."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in _loaded(tree) if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = "." * node.level + (node.module or "")
+            yield from (f"{prefix}.{alias.name}" for alias in node.names)
+
+
+def _loaded(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run on import: not in functions, not under TYPE_CHECKING."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+
+
+def modules() -> list[str]:
+    found = [path.stem for path in (ROOT / "surgeon").glob("*.py")]
+    return found + [path.parent.name for path in (ROOT / "surgeon").glob("*/__init__.py")]
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(set(modules()) - set(ORDER)) == []
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_modules_import_only_what_stands_above_them(name: str) -> None:
+    allowed = ORDER[: ORDER.index(name) + 1]
+    for path in files_of(name):
+        for imported in imports(path):
+            assert not imported.startswith("."), f"{path.name}: write imports of the library in full: {imported}"
+            if imported == "surgeon" or imported.startswith("surgeon."):
+                other = imported.split(".")[1] if "." in imported else "__init__"
+                assert other in allowed, f"{path.relative_to(ROOT)} imports {imported}"
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_the_library_knows_no_command_line(name: str) -> None:
+    for path in files_of(name):
+        for imported in imports(path):
+            assert imported.split(".")[0] not in {"click", "rich", "surgeon_cli", "cli", "pickle"}, path
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_the_command_line_loads_nothing_heavy_before_it_must(name: str) -> None:
+    path = ROOT / "cli" / f"{name.replace('.', '/')}.py"
+    heavy = {"torch", "torchvision", "surgeon", "numpy", "scipy", "sklearn", "networkx", "rich", "PIL", "safetensors"}
+    loaded = {imported.split(".")[0] for imported in imports(path, top_level=True)}
+    assert loaded & heavy == set()
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys\nfrom click.testing import CliRunner\nfrom surgeon_cli.main import cli\n"
+        "for words in (['--help'], ['--version'], ['prune', '--help'], ['bench', '--help'], ['inspect', '--help']):\n"
+        "    assert CliRunner().invoke(cli, words).exit_code == 0, words\n"
+        "print(sorted({'torch', 'surgeon', 'numpy', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,43 @@
+"""Random networks, random plans: exact, or refused with a reason; never wrong, never a crash."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.judge import Cut, judge, judge_seed, sample_cut
+from tests.networks import Spec, networks, sample_network
+
+cuts = st.builds(
+    Cut,
+    ratio=st.sampled_from([0.5, 0.3, 0.1, 0.7, 0.8]),
+    scope=st.sampled_from(["local", "global"]),
+    seed=st.integers(0, 99),
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(networks(), cuts)
+def test_never_wrong(spec: Spec, cut: Cut) -> None:
+    outcome = judge(spec, cut)
+    assert outcome.status in ("exact", "refused"), outcome
+    assert outcome.status == "exact" or outcome.detail
+
+
+def test_most_random_networks_are_cut() -> None:
+    """An oracle over networks that are all refused would prove nothing."""
+    outcomes = [judge_seed(seed) for seed in range(20)]
+    assert sum(outcome.status == "exact" and outcome.effect > 1e-6 for outcome in outcomes) >= 18
+
+
+def test_specs_survive_json_and_are_drawn_alike() -> None:
+    for seed in range(50):
+        spec = sample_network(seed, extended=seed % 2 == 0)
+        assert Spec.from_json(spec.to_json()) == spec == sample_network(seed, extended=seed % 2 == 0)
+        assert sample_cut(seed) == sample_cut(seed)
