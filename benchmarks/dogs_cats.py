@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=None, help="at most so many images of each class")
     parser.add_argument("more", nargs="*", help="further words for surgeon prune, after --")
     options = parser.parse_args()
-    if options.quick:
+    if options.quick and options.limit is None:
         options.limit = 8
     return options
 

@@ -1,7 +1,7 @@
 """Write README's tables from the files in ``benchmarks/results``, so that no number in it is typed by hand.
 
-A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->``; NAME is one of ``TABLES``, with "@cuda"
-behind it for the results of another device.
+A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->``; NAME is one of ``TABLES``, with "-cuda"
+behind it for the results of that device.
 
     python benchmarks/readme.py            # write the tables
     python benchmarks/readme.py --check    # exit 1 when a table is not what the results say
@@ -69,11 +69,11 @@ def compared(old: str, new: str) -> Iterable[tuple[str, str, str]]:
 
 def rendered(name: str, results: Path) -> str:
     """One table as Markdown, from its file. Raises UnknownTableError."""
-    base, _, kind = name.partition("@")
+    base, kind = (name.removesuffix("-cuda"), "-cuda") if name.endswith("-cuda") else (name, "")
     if base not in TABLES:
         raise UnknownTableError(f"no table {base!r}; there are {', '.join(TABLES)}")
     file, render = TABLES[base]
-    path = results / f"{file}{'-' + kind if kind else ''}.json"
+    path = results / f"{file}{kind}.json"
     if not path.exists():
         raise UnknownTableError(f"table {name!r} needs {path.name}: run python benchmarks/{file}.py")
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -134,10 +134,10 @@ def accuracy_cells(group: Sequence[Results]) -> list[str]:
     """One criterion over its seeds."""
     macs = [100 * row["macs_after"] / row["macs_before"] for row in group]
     checks = [row["check"] for row in group if row["check"] is not None]
-    passed = all(check["status"] == "passed" for check in checks) and len(checks) == len(group)
+    left = len(group) - sum(check["status"] == "passed" for check in checks)
     error = f"{max(check['error'] for check in checks):.0e}" if checks else "-"
     tops = [ranged([row[name] for row in group]) for name in ("top1", "top1_bn")]
-    return [*tops, ranged(macs, 1), error if passed else f"{error}, not passed"]
+    return [*tops, ranged(macs, 1), f"{error}, {left} of {len(group)} unproven" if left else error]
 
 
 def taylor(found: Results) -> str:
@@ -161,6 +161,11 @@ def taylor_cells(entry: Results) -> list[str]:
     if entry["groups"] is None:
         return [whole, "-"]
     return [whole, f"{entry['groups']:.2f} ({entry['groups_sd'] or 0:.2f})"]
+
+
+def surgery(found: Results) -> str:
+    """Both tables."""
+    return surgery_vgg16(found) + "\n\n" + surgery_resnet50(found)
 
 
 def surgery_vgg16(found: Results) -> str:
@@ -209,8 +214,8 @@ def dogs_cats(found: Results) -> str:
     images = " + ".join(f"{count} {kind}" for kind, count in found["images_per_class"].items())
     check = report["check"]
     return grid(["VGG16-BN", "before", "after"], rows) + (
-        f"\n\n`{found['cli']}`: {images}, {found['wall_s']:.0f} s, check {check['status']} "
-        f"(error {check['error']:.0e})."
+        f"\n\n`{found['cli']}` on a folder of {images}: {found['wall_s']:.0f} s, check {check['status']} "
+        f"(error {check['error']:.0e}). It says: {'; '.join([*report['warnings'], *report['notes']])}."
     )
 
 
@@ -226,13 +231,22 @@ def oracle(found: Results) -> str:
     )
 
 
+def example(found: Results) -> str:
+    """What the command printed from the table of layers on, as an indented block."""
+    lines = found["lines"]
+    start = next((k for k, line in enumerate(lines) if line.split()[:2] == ["layer", "type"]), 0)
+    return "\n".join(f"    {line}".rstrip() for line in lines[start:])
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "taylor": ("taylor", taylor),
+    "surgery": ("surgery", surgery),
     "surgery-vgg16": ("surgery", surgery_vgg16),
     "surgery-resnet50": ("surgery", surgery_resnet50),
     "dogs-cats": ("dogs_cats", dogs_cats),
     "oracle": ("oracle", oracle),
+    "example": ("example", example),
 }
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def prune(
     *,
     filters: int | None = None,
     ratio: float | None = None,
-    max_macs: float | int | str | None = None,
-    max_params: float | int | str | None = None,
+    max_macs: float | str | None = None,
+    max_params: float | str | None = None,
     criterion: str | Callable[[Request], Floats] = "taylor",
     dataloader: Iterable[Any] | None = None,
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
@@ -103,7 +103,7 @@ def prune(
         with clock("verify"):
             check = run_check(module, small, plan, example_inputs, seed=seed)
     sizes = (tensor_bytes(module), tensor_bytes(small))
-    report = make_report(graph, plan.kept(graph), sizes, check, _notes(graph, plan), clock.seconds)
+    report = make_report(graph, plan.kept(graph), sizes, check, _notes(graph), clock.seconds)
     if inplace:
         small = rewrite(model, plan, inplace=True)
     return Result(small, replace(plan, fitted=None), report)
@@ -129,7 +129,9 @@ def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Itera
     """What would fail after minutes of work fails now."""
     name, chosen = find_criterion(criterion)
     if chosen.needs_data and dataloader is None:
-        raise ScoreError(f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none")
+        raise ScoreError(
+            f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
+        )
 
 
 def _graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -148,9 +150,11 @@ def _refuse_pinned(graph: ChannelGraph) -> None:
     rows = [p for p in graph.pinned if p.reason not in ("output", "ignored")]
     if rows:
         listed = "\n".join(f"  {p.layer}: {p.reason}" + (f" ({p.source})" if p.source else "") for p in rows)
-        raise NothingToCutError(f"strict: these layers have to keep channels:\n{listed}\nname them in ignored_layers to go on")
+        raise NothingToCutError(
+            f"strict: these layers have to keep channels:\n{listed}\nname them in ignored_layers to go on"
+        )
 
 
-def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
+def _notes(graph: ChannelGraph) -> tuple[str, ...]:
     constants = [p for p in graph.pinned if p.reason.startswith("constant")]
     return tuple(f"{p.layer} keeps {p.channels} of {p.of} channels: {p.reason}" for p in constants)

@@ -86,6 +86,6 @@ def make_report(
     cost, dense = Cost(graph), Cost(graph).everything()
     before, after = filter_counts(graph, kept)
     return Report(
-        layer_rows(graph, kept), before, after, cost.macs(dense), cost.macs(kept), cost.params(dense), cost.params(kept),
-        *sizes, check, graph.pinned, notes, (), dict(seconds),
+        layer_rows(graph, kept), before, after, cost.macs(dense), cost.macs(kept),
+        cost.params(dense), cost.params(kept), *sizes, check, graph.pinned, notes, (), dict(seconds),
     )  # fmt: skip

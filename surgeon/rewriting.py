@@ -81,4 +81,3 @@ def small_tensor(fitted: Fit, name: str, dense: Tensor) -> Tensor:
         if dense.is_contiguous(memory_format=order) and not dense.is_contiguous():
             return small.contiguous(memory_format=order)
     return small.contiguous()
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,6 +160,7 @@ def run(options: Options) -> None:
     from ..models import resolve
     from ..output import Watch, warn
     from ..runtime import pick_device, try_forward
+    from ..summary import show
 
     device = pick_device(options.device)
     subject = resolve(options.model, options.weights, seed=options.seed, image_size=options.image_size)
@@ -179,7 +178,7 @@ def run(options: Options) -> None:
 
         surgeon.save(options.target, result.model, result.plan, origin=subject.origin)
         written = options.target
-    _show(options, subject, result, written)
+    show(subject, result, written, as_json=options.as_json, with_plan=options.dry_run)
 
 
 def _check_budget(options: Options) -> None:
@@ -255,84 +254,3 @@ def _with_remarks(
         warnings=(*subject.warnings, *(images.warnings if images else ()), *result.report.warnings),
     )
     return replace(result, report=report)
-
-
-# ---------------------------------------------------------------- showing
-
-
-def _show(options: Options, subject: Subject, result: surgeon.Result, written: Path | None) -> None:
-    from ..output import emit_json, reasons, say, table, warn
-
-    report = result.report.to_dict()
-    file_bytes = written.stat().st_size if written else None
-    if options.as_json:
-        plan = json.loads(result.plan.to_json())
-        emit_json(
-            {
-                "model": subject.name,
-                "weights": subject.weights,
-                "report": report,
-                "plan": plan,
-                "output": None if written is None else str(written),
-                "file_bytes": file_bytes,
-            }
-        )
-    rows = [(row["name"], row["type"], row["before"], row["after"]) for row in report["layers"]]
-    changed = [(*row, f"-{row[2] - row[3]}") for row in rows if row[2] != row[3]]
-    table(
-        f"{subject.name}: out-channels, {len(changed)} of {len(rows)} layers changed",
-        ("layer", "type", "before", "after", "removed"),
-        changed,
-        left=2,
-    )
-    table("", ("", "before", "after", "change"), _totals(report))
-    reasons(report["pinned"])
-    for note in report["notes"]:
-        say(f"note: {note}")
-    for warning in [w for w in report["warnings"] if w not in subject.warnings]:
-        warn(warning)
-    if report["check"] is not None and report["check"]["status"] != "passed":
-        warn("the check could not prove the cut right everywhere; compare the two models yourself before you rely on it")
-    say(_check_line(report["check"]))
-    say(_file_line(written, file_bytes))
-    if options.dry_run and not options.as_json:
-        _show_plan(result.plan.removed.items())
-
-
-_COUNTS = (("filters", "convolution filters"), ("macs", "MACs (1 multiply-add = 1)"), ("params", "parameters"))
-
-
-def _totals(report: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    from ..output import share, size
-
-    for key, title in _COUNTS:
-        before, after = report[f"{key}_before"], report[f"{key}_after"]
-        yield title, f"{before:,}", f"{after:,}", share(before, after)
-    before, after = report["bytes_before"], report["bytes_after"]
-    yield "parameters and buffers", size(before), size(after), share(before, after)
-
-
-def _check_line(check: dict[str, Any] | None) -> str:
-    if check is None:
-        return "check: not done (--no-verify)"
-    errors = f"largest error {check['error']:.1e}, on your own weights {check['own_error']:.1e}"
-    facts = f"{check['nodes']} places compared, {errors}"
-    if check["status"] == "passed":
-        return f"check: passed ({facts})"
-    return f"check: {check['status'].upper()} ({facts}); not compared: {', '.join(check['unproven'][:4])}"
-
-
-def _file_line(written: Path | None, file_bytes: int | None) -> str:
-    from ..output import size
-
-    if written is None:
-        return "dry run: nothing written"
-    return f"written: {written} ({size(file_bytes or 0)}); open it with surgeon.load({str(written)!r})"
-
-
-def _show_plan(removed: Any) -> None:
-    from ..output import say
-
-    say("plan (group: channels that go):")
-    for group, channels in removed:
-        say(f"  {group}: {', '.join(str(channel) for channel in channels)}")

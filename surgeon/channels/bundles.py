@@ -6,6 +6,7 @@ says that the places of several *parts* must stay equal in number.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -108,7 +109,8 @@ def _tilings(structure: Structure) -> Iterator[list[Ints]]:
         parts = {(first, last): part for first, last, part, _ in found}
         ordered = sorted(parts)
         widths = {last - first for first, last in ordered}
-        if len(ordered) > 1 and len(widths) == 1 and all(a[1] == b[0] for a, b in zip(ordered, ordered[1:], strict=False)):
+        joined = all(a[1] == b[0] for a, b in itertools.pairwise(ordered))
+        if len(ordered) > 1 and len(widths) == 1 and joined:
             yield [flat(parts[key]) for key in ordered]
 
 
@@ -122,7 +124,7 @@ def _demand(structure: Structure, groups: Sequence[Group], group_of: Ints, parts
     touched = np.flatnonzero(places.any(axis=0))
     if not len(touched) or (places == places[0]).all():
         return None
-    sizes = np.array([groups[i].size for i in touched])
+    sizes = np.array([groups[int(i)].size for i in touched])
     if (places[:, touched] % sizes).any():
         return None  # parts that no whole channel falls into: the trial will tell
     per_channel = np.zeros_like(places)

@@ -204,7 +204,9 @@ class ChannelGraph:
 
     def _first_extra(self, group: Group) -> tuple[str, str | None]:
         """Why a whole group stays although not each of its channels is pinned."""
-        return next((self.extra[int(n)] for n in group.numbers if int(n) in self.extra), ("tied to places that stay", None))
+        return next(
+            (self.extra[int(n)] for n in group.numbers if int(n) in self.extra), ("tied to places that stay", None)
+        )
 
     def to_networkx(self) -> nx.DiGraph:
         """The channel-dependency graph.

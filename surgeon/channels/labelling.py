@@ -20,7 +20,7 @@ _FIRST_EXAMPLE = -1
 
 
 class Mismatch(Exception):
-    """The cut model's recording doesn't carry channels as the dense one does; `node` is the first dense call that differs."""
+    """The cut model's recording carries channels otherwise than the dense one; `node` is the first such dense call."""
 
     def __init__(self, node: fx.Node, why: str) -> None:
         super().__init__(f"{node.meta.get('site')}: {why}")

@@ -133,9 +133,10 @@ def _hash(text: str) -> Hashes:
 
 def _mix(base: Hashes, coordinates: Ints) -> Hashes:
     """A pseudo-random pair for each coordinate (splitmix64's finaliser)."""
-    value = base[None, :] + (coordinates.astype(np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
+    value: Hashes = base[None, :] + (coordinates.astype(np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    return value ^ (value >> np.uint64(27))
+    value ^= value >> np.uint64(27)
+    return value
 
 
 def _leads(labels: Labels, channel: Ints, count: int) -> Ints:

@@ -69,6 +69,11 @@ def find_criterion(name: str | Callable[[Request], Floats]) -> tuple[str, Criter
     return name, CRITERIA[name]
 
 
+def needs_data_message(name: str) -> str:
+    """What to say when `name` is asked for without data."""
+    return f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
+
+
 def score(
     graph: ChannelGraph,
     criterion: str | Callable[[Request], Floats] = "taylor",
@@ -106,7 +111,9 @@ def score(
     """
     name, chosen = find_criterion(criterion)
     if chosen.needs_data and dataloader is None:
-        raise ScoreError(f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none")
+        raise ScoreError(
+            f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
+        )
     request = Request(
         graph, dataloader, forward_loss or default_forward_loss(loss_fn), seed, progress or (lambda *_: None)
     )
@@ -117,7 +124,7 @@ def score(
 
 
 def _normalised(graph: ChannelGraph, raw: Floats, macs_weight: float) -> Floats:
-    values = raw.copy()
+    values: Floats = raw.copy()
     for bundle in graph.bundles:
         numbers = np.concatenate([group.numbers for group in bundle.groups])
         norm = float(np.linalg.norm(raw[numbers]))
@@ -130,9 +137,9 @@ def _normalised(graph: ChannelGraph, raw: Floats, macs_weight: float) -> Floats:
 def channel_macs(graph: ChannelGraph) -> Floats:
     """MACs (one multiply-add is 1) that disappear with each channel alone."""
     structure = graph.structure
-    total = np.zeros(structure.count + 1)
+    total: Floats = np.zeros(structure.count + 1)  # the last entry takes the places without a channel
     for work in graph.structure.labels.ledger.work:
         for factor in work.factors:
             channels = structure.of(factor)
             np.add.at(total, channels, work.macs / len(channels))
-    return total[:-1]
+    return np.delete(total, -1)

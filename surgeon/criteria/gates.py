@@ -69,8 +69,8 @@ class GatedModel(nn.Module):
         def call(node: fx.Node, values: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
             fact = taps.get(node)
             if fact is not None:
-                source = node.args[fact.operand]
-                examples = [p for p in labels.marks[source].planes if p.example]  # type: ignore[index]  # operands are nodes
+                source: Any = node.args[fact.operand]
+                examples = [p for p in labels.marks[source].planes if p.example]
                 tapped = self._tap(values[fact.operand], fact.plane, examples)
                 values = (*values[: fact.operand], tapped, *values[fact.operand + 1 :])
             return plain_call(node, values, keywords)
@@ -105,7 +105,7 @@ class GatedModel(nn.Module):
         def sink(activation: Tensor, gradient: Tensor) -> None:
             self._collect(activation, gradient, labels, example)
 
-        result: Tensor = _Tap.apply(value, sink)  # type: ignore[no-untyped-call]
+        result: Tensor = _Tap.apply(value, sink)
         return result
 
     def _collect(self, activation: Tensor, gradient: Tensor, channel: Tensor, example: Tensor | None) -> None:
@@ -117,7 +117,9 @@ class GatedModel(nn.Module):
         if gone:
             product = product.sum(gone, keepdim=True)
         product = product.double().cpu()
-        index = (rows * (self._structure.count + 1) + channel.where(channel >= 0, self._structure.count)).expand_as(product)
+        index = (rows * (self._structure.count + 1) + channel.where(channel >= 0, self._structure.count)).expand_as(
+            product
+        )
         table = torch.zeros(len(self.gates) * (self._structure.count + 1), dtype=torch.float64)
         table.index_add_(0, index.reshape(-1), product.reshape(-1))
         self.gates += table.view(len(self.gates), -1)[:, :-1]
@@ -135,4 +137,3 @@ def _by_node(labels: Labels) -> dict[fx.Node, Summed]:
 def _bakes_values(trace: Trace) -> bool:
     """Whether constants of the recording may come from this batch's own values."""
     return any(str(name).startswith("_constant_") for name in trace.tensors)
-

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812  # its usual name
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -89,7 +89,7 @@ def _gates(request: Request) -> Iterable[Tensor]:
     assert request.batches is not None
     model = request.graph.trace.model
     gated = GatedModel(request.graph.structure, model)
-    total = len(request.batches) if hasattr(request.batches, "__len__") else 0
+    total = len(request.batches) if isinstance(request.batches, Sized) else 0
     number = 0
     for number, batch in enumerate(request.batches, 1):
         loss = request.forward_loss(gated, batch)
@@ -101,7 +101,7 @@ def _gates(request: Request) -> Iterable[Tensor]:
         raise ScoreError("the dataloader gave no batch; pass one that yields (inputs, targets)")
 
 
-def _check(loss: Tensor, number: int) -> None:
+def _check(loss: Any, number: int) -> None:
     if not isinstance(loss, Tensor) or loss.ndim > 1:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ScoreError(f"the loss of batch {number} is {shape}; expected one number, or one per example")
@@ -115,7 +115,7 @@ def _check(loss: Tensor, number: int) -> None:
 
 
 def _norms(request: Request, order: int) -> Floats:
-    """Mean norm of the filters that make each channel, each divided by the number of its weights' root (l2) or count (l1)."""
+    """Mean over a channel's filters of the mean absolute weight (order 1) or the root mean square (order 2)."""
     structure = request.graph.structure
     space = structure.labels.space
     total, count = np.zeros(structure.count), np.zeros(structure.count)
@@ -124,8 +124,8 @@ def _norms(request: Request, order: int) -> Floats:
         if not structure.produced[start] or tensor.ndim < 2:
             continue
         other = [a for a in range(tensor.ndim) if a != axis]
-        if size != tensor.shape[axis]:  # a transposed grouped convolution: its filters are (group, out-channel)
-            continue
+        if size != tensor.shape[axis]:
+            continue  # a transposed grouped convolution: its filters are (group, out-channel)
         norms = torch.linalg.vector_norm(tensor.detach().double(), order, dim=other)
         norms /= math.prod(tensor.shape[a] for a in other) ** (1 / order)
         channels = structure.channel[start : start + size]
@@ -142,7 +142,7 @@ def magnitude(request: Request) -> Floats:
 
 @criterion("magnitude-l1", needs_data=False)
 def magnitude_l1(request: Request) -> Floats:
-    """Mean absolute weight of the filter (Li et al. 2017, section 3.1), averaged over the filters of a coupled channel."""
+    """Mean absolute weight of the filter (Li et al. 2017, section 3.1), averaged over coupled filters."""
     return _norms(request, 1)
 
 
@@ -177,6 +177,9 @@ def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     elif isinstance(outputs, tuple | list):
         outputs = outputs[0]
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-        raise ScoreError("cross entropy needs class scores (N, classes, ...); pass loss_fn or forward_loss for this model")
-    losses = F.cross_entropy(outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs, targets, reduction="none")
+        raise ScoreError(
+            "cross entropy needs class scores (N, classes, ...); pass loss_fn or forward_loss for this model"
+        )
+    half = outputs.dtype in (torch.float16, torch.bfloat16)
+    losses = F.cross_entropy(outputs.float() if half else outputs, targets, reduction="none")
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses

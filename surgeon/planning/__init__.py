@@ -17,8 +17,7 @@ from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
 from surgeon.planning.moves import Move, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.selection import channels_made_by, select_layers
-from surgeon.trial import Fit, Misfit, fit, settle
-from surgeon.trial.fitting import widths_of
+from surgeon.trial import Fit, Misfit, fit, settle, widths_of
 
 __all__ = ["LIMITS", "Plan", "make_plan", "select_layers", "smallest"]
 
@@ -29,8 +28,8 @@ def make_plan(
     *,
     filters: int | None = None,
     ratio: float | None = None,
-    max_macs: float | int | str | None = None,
-    max_params: float | int | str | None = None,
+    max_macs: float | str | None = None,
+    max_params: float | str | None = None,
     scope: str = "global",
     round_to: int | None = None,
     ignored_layers: Iterable[nn.Module | str] = (),
@@ -76,7 +75,9 @@ def make_plan(
         kept, fitted, misfit = _attempt(graph, scores, asked, scope, round_to or 1, min_channels)
         if misfit is None:
             break
-        graph = graph.pin(misfit.channels, f"constant in {misfit.source}" if misfit.source else misfit.why, misfit.source)
+        graph = graph.pin(
+            misfit.channels, f"constant in {misfit.source}" if misfit.source else misfit.why, misfit.source
+        )
     budget = {k: v for k, v in asked.items() if v is not None} | {"scope": scope, "min_channels": min_channels}
     budget |= {"round_to": round_to} if round_to else {}
     inputs = graph.trace.inputs.spec()
@@ -84,7 +85,7 @@ def make_plan(
     return Plan(name, removed_by_group(graph, kept), inputs, budget, scores.criterion, seed, fitted)
 
 
-def _check(scope: str, round_to: int | None, min_channels: int) -> None:
+def _check(scope: str, round_to: Any, min_channels: Any) -> None:
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r}: expected 'global' or 'local'")
     for name, value in (("round_to", round_to), ("min_channels", min_channels)):

@@ -58,7 +58,9 @@ def take_filters(problem: Problem, amount: Any) -> list[Move]:
     moves = [m for m in problem.order() if m.filters or m.level]
     can_go = sum(m.filters for m in moves)
     if amount > can_go:
-        raise BudgetError(f"filters={amount}: at most {can_go} of the model's filters can be removed; ask for {can_go} or fewer")
+        raise BudgetError(
+            f"filters={amount}: at most {can_go} of the model's filters can be removed; ask for {can_go} or fewer"
+        )
     chosen, left, closed = [], amount, set()
     for move in moves:
         worthless = not any(g.filters for g in problem.graph.bundles[move.bundle].groups)
@@ -138,7 +140,8 @@ def _out_of_reach(problem: Problem, absolute: dict[str, int], moves: list[Move])
     for name, limit in absolute.items():
         least, whole = LIMITS[name](problem.cost, kept), LIMITS[name](problem.cost, dense)
         if least > limit:
-            lines.append(f"{name}: {limit:,} asked, {least:,} is the least that can be reached ({least / whole:.1%} of {whole:,})")
+            reach = f"{least:,} is the least that can be reached ({least / whole:.1%} of {whole:,})"
+            lines.append(f"{name}: {limit:,} asked, {reach}")
     return "the budget is out of reach; " + "; ".join(lines)
 
 
@@ -154,7 +157,8 @@ def choose(problem: Problem, amounts: dict[str, Any]) -> list[Move]:
     if not given:
         raise BudgetError("say how much to cut: filters=N, ratio=0.5, or max_macs=, max_params= (a share or a number)")
     if len(given) > 1 and ({"filters", "ratio"} & given.keys()):
-        raise BudgetError(f"{' and '.join(given)} exclude each other: filters alone, ratio alone, or max_* together")
+        names = " and ".join(given)
+        raise BudgetError(f"{names} exclude each other: filters alone, ratio alone, or max_* together")
     if "filters" in given:
         return take_filters(problem, given["filters"])
     if "ratio" in given:

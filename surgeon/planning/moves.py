@@ -1,4 +1,4 @@
-"""Moves: the order in which channels would go. Each bundle is a staircase of moves; a plan takes the first few of each."""
+"""Moves: the order in which channels would go. A bundle is a staircase of moves; a plan takes the first few."""
 
 from __future__ import annotations
 

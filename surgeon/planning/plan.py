@@ -68,8 +68,7 @@ class Plan:
             raise PlanError(f"the plan is no JSON: {problem}") from problem
         if not isinstance(data, dict) or data.get("surgeon_plan") != FORMAT:
             raise PlanError(f"not a surgeon plan of format {FORMAT} (the field surgeon_plan is missing or different)")
-        fields: dict[str, tuple[type, Any]] = {"model": (str, ""), "criterion": (str, ""), "seed": (int, 0), "budget": (dict, {})}
-        values = {name: _typed(data, name, kind, default) for name, (kind, default) in fields.items()}
+        values = {name: _typed(data, name, default) for name, default in _FIELDS.items()}
         return cls(removed=_removed(data.get("removed")), inputs=data.get("inputs"), **values)
 
     def kept(self, graph: ChannelGraph) -> Flags:
@@ -86,7 +85,7 @@ class Plan:
             if group is None:
                 known = ", ".join(list(graph.named)[:5])
                 raise PlanError(f"the plan cuts group {name!r}, which this model doesn't have (it has {known}, ...)")
-            where = {channel: number for channel, number in zip(group.channels, group.numbers, strict=True)}
+            where = dict(zip(group.channels, group.numbers, strict=True))
             for channel in gone:
                 if channel not in where:
                     raise PlanError(f"the plan removes channel {channel} of group {name!r}, which has no such channel")
@@ -102,10 +101,14 @@ def _lead_size(graph: ChannelGraph, name: str) -> int:
     return sum(g.size for n, g in graph.named.items() if n.partition("#")[0] == layer)
 
 
-def _typed(data: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+#: Plain fields of a plan; the default gives the type.
+_FIELDS: dict[str, Any] = {"model": "", "criterion": "", "seed": 0, "budget": {}}
+
+
+def _typed(data: Mapping[str, Any], name: str, default: Any) -> Any:
     value = data.get(name, default)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise PlanError(f"the plan's field {name!r} is {type(value).__name__}, expected {kind.__name__}")
+    if not isinstance(value, type(default)) or isinstance(value, bool):
+        raise PlanError(f"the plan's field {name!r} is {type(value).__name__}, expected {type(default).__name__}")
     return value
 
 

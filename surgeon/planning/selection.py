@@ -40,7 +40,9 @@ def _matches(item: nn.Module | str, name: str, module: nn.Module) -> bool:
 
 def _nothing(item: nn.Module | str, names: list[str]) -> str:
     if isinstance(item, nn.Module):
-        return f"ignored_layers holds a {type(item).__name__} that is no part of this model; pass the model's own modules"
+        return (
+            f"ignored_layers holds a {type(item).__name__} that is no part of this model; pass the model's own modules"
+        )
     close = difflib.get_close_matches(item, names, 3)
     hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
     return f"ignored_layers: {item!r} matches no layer of the model{hint}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, Summed, compact, spread
+from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, Summed, spread
 
 NO_CHANNEL = "meets a tensor without channels in {}"
 
@@ -37,9 +37,12 @@ def lift(value: Marked, places: Mapping[int, int], ndim: int) -> Marked:
         labels = plane.labels.permute(*rest, *order)
         labels = labels.reshape(arrange(plane.labels.shape))
         planes.append(replace(plane, labels=labels, axes=frozenset(places[a] for a in plane.axes)))
-    return replace(
-        value, shape=tuple(arrange(value.shape)), span=tuple(arrange(value.span)), planes=tuple(planes)
-    )
+    return replace(value, shape=tuple(arrange(value.shape)), span=tuple(arrange(value.span)), planes=tuple(planes))
+
+
+def on_axis(vector: Marked, axis: int, ndim: int) -> Marked:
+    """A per-channel vector `(C,)` as a value that varies along `axis` alone."""
+    return lift(vector, {0: axis}, ndim)
 
 
 def align_right(values: Sequence[Marked]) -> list[Marked]:
@@ -63,14 +66,19 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
         for plane in value.planes:
             for other in values[:index] + values[index + 1 :]:
                 _confront(ledger, plane, other)
-    shape = torch.broadcast_shapes(*(v.shape for v in values))
+    shape = _broadcast([v.shape for v in values])
     return Marked(
-        tuple(shape),
-        tuple(torch.broadcast_shapes(*(v.span for v in values))),
+        shape,
+        _broadcast([v.span for v in values]),
         tuple(merged.values()),
         free=all(v.free for v in values),
         constant=all(v.constant for v in values),
     )
+
+
+def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return tuple(shape)
 
 
 def _merge(ledger: Ledger, one: Plane, other: Plane) -> Plane:

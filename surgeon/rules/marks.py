@@ -145,12 +145,13 @@ class Ledger:
         axes = sorted(axes)
         if plane.example or not axes:
             return
-        coordinates = torch.zeros((), dtype=torch.int64)
+        coordinates = torch.zeros([1] * plane.labels.ndim, dtype=torch.int64)
         for axis in axes:
             size = plane.labels.shape[axis]
             steps = torch.arange(size).view([size if a == axis else 1 for a in range(plane.labels.ndim)])
             coordinates = coordinates * size + steps
-        labels, places = torch.broadcast_tensors(plane.labels, coordinates)
+        shape = torch.Size(max(a, b) for a, b in zip(plane.labels.shape, coordinates.shape, strict=True))
+        labels, places = plane.labels.expand(shape), coordinates.expand(shape)
         self.anchors.append(Anchor(labels, places, self.node, kind))
 
     def tie(self, parts: Sequence[Tensor]) -> None:

@@ -97,7 +97,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         assert error is not None
         with untouched(module), plain_kernels():
             module(*inputs.args, **inputs.kwargs)  # the user's own error, with the user's own stack
-        raise error
+        raise error from None
 
 
 def record(model: nn.Module, inputs: Inputs) -> Trace:
@@ -181,7 +181,7 @@ class Replay(fx.Interpreter):
             for dead in self.user_to_last_uses.get(node, []):
                 del self.env[dead]
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002  # fx's signature
         """The parameter, buffer or constant of that name."""
         return self._tensors[target]
 

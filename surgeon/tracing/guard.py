@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from surgeon.errors import ModelError
 
@@ -18,7 +18,7 @@ _QUANTISED = (torch.qint8, torch.quint8, torch.qint32)
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` wrappers."""
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner: Any = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module
         if not isinstance(inner, nn.Module):
@@ -48,7 +48,7 @@ def _check_module(name: str, module: nn.Module) -> None:
     if "quantized" in type(module).__module__:
         raise ModelError(f"{name} ({type(module).__name__}) is quantised: prune the float model, then quantise it")
     for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if isinstance(tensor, UninitializedTensorMixin):
+        if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise ModelError(
                 f"{name}.{key} is not initialised yet (a lazy module): run the model once on real inputs, then prune it"
             )

@@ -115,7 +115,7 @@ def _build_tensor(spec: Any, generator: torch.Generator) -> Tensor:
     shape = [int(size) for size in spec["tensor"]]
     dtype = getattr(torch, str(spec["dtype"]))
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{spec['dtype']!r} is no dtype")
+        raise TypeError(f"{spec['dtype']!r} is no dtype")
     if any(size < 0 for size in shape) or torch.Size(shape).numel() > _MAX_ELEMENTS:
         raise ValueError(f"a tensor of shape {shape} is out of bounds")
     if dtype.is_floating_point or dtype.is_complex:

@@ -23,7 +23,7 @@ INDEX_OPERATORS = frozenset(
 _MAX_INDEX = 1 << 24
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__ is untyped
     """Writes every ATen call below autograd and functionalisation into `graph`.
 
     Attributes
@@ -36,13 +36,13 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: nn.Module, known: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self._paths = {id(module): name for name, module in model.named_modules()}
         self._nodes: Any = WeakTensorKeyDictionary()
         self._known = {id(tensor): name for name, tensor in known.items()}
-        self._stored = {_place(tensor): name for name, tensor in reversed(known.items()) if tensor.numel()}
+        self._stored = {_place(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
         self._storages = {tensor.untyped_storage()._cdata for tensor in known.values()}
         self._attributes: dict[str, fx.Node] = {}
 

@@ -9,12 +9,13 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_SURGEON = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
+_SURGEON = str(Path(__file__).resolve().parents[1]) + os.sep
 _MODULE_CALL = nn.Module._call_impl.__code__
 
 

@@ -32,7 +32,7 @@ def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
     for node in nodes:
         site = node.meta["site"]
         key = (site.path, site.source, _name(node))
-        keyed[(*key, seen[key])] = node
+        keyed[key, seen[key]] = node
         seen[key] += 1
     return keyed
 
@@ -62,7 +62,7 @@ def _align_parts(small: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:
     for node in small.nodes:
         if node.op == "call_function" and node.target is operator.getitem:
             source, index = node.args
-            for user in found[source].users if source in found else ():  # type: ignore[index]  # args[0] is a node
+            for user in found[source].users if source in found else ():
                 if user.target is operator.getitem and user.args[1] == index:
                     found[node] = user
 

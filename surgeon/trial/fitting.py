@@ -1,45 +1,19 @@
-"""Try widths on the user's own forward and match what arrives with the dense channels."""
+"""Match what arrives at the small widths with the dense channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.channels import ChannelGraph, Group, Guide, Mismatch, Structure, analyse, label
-from surgeon.channels.structure import Flags, Ints, flat
+from surgeon.channels import ChannelGraph, Group, Structure
+from surgeon.channels.structure import Flags, Ints
 from surgeon.errors import PlanError
-from surgeon.tracing import Trace, Unfinished, record
-from surgeon.trial.alignment import align, next_call
-from surgeon.trial.skeleton import with_tensors
-
-#: New size of each axis: (tensor name, axis) -> places kept on it.
-Widths = Mapping[tuple[str, int], int]
-
-
-class Misfit(Exception):
-    """The forward doesn't follow these widths. `channels` are the cut channels that meet at the place where it differs."""
-
-    def __init__(self, node: fx.Node, channels: Ints, why: str) -> None:
-        super().__init__(why)
-        self.node, self.channels, self.why = node, channels, why
-
-    @property
-    def source(self) -> str | None:
-        """The user's line."""
-        site = self.node.meta.get("site")
-        return str(site.source) if site is not None and site.source else None
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One successful trial: the small recording, its channels (slots) and the dense node of each of its nodes."""
-
-    structure: Structure
-    nodes: dict[fx.Node, fx.Node]
+from surgeon.tracing import Trace
+from surgeon.trial.blame import find_misfit
+from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +40,8 @@ class Fit:
     def positions(self, name: str, axis: int) -> Tensor:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
         dense, small = self.graph.structure, self.small
-        start, size = _slot(dense, name, axis)
-        our_start, our_size = _slot(small, name, axis)
+        start, size = slot(dense, name, axis)
+        our_start, our_size = slot(small, name, axis)
         theirs = dense.channel[start : start + size]
         ours = self.channel[small.channel[our_start : our_start + our_size]]
         kept = np.flatnonzero(np.isin(theirs, ours))
@@ -91,7 +65,7 @@ class Fit:
     def _gather_groups(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
         """The second axis of a grouped convolution's weight: every group keeps channels of its own."""
         per_group = self.graph.trace.tensors[name].shape[1]
-        _, size = _slot(self.graph.structure, name, 1)
+        _, size = slot(self.graph.structure, name, 1)
         groups = size // per_group
         index = index.view(groups, -1) % per_group
         index = index.repeat_interleave(tensor.shape[0] // groups, 0)
@@ -99,7 +73,7 @@ class Fit:
         return tensor.gather(1, index)
 
     def source(self, name: str) -> Tensor:
-        """Flat dense index of every element of the small tensor `name`: ``small.flatten() == dense.flatten()[source]``."""
+        """Flat dense index of each element of the small tensor: ``small.flatten() == dense.flatten()[source]``."""
         shape = self.graph.trace.tensors[name].shape
         return self.gather(name, torch.arange(shape.numel()).view(shape)).flatten()
 
@@ -112,23 +86,6 @@ class Fit:
         return list(dict.fromkeys(name for (name, axis), size in places if sizes.get((name, axis)) != size))
 
 
-def _slot(structure: Structure, name: str, axis: int) -> tuple[int, int]:
-    space = structure.labels.space
-    index = space.places.index((name, axis))
-    return space.starts[index], space.sizes[index]
-
-
-def widths_of(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, int], int]:
-    """Places that stay on each axis when of all channels the flagged ones do (`kept`: bool per channel)."""
-    s = graph.structure
-    flags = np.append(kept, True)[s.channel]
-    space = s.labels.space
-    return {
-        place: int(flags[start : start + size].sum())
-        for place, start, size in zip(space.places, space.starts, space.sizes, strict=True)
-    }
-
-
 def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> dict[str, int]:
     """How many channels each group has when the forward runs at these widths.
 
@@ -137,7 +94,7 @@ def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> dict[str, int]:
     Misfit
         If the forward fails there or carries channels otherwise than the dense one.
     """
-    run = _try(graph, widths, kept)
+    run = run_at(graph, widths, kept)
     return _count(graph, run, kept)
 
 
@@ -149,7 +106,7 @@ def fit(graph: ChannelGraph, kept: Flags) -> Fit:
     Misfit
         If the forward doesn't follow.
     """
-    return _match(graph, _try(graph, widths_of(graph, kept), kept), kept)
+    return _match(graph, run_at(graph, widths_of(graph, kept), kept), kept)
 
 
 def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
@@ -160,117 +117,30 @@ def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
     Misfit
         If it isn't the model that keeps these channels.
     """
-    return _match(graph, _read(graph, recording, kept), kept)
+    return _match(graph, read_recording(graph, recording, kept), kept)
 
 
-def _match(graph: ChannelGraph, run: _Run, kept: Flags) -> Fit:
+def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
     counts = _count(graph, run, kept)
     for group in graph.groups:
         wanted = int(kept[group.numbers].sum())
         if counts[group.name] != wanted:
-            raise _misfit(graph, run.structure.labels.trace, run.nodes, kept, None, "takes other channels than it did")
+            raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
     return Fit(graph, run.structure, run.nodes, _assign(graph.structure, run.structure, kept))
 
 
-def _try(graph: ChannelGraph, widths: Widths, kept: Flags) -> _Run:
-    """Run the forward at these widths, on the meta device where the model allows it, else for real."""
-    trace = graph.trace
-    if not trace.steered:
-        try:
-            return _run(graph, widths, kept, "meta")
-        except Misfit as problem:
-            if isinstance(problem.__cause__, Mismatch):
-                raise
-    return _run(graph, widths, kept, None)
-
-
-def _run(graph: ChannelGraph, widths: Widths, kept: Flags, device: str | None) -> _Run:
-    trace = graph.trace
-    tensors = {name: _resized(graph, name, t, widths, device) for name, t in trace.tensors.items() if "_constant_" not in name}
-    small = with_tensors(trace.model, tensors, share=True)
-    try:
-        recording = record(small, trace.inputs.to(device=device) if device else trace.inputs)
-    except Unfinished as stop:
-        node = next_call(stop.graph, trace.graph)
-        raise _misfit(graph, None, align(stop.graph, trace.graph), kept, node, str(stop.__cause__)) from stop.__cause__
-    return _read(graph, recording, kept)
-
-
-def _read(graph: ChannelGraph, recording: Trace, kept: Flags) -> _Run:
-    """Label the small model's recording along the dense one."""
-    nodes = align(recording.graph, graph.trace.graph)
-    try:
-        labels = label(recording, Guide(graph.structure.labels, nodes))
-    except Mismatch as stop:
-        raise _misfit(graph, recording, nodes, kept, stop.node, stop.why) from stop
-    return _Run(analyse(labels, nodes), nodes)
-
-
-def _resized(graph: ChannelGraph, name: str, tensor: Tensor, widths: Widths, device: str | None) -> Tensor:
-    shape = list(tensor.shape)
-    for plane in graph.structure.labels.space.planes.get(name, ()):
-        axis = max(plane.axes)
-        size = widths[(name, axis)]
-        if len(plane.axes) == 2:  # in-channels of all groups together
-            groups = _slot(graph.structure, name, 1)[1] // tensor.shape[1]
-            size = -(-size // groups)
-        shape[axis] = size
-    if device is None:
-        return tensor[tuple(slice(size) for size in shape)].clone()
-    return torch.empty(shape, dtype=tensor.dtype, device=device)
-
-
-def _misfit(
-    graph: ChannelGraph, recording: Trace | None, nodes: dict[fx.Node, fx.Node], kept: Flags, node: fx.Node | None, why: str
-) -> Misfit:
-    """Blame the first call whose shape isn't what its channels say, else `node`, and name the cut channels there."""
-    dense = graph.structure.labels
-    backwards = {theirs: ours for ours, theirs in nodes.items()}
-    order = list(graph.trace.graph.nodes)
-    for candidate in order:
-        small = backwards.get(candidate)
-        if candidate in dense.marks and small is not None and _deviates(graph, candidate, small, kept):
-            node = candidate
-            break
-    index = order.index(node) if node is not None else len(order) - 1
-    for candidate in reversed(order[: index + 1]):
-        channels = _channels_at(graph, candidate, kept)
-        if len(channels):
-            return Misfit(node or candidate, channels, why)
-    return Misfit(node or order[-1], np.flatnonzero(~kept), why)
-
-
-def _deviates(graph: ChannelGraph, dense: fx.Node, small: fx.Node, kept: Flags) -> bool:
-    shape = small.meta.get("shape")
-    if shape is None or len(shape) != len(dense.meta["shape"]):
-        return shape is not None
-    for plane in graph.structure.labels.marks[dense].planes:
-        if len(plane.axes) == 1:
-            (axis,) = plane.axes
-            if int(_flags(graph, plane.labels, kept).sum()) != shape[axis]:
-                return True
-    return False
-
-
-def _flags(graph: ChannelGraph, labels: Tensor, kept: Flags) -> Ints:
-    return np.append(kept, True)[graph.structure.channel[flat(labels)]]
-
-
-def _channels_at(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:
-    """The cut channels that flow into or out of a dense node."""
-    marks = [graph.structure.labels.marks.get(n) for n in (node, *node.all_input_nodes)]
-    numbers = [graph.structure.of(p.labels) for m in marks if m is not None for p in m.planes]
-    found = np.unique(np.concatenate(numbers)) if numbers else np.zeros(0, dtype=np.int64)
-    found = found[found >= 0]
-    return found[~kept[found]]
-
-
-def _count(graph: ChannelGraph, run: _Run, kept: Flags) -> dict[str, int]:
+def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:
     """Slots of each group's signature; a slot that no dense channel resembles is a misfit."""
     slots = _by_signature(run.structure)
     known = _by_signature(graph.structure)
     if any(len(found) > len(known.get(key, ())) for key, found in slots.items()):
-        raise _misfit(graph, run.structure.labels.trace, run.nodes, kept, None, "channels take another way than in the dense model")
+        raise find_misfit(
+            graph,
+            run.nodes,
+            kept,
+            None,
+            "channels take another way than in the dense model",
+        )
     return {group.name: len(slots.get(_key(graph.structure, group), ())) for group in graph.groups}
 
 

@@ -50,7 +50,12 @@ class Comparison:
 
 
 def compare(
-    fitted: Fit, silenced: Call, dense: Mapping[str, Tensor], small: Mapping[str, Tensor], dtype: torch.dtype, tolerance: float
+    fitted: Fit,
+    silenced: Call,
+    dense: Mapping[str, Tensor],
+    small: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    tolerance: float,
 ) -> Comparison:
     """Run the silenced dense recording and the small one side by side on these tensors."""
     dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
@@ -148,7 +153,6 @@ def _take(fitted: Fit, plane: Plane, small: Plane, dense: Tensor) -> Tensor | No
         return dense
     moved = dense.movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
     picked = moved.index_select(-1, torch.from_numpy(index).to(dense.device))
-    picked = picked.unflatten(-1, [small.labels.shape[a] for a in axes])
-    return picked.movedim(list(range(-len(axes), 0)), axes)
-
-
+    picked = picked.reshape(*picked.shape[:-1], *(small.labels.shape[a] for a in axes))
+    result: Tensor = picked.movedim(list(range(-len(axes), 0)), axes)
+    return result

@@ -58,8 +58,9 @@ class Silencer:
 
 
 def _mean(kept: Tensor, x: Tensor, dims: Sequence[int], keepdim: bool = True) -> Tensor:
-    count = kept.expand_as(x).sum(dims, keepdim=keepdim)
-    return torch.where(kept, x, 0.0).sum(dims, keepdim=keepdim) / count
+    axes = list(dims)
+    count = kept.expand_as(x).sum(axes, keepdim=keepdim)
+    return torch.where(kept, x, 0.0).sum(axes, keepdim=keepdim) / count
 
 
 def _silenced_mean(kept: Tensor, x: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
@@ -82,7 +83,7 @@ def _silenced_layer_norm(
 
 
 def _silenced_group_norm(
-    kept: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hxw: int, group: int, eps: float
+    kept: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, _: int, group: int, eps: float
 ) -> tuple[Tensor, None, None]:
     split = (n, group, c // group, math.prod(x.shape[2:]))
     mask = kept.expand(1, c, *[1] * (x.ndim - 2)).reshape(1, group, c // group, 1)
@@ -98,4 +99,3 @@ STATISTICS: dict[str, Callable[..., Any]] = {
     "native_layer_norm": _silenced_layer_norm,
     "native_group_norm": _silenced_group_norm,
 }
-

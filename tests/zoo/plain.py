@@ -161,16 +161,16 @@ class PixelShuffled(ZooNetwork):
 
 @zoo
 class ViewMaxout(ZooNetwork):
-    """The larger of each channel of two halves."""
+    """The larger of each channel of two halves, by a view: its channels may go in pairs or not at all."""
 
-    cuts, keeps = ("conv",), ("fc",)
+    cuts, keeps = ("stem",), ("fc",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.fc = conv(3, 24), nn.Linear(12, 5)
+        self.stem, self.conv, self.fc = conv(3, 12), conv(12, 24), nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Any:
-        x = self.conv(x)
+        x = self.conv(F.gelu(self.stem(x)))
         n, c, h, w = x.shape
         return self.fc(x.view(n, 2, c // 2, h, w).amax(1).mean((2, 3)))
 

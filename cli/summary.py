@@ -1,0 +1,88 @@
+"""What `surgeon prune` has to say when it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .output import emit_json, reasons, say, share, size, table, warn
+
+if TYPE_CHECKING:
+    import surgeon
+
+    from .models import Subject
+
+
+def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_json: bool, with_plan: bool) -> None:
+    """What a person wants to know, on standard error; with `as_json` all there is, on standard output."""
+    report = result.report.to_dict()
+    file_bytes = written.stat().st_size if written else None
+    if as_json:
+        plan = json.loads(result.plan.to_json())
+        emit_json(
+            {
+                "model": subject.name,
+                "weights": subject.weights,
+                "report": report,
+                "plan": plan,
+                "output": None if written is None else str(written),
+                "file_bytes": file_bytes,
+            }
+        )
+    rows = [(row["name"], row["type"], row["before"], row["after"]) for row in report["layers"]]
+    changed = [(*row, f"-{row[2] - row[3]}") for row in rows if row[2] != row[3]]
+    table(
+        f"{subject.name}: out-channels, {len(changed)} of {len(rows)} layers changed",
+        ("layer", "type", "before", "after", "removed"),
+        changed,
+        left=2,
+    )
+    table("", ("", "before", "after", "change"), _totals(report))
+    reasons(report["pinned"])
+    for note in report["notes"]:
+        say(f"note: {note}")
+    for warning in [w for w in report["warnings"] if w not in subject.warnings]:
+        warn(warning)
+    if report["check"] is not None and report["check"]["status"] != "passed":
+        warn("the check could not prove the cut right everywhere; compare the two models before you rely on it")
+    say(_check_line(report["check"]))
+    say(_file_line(written, file_bytes, subject.origin))
+    if with_plan and not as_json:
+        _show_plan(result.plan.removed.items())
+
+
+_COUNTS = (("filters", "convolution filters"), ("macs", "MACs (1 multiply-add = 1)"), ("params", "parameters"))
+
+
+def _totals(report: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    for key, title in _COUNTS:
+        before, after = report[f"{key}_before"], report[f"{key}_after"]
+        yield title, f"{before:,}", f"{after:,}", share(before, after)
+    before, after = report["bytes_before"], report["bytes_after"]
+    yield "parameters and buffers", size(before), size(after), share(before, after)
+
+
+def _check_line(check: dict[str, Any] | None) -> str:
+    if check is None:
+        return "check: not done (--no-verify)"
+    errors = f"largest error {check['error']:.1e}, on your own weights {check['own_error']:.1e}"
+    facts = f"{check['nodes']} places compared, {errors}"
+    if check["status"] == "passed":
+        return f"check: passed ({facts})"
+    return f"check: {check['status'].upper()} ({facts}); not compared: {', '.join(check['unproven'][:4])}"
+
+
+def _file_line(written: Path | None, file_bytes: int | None, origin: dict[str, Any]) -> str:
+    if written is None:
+        return "dry run: nothing written"
+    factory = "" if "torchvision" in origin else ", factory=...), a callable that makes the dense model"
+    call = f"surgeon.load({str(written)!r}" + (factory or ")")
+    return f"written: {written} ({size(file_bytes or 0)}); open it with {call}"
+
+
+def _show_plan(removed: Any) -> None:
+    say("plan (group: channels that go):")
+    for group, channels in removed:
+        say(f"  {group}: {', '.join(str(channel) for channel in channels)}")

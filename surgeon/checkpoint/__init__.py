@@ -1,0 +1,162 @@
+"""Checkpoint: one safetensors file holds the weights, the plan and where the model came from. Nothing is unpickled.
+
+A file is data of unknown origin until every field is checked. Without a `factory` only a torchvision model name
+of the file is followed, never an import path; the plan is applied to the freshly built architecture, and each
+tensor must then fit by name, shape and type.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from surgeon.checkpoint.files import write_beside
+from surgeon.checkpoint.fitting import compare, distinct, fill, state_of
+from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
+from surgeon.checkpoint.origin import build_origin, check_origin
+from surgeon.errors import CheckpointError, ModelError
+from surgeon.planning import Plan
+from surgeon.rewriting import rewrite
+
+__all__ = [
+    "FORMAT",
+    "Header",
+    "build_origin",
+    "check_origin",
+    "load",
+    "load_dense",
+    "read_header",
+    "save",
+    "write_beside",
+]
+
+
+def save(path: str | os.PathLike[str], model: nn.Module, plan: Plan, origin: Mapping[str, Any] | None = None) -> None:
+    """Write a pruned model, its plan and its origin into one safetensors file.
+
+    The file is written beside `path` and renamed, so an existing file is either replaced whole or untouched.
+
+    Parameters
+    ----------
+    path:
+        Where to write.
+    model:
+        The pruned model.
+    plan:
+        The plan that made it.
+    origin:
+        Where the dense model came from. ``{"torchvision": NAME, "kwargs": {...}}`` lets :func:`load` work without a
+        factory; anything else is kept for the reader, never followed.
+
+    Raises
+    ------
+    CheckpointError
+        If the model holds state that is no tensor.
+    OSError
+        If the file can't be written (no such folder, no space, no permission).
+    """
+    tensors, aliases = distinct(state_of(model))
+    header = {
+        "format": FORMAT,
+        "class": type(model).__name__,
+        "plan": json.loads(plan.to_json()),
+        "origin": None if origin is None else dict(origin),
+        "aliases": aliases,
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
+        "training": model.training,
+    }
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_beside(path) as temporary:
+        _write(stored, temporary, {KEY: json.dumps(header, sort_keys=True)})
+
+
+def load(
+    path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None, *, example_inputs: Any = None
+) -> nn.Module:
+    """Open a file that :func:`save` wrote, and give back the pruned model on the CPU.
+
+    Parameters
+    ----------
+    path:
+        The file.
+    factory:
+        Makes the dense architecture, with any weights. Without it the file's torchvision name is followed.
+    example_inputs:
+        What the dense model's forward takes, where the plan can't describe it (arguments that are no tensors).
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged or forged, or belongs to another model; the first difference is named.
+    OSError
+        If it can't be read.
+    """
+    header = read_header(path)
+    small = _cut(path, header, _dense(path, header, factory), example_inputs)
+    expected = state_of(small)
+    compare(path, header, expected)
+    with opened(path) as file:
+        stored = {name: file.get_tensor(name) for name in header.tensors}
+    for name, source in header.aliases.items():
+        stored[name] = stored[source]
+    fill(small, expected, stored)
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(name not in header.frozen)
+    return small.train(header.training)
+
+
+def load_dense(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """The dense architecture that a file was cut from, with fresh weights (to compare sizes and speed).
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`load`.
+    """
+    return _dense(path, read_header(path), factory)
+
+
+def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    mode = path.stat().st_mode
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as problem:
+        raise OSError(f"{path.parent}: the file can't be written: {problem}") from problem
+    path.chmod(mode)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _dense(path: str | os.PathLike[str], header: Header, factory: Callable[[], nn.Module] | None) -> nn.Module:
+    origin = header.origin or {}
+    if factory is None and "torchvision" not in origin:
+        told = f" (made from {json.dumps(origin)})" if origin else ""
+        raise CheckpointError(
+            f"{path}: holds a {header.class_name} that is not from torchvision{told}; pass factory=, a callable that "
+            "makes the dense model"
+        )
+    try:
+        model = build_origin(origin) if factory is None else factory()
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path}: {problem}") from problem
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the factory gave {type(model).__name__}, expected a torch.nn.Module")
+    if type(model).__name__ != header.class_name:
+        raise CheckpointError(f"{path}: holds a {header.class_name}, but the dense model is {type(model).__name__}")
+    return model.cpu()
+
+
+def _cut(path: str | os.PathLike[str], header: Header, dense: nn.Module, example_inputs: Any) -> nn.Module:
+    try:
+        # In place: the dense model was made for this; nobody else holds it.
+        return rewrite(dense, header.plan, example_inputs, inplace=True)
+    except Exception as problem:  # the file's inputs go through the model's own forward, which may raise anything
+        told = str(problem) or type(problem).__name__
+        raise CheckpointError(f"{path}: its plan doesn't fit the dense {header.class_name}: {told}") from problem

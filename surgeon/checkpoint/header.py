@@ -1,0 +1,154 @@
+"""A file's header: everything but the numbers, checked field by field."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from surgeon.errors import CheckpointError, PlanError
+from surgeon.planning import Plan
+
+__all__ = ["FORMAT", "KEY", "Header", "opened", "read_header"]
+
+#: Version of the file format that this module writes; it reads this one only.
+FORMAT = 1
+
+#: Entry of safetensors' metadata that holds the header.
+KEY = "surgeon"
+_FIELDS = {"format": int, "class": str, "plan": dict, "aliases": dict, "frozen": list, "training": bool}
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself, checked field by field.
+
+    Attributes
+    ----------
+    class_name:
+        Class of the model that was saved.
+    plan:
+        What was cut.
+    origin:
+        Where the dense model came from, such as ``{"torchvision": "vgg16_bn", "kwargs": {}}``; None if unknown.
+    aliases:
+        Second names of tied tensors, each with the name under which the tensor is stored.
+    frozen:
+        Parameters without gradient.
+    training:
+        Whether the model was in training mode.
+    tensors:
+        Shape and type of each stored tensor, such as ``((64, 3, 3, 3), "F32")``.
+    """
+
+    class_name: str
+    plan: Plan
+    origin: Mapping[str, Any] | None
+    aliases: Mapping[str, str]
+    frozen: tuple[str, ...]
+    training: bool
+    tensors: Mapping[str, tuple[tuple[int, ...], str]]
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and check everything in a file but the numbers.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is truncated, no surgeon file, of another version, or has a malformed field.
+    OSError
+        If it can't be read.
+    """
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+        names = list(file.keys())
+        slices = {name: file.get_slice(name) for name in names}
+        tensors = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+    if KEY not in metadata:
+        raise CheckpointError(f"{path}: safetensors, but not written by surgeon (no {KEY!r} entry in its header)")
+    try:
+        fields = json.loads(metadata[KEY])
+    except (ValueError, RecursionError) as problem:
+        raise CheckpointError(f"{path}: the header is no JSON: {problem}") from problem
+    return _header(path, fields, tensors)
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The open safetensors file.
+
+    Raises
+    ------
+    CheckpointError
+        If it is damaged.
+    OSError
+        If it can't be read.
+    """
+    with Path(path).open("rb"):  # a missing or unreadable file is Python's own error
+        pass
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as problem:
+        raise CheckpointError(f"{path}: damaged or no safetensors file: {problem}") from problem
+
+
+def _header(path: str | os.PathLike[str], fields: Any, tensors: dict[str, tuple[tuple[int, ...], str]]) -> Header:
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path}: the header is {type(fields).__name__}, expected an object")
+    for name, kind in _FIELDS.items():
+        if type(fields.get(name)) is not kind:
+            came = repr(fields.get(name))[:80]
+            raise CheckpointError(f"{path}: header field {name!r} is {came}, expected {kind.__name__}")
+    if fields["format"] != FORMAT:
+        found = fields["format"]
+        raise CheckpointError(f"{path}: format {found}, this surgeon reads {FORMAT}; use a matching version")
+    if unknown := sorted(set(fields) - set(_FIELDS) - {"origin"}):
+        raise CheckpointError(f"{path}: unknown header field {unknown[0]!r}")
+    return Header(
+        class_name=fields["class"],
+        plan=_plan(path, fields["plan"]),
+        origin=_origin(path, fields.get("origin")),
+        aliases=_aliases(path, fields["aliases"], tensors),
+        frozen=_frozen(path, fields["frozen"], tensors),
+        training=fields["training"],
+        tensors=tensors,
+    )
+
+
+def _plan(path: str | os.PathLike[str], fields: dict[str, Any]) -> Plan:
+    try:
+        return Plan.from_json(json.dumps(fields))
+    except PlanError as problem:
+        raise CheckpointError(f"{path}: its plan is malformed: {problem}") from problem
+
+
+def _aliases(path: str | os.PathLike[str], aliases: dict[str, Any], tensors: Mapping[str, Any]) -> dict[str, str]:
+    for name, source in aliases.items():
+        if name in tensors or not isinstance(source, str) or source not in tensors:
+            raise CheckpointError(
+                f"{path}: {name!r} is said to share {str(source)[:80]!r}, which is no other stored tensor"
+            )
+    return aliases
+
+
+def _frozen(path: str | os.PathLike[str], names: list[Any], tensors: Mapping[str, Any]) -> tuple[str, ...]:
+    for name in names:
+        if not isinstance(name, str) or name not in tensors:
+            raise CheckpointError(f"{path}: frozen parameter {str(name)[:80]!r} is not in the file")
+    if len(set(names)) != len(names):
+        raise CheckpointError(f"{path}: a frozen parameter is named twice")
+    return tuple(names)
+
+
+def _origin(path: str | os.PathLike[str], origin: Any) -> dict[str, Any] | None:
+    if origin is not None and not isinstance(origin, dict):
+        raise CheckpointError(f"{path}: header field 'origin' is {type(origin).__name__}, expected an object")
+    return origin

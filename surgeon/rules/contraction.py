@@ -1,0 +1,172 @@
+"""Contractions: sums of products. They couple the channels that meet in the sum and pass the others on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from surgeon.rules import algebra
+from surgeon.rules.algebra import lift, note_summed, on_axis, product_sum
+from surgeon.rules.marks import Ledger, Marked, Work
+from surgeon.rules.registry import rule
+
+
+@rule("convolution")
+def convolution(
+    ledger: Ledger, x: Marked, weight: Marked, bias: Marked | None, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, output_padding: Any, groups: int,
+) -> Marked:  # fmt: skip
+    ndim = len(x.shape)
+    spatial = range(2, ndim)
+    dense_groups: Any = ledger.dense.args[8]
+    x, weight = algebra.slide(ledger, x, spatial), algebra.mix(ledger, weight, spatial)
+    out_axis = 1 if transposed else 0
+    # Which kind of convolution this is stands in the dense shapes: a cut may leave a group with one channel.
+    per_group = weight.span[0] // dense_groups if transposed else weight.span[1]
+    depthwise = per_group == 1 and dense_groups > 1
+    if not depthwise:
+        note_summed(ledger, x, 0, [1])
+    counts = (groups, dense_groups)
+    # joint space: example, group, out-channel of the group, in-channel of the group
+    left = lift(_unmerge(_flat(x), 1, counts), {0: 0, 1: 1, 2: 3}, 4)
+    places = {0: 1, 1: 3, 2: 2} if transposed else {0: 1, 1: 2, 2: 3}
+    right = lift(_unmerge(_flat(weight), 0, counts), places, 4)
+    if depthwise:
+        joint = algebra.join(ledger, [_same_channel(ledger, left, right), right])
+        ledger.produced += [(p.labels, True) for p in right.planes if not p.example]
+    else:
+        joint = product_sum(ledger, left, right, 3, filters=True)
+    out = _merge_groups(joint)
+    result = lift(out, {0: 0, 1: 1}, ndim)
+    _count_convolution(ledger, x, weight, out_axis, transposed)
+    return result if bias is None else algebra.join(ledger, [result, on_axis(bias, 1, ndim)])
+
+
+def _flat(value: Marked) -> Marked:
+    """Without the spatial axes, which hold no labels by now."""
+    return replace(
+        value,
+        shape=value.shape[:2],
+        span=value.span[:2],
+        planes=tuple(replace(p, labels=p.labels.reshape(p.labels.shape[:2])) for p in value.planes),
+    )
+
+
+def _unmerge(value: Marked, axis: int, counts: tuple[int, int]) -> Marked:
+    """Split `axis` into (group, channel of the group); `counts` are the groups of this run and of the dense one."""
+
+    def cut(sizes: Sequence[int], groups: int) -> tuple[int, ...]:
+        return (*sizes[:axis], groups, sizes[axis] // groups, *sizes[axis + 1 :])
+
+    span = cut(value.span, counts[1])
+    planes = []
+    for plane in value.planes:
+        axes = {a + (a > axis) for a in plane.axes}
+        labels = plane.labels
+        if axis in plane.axes:
+            labels = labels.reshape(cut(labels.shape, counts[0]))
+            # an axis of one group, or of one channel per group, holds no labels of its own
+            axes = axes - {axis} | {a for a in (axis, axis + 1) if span[a] > 1}
+        else:
+            labels = labels.reshape(_widen(labels, axis))
+        if axis == 0 and plane.axes == {0, 1}:  # a grouped weight's second axis: alike for all rows of a group
+            labels, axes = labels.narrow(1, 0, 1), axes - {1}
+        planes.append(replace(plane, labels=labels, axes=frozenset(axes)))
+    return replace(value, shape=cut(value.shape, counts[0]), span=span, planes=tuple(planes))
+
+
+def _widen(labels: Tensor, axis: int) -> tuple[int, ...]:
+    return (*labels.shape[:axis], 1, 1, *labels.shape[axis + 1 :])
+
+
+def _merge_groups(joint: Marked) -> Marked:
+    """From (example, group, out per group, 1) to (example, out)."""
+    groups, out = joint.shape[1:3]
+    planes = []
+    for plane in joint.planes:
+        labels = plane.labels
+        if plane.axes & {1, 2}:
+            labels = labels.expand(-1, groups, out, 1)
+        kept = plane.axes - {1, 2} | ({1} if plane.axes & {1, 2} else set())
+        planes.append(replace(plane, labels=labels.reshape(labels.shape[0], -1), axes=frozenset(kept)))
+    span = (joint.span[0], joint.span[1] * joint.span[2])
+    return replace(joint, shape=(joint.shape[0], groups * out), span=span, planes=tuple(planes))
+
+
+def _same_channel(ledger: Ledger, left: Marked, right: Marked) -> Marked:
+    """Depth-wise: each in-channel is one channel with all out-channels that it makes."""
+    outs = [p for p in right.planes if p.axes & {1, 2}]
+    incoming = [p for p in left.planes if not p.example and 1 in p.axes]
+    for plane in incoming:
+        for out in outs:
+            ledger.couple(plane, out)
+    if not incoming:
+        ledger.pin(outs, algebra.NO_CHANNEL.format("convolution"))
+    if not outs:
+        ledger.pin(incoming, algebra.NO_CHANNEL.format("convolution"))
+    return replace(left, planes=tuple(p for p in left.planes if p.example), free=True)
+
+
+def _count_convolution(ledger: Ledger, x: Marked, weight: Marked, out_axis: int, transposed: bool) -> None:
+    shape = ledger.node.meta["shape"]
+    places = math.prod(x.shape[2:] if transposed else shape[2:]) * shape[0]
+    factors = tuple(p.labels for p in weight.planes if not p.example)
+    ledger.work.append(Work(ledger.node, math.prod(weight.shape) * places, factors))
+
+
+def _matmul(ledger: Ledger, a: Marked, b: Marked, operands: tuple[int, int] = (0, 1)) -> Marked:
+    """`a (..., n, k) @ b (..., k, m)`, batch axes alike on both sides."""
+    batch = len(a.shape) - 2
+    note_summed(ledger, a, operands[0], [batch + 1])
+    note_summed(ledger, b, operands[1], [batch])
+    ndim, same = batch + 3, {i: i for i in range(batch)}
+    left = lift(a, {**same, batch: batch, batch + 1: batch + 2}, ndim)
+    right = lift(b, {**same, batch: batch + 2, batch + 1: batch + 1}, ndim)
+    macs = math.prod(a.shape) * b.shape[-1]
+    planes = [p for p in left.planes if batch + 2 in p.axes] or [p for p in right.planes if batch + 2 in p.axes]
+    planes += [p for v in (left, right) for p in v.planes if p.axes and batch + 2 not in p.axes]
+    ledger.work.append(Work(ledger.node, macs, tuple(p.labels for p in planes if not p.example)))
+    joint = product_sum(ledger, left, right, batch + 2)
+    return algebra.drop_axis(joint, batch + 2)
+
+
+@rule("mm", "bmm")
+def mm(ledger: Ledger, a: Marked, b: Marked, *_: Any) -> Marked:
+    return _matmul(ledger, a, b)
+
+
+@rule("addmm", "baddbmm")
+def addmm(ledger: Ledger, bias: Marked, a: Marked, b: Marked, **_: Any) -> Marked:
+    return algebra.join(ledger, [_matmul(ledger, a, b, (1, 2)), bias])
+
+
+@rule("mv")
+def mv(ledger: Ledger, a: Marked, b: Marked) -> Marked:
+    note_summed(ledger, a, 0, [1])
+    note_summed(ledger, b, 1, [0])
+    joint = product_sum(ledger, a, lift(b, {0: 1}, 2), 1)
+    return algebra.drop_axis(joint, 1)
+
+
+@rule("dot")
+def dot(ledger: Ledger, a: Marked, b: Marked) -> Marked:
+    note_summed(ledger, a, 0, [0])
+    note_summed(ledger, b, 1, [0])
+    return algebra.drop_axis(product_sum(ledger, a, b, 0), 0)
+
+
+@rule("linear")
+def linear(ledger: Ledger, x: Marked, weight: Marked, bias: Marked | None = None) -> Marked:
+    last = len(x.shape) - 1
+    note_summed(ledger, x, 0, [last])
+    note_summed(ledger, weight, 1, [1])
+    left = lift(x, {**{i: i for i in range(last)}, last: last + 1}, last + 2)
+    right = lift(weight, {0: last, 1: last + 1}, last + 2)
+    factors = tuple(p.labels for p in weight.planes if not p.example)
+    ledger.work.append(Work(ledger.node, math.prod(x.shape) * weight.shape[0], factors))
+    out = algebra.drop_axis(product_sum(ledger, left, right, last + 1), last + 1)
+    return out if bias is None else algebra.join(ledger, [out, on_axis(bias, last, last + 1)])

@@ -1,0 +1,48 @@
+"""Elementwise operators and tensors that the forward makes itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from surgeon.rules import algebra
+from surgeon.rules.algebra import on_axis
+from surgeon.rules.marks import Ledger, Marked
+from surgeon.rules.registry import rule
+
+POINTWISE = """
+    abs acos add addcdiv addcmul asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min
+    copysign cos cosh div elu eq erf erfc exp exp2 expm1 floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid
+    hardswish hardtanh hypot isfinite isinf isnan le leaky_relu lerp log log10 log1p log2 log_sigmoid_forward
+    logical_and logical_not logical_or logit lt masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal
+    relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softshrink sqrt square sub tan
+    tanh threshold trunc where xlogy
+""".split()
+for _name in POINTWISE:
+    rule(_name)(algebra.pointwise)
+
+
+@rule(
+    "clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "lift_fresh", "contiguous", "tril", "triu", "bernoulli"
+)
+def same_places(ledger: Ledger, value: Marked, *args: Any, **kwargs: Any) -> Marked:
+    return replace(value)
+
+
+@rule("_prelu_kernel", "prelu")
+def prelu(ledger: Ledger, x: Marked, weight: Marked) -> Marked:
+    return algebra.join(ledger, [x, weight if len(weight.shape) == len(x.shape) else on_axis(weight, 1, len(x.shape))])
+
+
+@rule(
+    *"""zeros ones full empty arange linspace eye scalar_tensor rand randn randint zeros_like ones_like full_like
+          empty_like rand_like randn_like new_zeros new_ones new_full new_empty empty_strided new_empty_strided
+          randperm tril_indices triu_indices empty_permuted""".split()
+)
+def factory(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
+    return Marked((), (), free=True, constant=True)
+
+
+@rule("fill")
+def fill(ledger: Ledger, x: Marked, *_: Any) -> Marked:
+    return Marked((), (), free=True, constant=True)

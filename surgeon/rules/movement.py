@@ -1,0 +1,165 @@
+"""Data movement: the very operator runs on the labels. Only what makes places or reads indices needs a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.rules import algebra
+from surgeon.rules.algebra import lift, move
+from surgeon.rules.marks import Ledger, Marked, compact
+from surgeon.rules.registry import rule
+
+
+def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+    return labels.reshape(size)
+
+
+@rule("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias")
+def view(ledger: Ledger, value: Marked, size: Sequence[int], *_: Any) -> Marked:
+    result = move(ledger, _reshape, value, size)
+    for old, new in zip(value.planes, result.planes, strict=True):
+        labels, axes = compact(new.labels)
+        if len(axes) > len(old.axes) and not new.example:
+            first = min(axes)
+            ledger.tie([labels.select(first, i) for i in range(labels.shape[first])])
+    return result
+
+
+def _mover(name: str) -> None:
+    packet = getattr(torch.ops.aten, name)
+
+    def run(ledger: Ledger, value: Marked, *args: Any, **kwargs: Any) -> Marked:
+        return move(ledger, packet, value, *args, **kwargs)
+
+    rule(name)(run)
+
+
+for _name in """permute transpose t squeeze unsqueeze expand flip roll repeat select movedim diagonal rot90
+                pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unfold swapaxes""".split():
+    _mover(_name)
+
+
+@rule("slice")
+def slice_(
+    ledger: Ledger, x: Marked, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Marked:
+    size = x.shape[dim]
+    first, last, _ = slice(start, end, step).indices(size)
+    source = ledger.node.args[0]
+    for plane in x.planes:
+        if dim % len(x.shape) in plane.axes and step == 1 and not plane.example and last - first < size:
+            part = plane.labels.narrow(dim, first, last - first)
+            seen = ledger.slices.setdefault((source, dim % len(x.shape)), [])  # type: ignore[arg-type]
+            seen.append((first, last, part, ledger.node))
+    return move(ledger, torch.ops.aten.slice, x, dim, start, end, step)
+
+
+@rule("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk")
+def split(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
+    packet = ledger.node.target.overloadpacket  # type: ignore[union-attr]
+    parts = algebra.move_many(ledger, packet, x, *args, **kwargs)
+    for index, plane in enumerate(x.planes):
+        labels = [part.planes[index].labels for part in parts]
+        sized = len({tuple(part.shape) for part in labels}) == 1
+        # picking single places (unbind) is no tie: which place is which is fixed then
+        varied = sized and len(parts) > 1 and not plane.example and compact(labels[0])[1]
+        if varied and not torch.equal(labels[0], labels[1]):
+            ledger.tie([compact(part)[0] for part in labels])
+    return parts
+
+
+@rule("cat", "concat")
+def cat(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
+    # torch skips empty one-dimensional tensors here, a leftover from before zero-size axes
+    parts = [t for t in tensors if t.shape != (0,)] or list(tensors)
+    dim %= len(parts[0].shape)
+    return algebra.assemble(ledger, parts, dim, lambda labels: torch.cat(labels, dim))
+
+
+@rule("stack")
+def stack(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
+    ndim = len(tensors[0].shape) + 1
+    dim %= ndim
+    places = {a: a + (a >= dim) for a in range(ndim - 1)}
+    return algebra.assemble(ledger, [lift(t, places, ndim) for t in tensors], dim, lambda parts: torch.cat(parts, dim))
+
+
+@rule("slice_scatter")
+def slice_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int = 0, *args: Any, **kwargs: Any) -> Marked:
+    return algebra.assemble(
+        ledger,
+        [x, source],
+        dim % len(x.shape),
+        lambda labels: torch.ops.aten.slice_scatter(labels[0], labels[1], dim, *args, **kwargs),
+    )
+
+
+@rule("select_scatter")
+def select_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int, index: int) -> Marked:
+    dim %= len(x.shape)
+    row = lift(source, {a: a + (a >= dim) for a in range(len(source.shape))}, len(x.shape))
+    return algebra.assemble(
+        ledger,
+        [x, row],
+        dim,
+        lambda labels: torch.select_scatter(labels[0], labels[1].select(dim, 0), dim, index),
+    )
+
+
+@rule("copy")
+def copy(ledger: Ledger, target: Marked, source: Marked, *_: Any) -> Marked:
+    joint = algebra.join(ledger, [replace(target, planes=(), free=True), source])
+    return replace(joint, constant=source.constant)
+
+
+@rule("constant_pad_nd")
+def constant_pad_nd(ledger: Ledger, x: Marked, pad: Sequence[int], value: Any = 0) -> Marked:
+    # Only padding along a labelled axis makes places without a channel; elsewhere the border belongs to its channel.
+    ndim = len(x.shape)
+    planes = []
+    for plane in x.planes:
+        amounts = [0] * (2 * ndim)
+        for axis in plane.axes:
+            position = 2 * (ndim - 1 - axis)
+            amounts[position : position + 2] = list(pad[position : position + 2]) or [0, 0]
+        labels = torch.constant_pad_nd(plane.labels, amounts, 0)
+        planes.append(replace(plane, labels=labels))
+    return replace(x, planes=tuple(planes))
+
+
+@rule("index")
+def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked:
+    values = [None if i is None else i.value for i in indices]
+    for axis, marked in enumerate(indices):
+        hit = [p for p in x.planes if marked is not None and axis in p.axes]
+        if hit and (marked is None or not marked.constant or marked.value is None):
+            ledger.pin(hit, "an index that depends on the data in index")
+    if any(v is None and i is not None for v, i in zip(values, indices, strict=True)):
+        return Marked((), ())
+    return move(ledger, torch.ops.aten.index, x, [None if v is None else v.cpu() for v in values])
+
+
+@rule("index_select")
+def index_select(ledger: Ledger, x: Marked, dim: int, chosen: Marked) -> Marked:
+    indices: list[Marked | None] = [None] * len(x.shape)
+    indices[dim] = chosen
+    return index(ledger, x, indices)  # type: ignore[no-any-return]  # rules are untyped in the table
+
+
+@rule("embedding")
+def embedding(ledger: Ledger, weight: Marked, indices: Marked, *_: Any, **__: Any) -> Marked:
+    rows = [p for p in weight.planes if 0 in p.axes]
+    ledger.pin(rows, "rows of a table are picked by index in embedding")
+    ndim = len(indices.shape) + 1
+    kept = replace(weight, planes=tuple(p for p in weight.planes if 0 not in p.axes))
+    ledger.produced += [(p.labels, False) for p in kept.planes if not p.example]
+    places = {a: a for a in range(ndim - 1)}
+    looked_up = lift(replace(kept, shape=(1, *kept.shape[1:]), span=(1, *kept.span[1:])), {0: 0, 1: ndim - 1}, ndim)
+    if ndim == 1:
+        return looked_up
+    return algebra.join(ledger, [looked_up, replace(lift(indices, places, ndim), value=None)])

@@ -1,0 +1,72 @@
+"""Which place of the user's program doesn't follow the widths, and which channels meet there."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor, fx
+
+from surgeon.channels import ChannelGraph
+from surgeon.channels.structure import Flags, Ints, flat
+
+
+class Misfit(Exception):
+    """The forward doesn't follow these widths; `channels` are the cut channels that meet where it differs."""
+
+    def __init__(self, node: fx.Node, channels: Ints, why: str) -> None:
+        super().__init__(why)
+        self.node, self.channels, self.why = node, channels, why
+
+    @property
+    def source(self) -> str | None:
+        """The user's line."""
+        site = self.node.meta.get("site")
+        return str(site.source) if site is not None and site.source else None
+
+
+def find_misfit(
+    graph: ChannelGraph,
+    nodes: dict[fx.Node, fx.Node],
+    kept: Flags,
+    node: fx.Node | None,
+    why: str,
+) -> Misfit:
+    """Blame the first call whose shape isn't what its channels say, else `node`, and name the cut channels there."""
+    dense = graph.structure.labels
+    backwards = {theirs: ours for ours, theirs in nodes.items()}
+    order = list(graph.trace.graph.nodes)
+    for candidate in order:
+        small = backwards.get(candidate)
+        if candidate in dense.marks and small is not None and _deviates(graph, candidate, small, kept):
+            node = candidate
+            break
+    index = order.index(node) if node is not None else len(order) - 1
+    for candidate in reversed(order[: index + 1]):
+        channels = _channels_at(graph, candidate, kept)
+        if len(channels):
+            return Misfit(node or candidate, channels, why)
+    return Misfit(node or order[-1], np.flatnonzero(~kept), why)
+
+
+def _deviates(graph: ChannelGraph, dense: fx.Node, small: fx.Node, kept: Flags) -> bool:
+    shape = small.meta.get("shape")
+    if shape is None or len(shape) != len(dense.meta["shape"]):
+        return shape is not None
+    for plane in graph.structure.labels.marks[dense].planes:
+        if len(plane.axes) == 1:
+            (axis,) = plane.axes
+            if int(_flags(graph, plane.labels, kept).sum()) != shape[axis]:
+                return True
+    return False
+
+
+def _flags(graph: ChannelGraph, labels: Tensor, kept: Flags) -> Ints:
+    return np.append(kept, True)[graph.structure.channel[flat(labels)]]
+
+
+def _channels_at(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:
+    """The cut channels that flow into or out of a dense node."""
+    marks = [graph.structure.labels.marks.get(n) for n in (node, *node.all_input_nodes)]
+    numbers = [graph.structure.of(p.labels) for m in marks if m is not None for p in m.planes]
+    found = np.unique(np.concatenate(numbers)) if numbers else np.zeros(0, dtype=np.int64)
+    found = found[found >= 0]
+    return found[~kept[found]]
