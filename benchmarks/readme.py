@@ -234,7 +234,7 @@ def oracle(found: Results) -> str:
 def example(found: Results) -> str:
     """What the command printed from the table of layers on, as an indented block."""
     lines = found["lines"]
-    start = next((k for k, line in enumerate(lines) if line.split()[:2] == ["layer", "type"]), 0)
+    start = next((k for k, line in enumerate(lines) if ": out-channels" in line), 0)
     return "\n".join(f"    {line}".rstrip() for line in lines[start:])
 
 

@@ -22,7 +22,8 @@ class Cost:
     def __init__(self, graph: ChannelGraph) -> None:
         structure = graph.structure
         self._count = structure.count
-        self._work = [(work.macs, [structure.of(f) for f in work.factors]) for work in structure.labels.ledger.work]
+        work = [w for w in structure.labels.ledger.work if not w.node.meta["extra"]]
+        self._work = [(w.macs, [structure.of(f) for f in w.factors]) for w in work]
         self._parameters = list(_parameters(graph))
 
     def macs(self, kept: Flags) -> int:

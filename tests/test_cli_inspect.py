@@ -66,6 +66,29 @@ def test_a_file_from_elsewhere_asks_for_its_factory(tmp_path: Path) -> None:
     assert "factory" in ran.err
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_file_is_told_and_left(share: float, tmp_path: Path) -> None:
+    file = tmp_path / "s.safetensors"
+    words = ("--model", SMALL, "--image-size", 16, "--filters", 6, "--criterion", "random", "--output", file)
+    assert surgeon_cli("prune", *words).code == 0
+    kept = file.read_bytes()[: int(share * file.stat().st_size)]
+    file.write_bytes(kept)
+    for command in ("inspect", "bench"):
+        ran = surgeon_cli(command, file, "--factory", SMALL)
+        assert ran.code == 2
+        assert "damaged" in ran.err
+    assert file.read_bytes() == kept
+
+
+def test_a_file_of_another_model_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "s.safetensors"
+    words = ("--model", SMALL, "--image-size", 16, "--filters", 6, "--criterion", "random", "--output", file)
+    assert surgeon_cli("prune", *words).code == 0
+    ran = surgeon_cli("inspect", file, "--factory", "tests.factories:tied")
+    assert ran.code == 2
+    assert "holds a Small, but the dense model is Tied" in ran.err
+
+
 def test_dot_quotes_what_needs_quoting() -> None:
     graph = networkx.DiGraph()
     graph.add_node('a"b', kind="layer", type="Conv2d")

@@ -165,6 +165,13 @@ def test_a_broken_image_is_named_and_skipped_or_refused(tmp_path: Path) -> None:
     assert "bad.jpg" in ran.err
 
 
+def test_images_that_nobody_looks_at_are_told(tmp_path: Path) -> None:
+    data = folder(tmp_path / "d", cat=1, dog=1)
+    ran = prune("--filters", 2, "--criterion", "random", "--data", data, "--dry-run")
+    assert ran.code == 0, ran.err
+    assert "--data is not looked at" in ran.err
+
+
 # ---------------------------------------------------------------- bad input
 
 BAD: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {

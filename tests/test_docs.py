@@ -39,6 +39,13 @@ def test_the_first_two_commands() -> None:
     ]
 
 
+def test_the_release_check_runs_the_readmes_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    install, test = shell_lines()[1].split(" && ")
+    assert install.replace("install ", "install --quiet ") in script
+    assert f"{test} | tee" in script
+
+
 @pytest.mark.parametrize("line", surgeon_lines())
 def test_commands_in_the_readme_parse(line: str) -> None:
     _, name, *words = shlex.split(line)

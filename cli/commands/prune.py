@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 #: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
 SAMPLES, SAMPLES_WITH_DATA = 64, 256
 
-_WITHOUT_DATA = ("magnitude", "random")
-
 
 @dataclass(frozen=True)
 class Options:
@@ -207,9 +205,14 @@ def _material(
     options: Options, files: dict[str, list[Path]] | None, subject: Subject, outputs: Any, device: torch.device
 ) -> tuple[Images | None, Batches | None]:
     """Images and targets, where the criterion looks at any."""
-    from ..images import batches, folder, photographs
+    from surgeon.criteria import find_criterion
 
-    if options.criterion in _WITHOUT_DATA:
+    from ..images import batches, folder, photographs
+    from ..output import warn
+
+    if not find_criterion(options.criterion)[1].needs_data:
+        if files is not None:
+            warn(f"--data is not looked at: --criterion {options.criterion} needs no images")
         return None, None
     default = SAMPLES if files is None else SAMPLES_WITH_DATA
     samples = options.samples or default

@@ -128,7 +128,8 @@ def _normalised(graph: ChannelGraph, raw: Floats, macs_weight: float) -> Floats:
     for bundle in graph.bundles:
         numbers = np.concatenate([group.numbers for group in bundle.groups])
         norm = float(np.linalg.norm(raw[numbers]))
-        values[numbers] = raw[numbers] / norm if norm > 0 else 0.0
+        # all zero: the data says nothing of these (auxiliary heads that eval mode skips), so they rank in the middle
+        values[numbers] = raw[numbers] / norm if norm > 0 else len(numbers) ** -0.5
     if macs_weight:
         values -= macs_weight * channel_macs(graph) / 1e6
     return values

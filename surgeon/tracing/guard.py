@@ -36,10 +36,10 @@ def check_model(model: Any) -> nn.Module:
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    model = unwrap(model)
-    for name, module in model.named_modules():
+    inner = unwrap(model)
+    for name, module in inner.named_modules():
         _check_module(name or type(module).__name__, module)
-    return model
+    return inner
 
 
 def _check_module(name: str, module: nn.Module) -> None:
@@ -67,13 +67,21 @@ def untouched(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            for module in model.modules():
-                module.training = False  # not eval(): exported modules refuse it, and overrides may do more
+            set_mode(model, False)
             yield
     finally:
         for module, state in saved:
             module.__dict__.clear()
             module.__dict__.update(state)
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Eval mode; or train mode for the modules that steer (those with children), with all layers still in eval.
+
+    Flags are set one by one: exported modules refuse ``eval()``, and overrides of ``train()`` may do more than that.
+    """
+    for module in model.modules():
+        module.training = training and bool(module._modules)
 
 
 def _snapshot(module: nn.Module) -> dict[str, Any]:

@@ -33,10 +33,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         ``call_function`` for calls; each has ``meta["shape"]``, ``meta["dtype"]`` and ``meta["site"]``.
     tensors:
         The tensor behind each ``get_attr`` target.
+    extra:
+        Set while a pass in train mode is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
     """
 
     def __init__(self, model: nn.Module, known: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.extra = False
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self._paths = {id(module): name for name, module in model.named_modules()}
@@ -70,6 +73,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if func._schema.is_mutable and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node, (args, kwargs))
+        if func.overloadpacket is _aten.bernoulli:  # dropout: a recording draws nothing, every place is kept
+            func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
         result = func(*args, **kwargs)
         site = call_site(self._paths, skip=2)
         if func is _aten.as_strided_.default:
@@ -77,6 +82,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             func, node_args = _aten.alias.default, node_args[:1]
         node = self.graph.create_node("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
+        node.meta["extra"] = self.extra
         if func.overloadpacket.__name__ in INDEX_OPERATORS:
             self._keep_indices(args, kwargs)
         self._bind(node, result)

@@ -1,0 +1,146 @@
+"""Record a model's forward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
+from surgeon.tracing.inputs import Inputs
+from surgeon.tracing.recorder import Recorder
+
+#: Calls whose outcome steers the Python program: another batch may take another path.
+_STEERING = ("_local_scalar_dense", "nonzero", "nms", "is_nonzero", "unique", "masked_select")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One recorded forward.
+
+    Attributes
+    ----------
+    graph:
+        ATen calls; every node carries ``meta["shape"]`` and ``meta["site"]`` (module path and source line).
+    model:
+        The module that ran (unwrapped), untouched.
+    inputs:
+        What it was called with.
+    tensors:
+        The tensor behind each ``get_attr`` target: qualified parameter and buffer names, ``_constant_N`` for others.
+    outputs:
+        Structure of the forward's return value.
+    """
+
+    graph: fx.Graph
+    model: nn.Module
+    inputs: Inputs
+    tensors: Mapping[str, Tensor]
+    outputs: Any
+
+    @property
+    def calls(self) -> list[fx.Node]:
+        """The operator calls, in order of execution (picking one of several results is no call)."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)]
+
+    @property
+    def steered(self) -> bool:
+        """Whether the forward's path depends on the data."""
+        return any(node.target.overloadpacket.__name__ in _STEERING for node in self.calls)  # type: ignore[union-attr]
+
+
+class Unfinished(Exception):
+    """A forward that failed while it was recorded; `graph` holds what came before, `__cause__` the user's error."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        super().__init__("the forward failed")
+        self.graph = graph
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Trace:
+    """Run `model` once in eval mode and record every ATen call.
+
+    The model is as before afterwards (mode, buffers, RNG, hooks), also when its forward raises.
+
+    Parameters
+    ----------
+    model:
+        Any eager module, on any device, in any floating-point type.
+    example_inputs:
+        A tensor, a tuple of arguments, or :class:`Inputs`.
+
+    Raises
+    ------
+    ModelError
+        For what can't be traced: a ScriptModule, a quantised or lazily initialised model.
+    InputError
+        If `example_inputs` holds no tensor.
+    Exception
+        Whatever the model's own forward raises comes through as it is.
+    """
+    module, inputs = check_model(model), Inputs.of(example_inputs)
+    try:
+        return record(module, inputs)
+    except Unfinished as stop:
+        error = stop.__cause__
+        assert error is not None
+        with untouched(module), plain_kernels():
+            module(*inputs.args, **inputs.kwargs)  # the user's own error, with the user's own stack
+        raise error from None
+
+
+def record(model: nn.Module, inputs: Inputs) -> Trace:
+    """:func:`trace` for inside use: a failing forward raises :class:`Unfinished` with the part that ran.
+
+    Where eval mode leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the
+    first, so that what feeds them is known; a model that can't run so keeps the first pass alone.
+    """
+    first = _record(model, inputs, (False,))
+    unused = {name for name, _ in model.named_parameters()} - first.tensors.keys()
+    if not unused:
+        return first
+    try:
+        both = _record(model, inputs, (False, True))
+    except Unfinished:
+        return first
+    return both if len(both.tensors) > len(first.tensors) else first
+
+
+def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...]) -> Trace:
+    """Record one forward for each entry of `passes`: False in eval mode, True in train mode."""
+    known = {name: tensor.detach() for name, tensor in _named_tensors(model)}
+    flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+    tensors = [leaf.detach() for leaf in flat if isinstance(leaf, Tensor)]
+    recorder = Recorder(model, known)
+    recorder.add_inputs(tensors)
+    returned: list[Any] = []
+
+    def forward(state: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
+        feed = iter(given)
+        args, kwargs = pytree.tree_unflatten([next(feed) if isinstance(v, Tensor) else v for v in flat], structure)
+        for training in passes:
+            set_mode(model, training)
+            recorder.extra = training
+            result = torch.func.functional_call(model, state, args, kwargs)
+            returned.append(pytree.tree_flatten(result))
+        return [leaf for leaves, _ in returned for leaf in leaves if isinstance(leaf, Tensor)]
+
+    with untouched(model), plain_kernels():
+        try:
+            with recorder:
+                outputs = iter(torch.func.functionalize(forward)(known, tensors))
+        except Exception as error:
+            raise Unfinished(recorder.graph) from error
+        recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
+    leaves, spec = returned[0]
+    constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants))
+
+
+def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*itertools.chain(model.named_parameters(), model.named_buffers())]

@@ -1,0 +1,73 @@
+"""Run a recording again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.tracing.inputs import Inputs
+from surgeon.tracing.recording import Trace
+
+#: Runs one call of a replay: the node and its arguments give its value.
+Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a call as it was recorded."""
+    return node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function target is callable
+
+
+class Replay(fx.Interpreter):
+    """Runs a recorded graph again, on other weights or inputs of the same shapes.
+
+    Parameters
+    ----------
+    trace:
+        What to run.
+    tensors:
+        Values of the ``get_attr`` targets; missing ones are taken from the trace.
+    call:
+        Runs each operator call; may change its operands or its result.
+    """
+
+    def __init__(self, trace: Trace, tensors: Mapping[str, Tensor] | None = None, call: Call = plain_call) -> None:
+        super().__init__(nn.Module(), graph=trace.graph)
+        self.extra_traceback = False  # the recorded graph has no source text of its own
+        self._trace = trace
+        self._tensors = {**trace.tensors, **(tensors or {})}
+        self._call = call
+
+    def forward(self, inputs: Inputs | None = None) -> Any:
+        """Run on `inputs` (default: the example's) and give back the forward's own structure."""
+        flat = self.run(*self._leaves(inputs))
+        spec, constants = self._trace.outputs
+        # behind the eval pass's results stand those of a train pass, where there was one
+        filled = [constant if value is None else value for value, constant in zip(flat, constants, strict=False)]
+        return pytree.tree_unflatten(filled, spec)
+
+    def steps(self, inputs: Inputs | None = None) -> Iterator[tuple[fx.Node, Any]]:
+        """Run node by node; values are let go after their last use."""
+        self.env = {}
+        self.args_iter = iter(self._leaves(inputs))
+        for node in self._trace.graph.nodes:
+            self.env[node] = value = self.run_node(node)
+            yield node, value
+            for dead in self.user_to_last_uses.get(node, []):
+                del self.env[dead]
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002  # fx's signature
+        """The parameter, buffer or constant of that name."""
+        return self._tensors[target]
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node; calls go through the replay's own `call`."""
+        if n.op != "call_function":
+            return super().run_node(n)
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return self._call(n, args, kwargs)
+
+    def _leaves(self, inputs: Inputs | None) -> list[Tensor]:
+        return [leaf for leaf in (inputs or self._trace.inputs).leaves() if isinstance(leaf, Tensor)]

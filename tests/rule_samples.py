@@ -1,0 +1,426 @@
+"""One small call for every operator of the table, with what a right rule finds in it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+
+Run = Callable[..., Any]
+aten: Any = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A function of tensors, its operands, and what must come of each axis.
+
+    Attributes
+    ----------
+    names:
+        The ATen operators that its recording must hold.
+    run:
+        The function; takes its sizes from its operands, so that it runs on smaller ones too.
+    operands:
+        ``"3c 4p, 4i"``: operands after commas, each axis a size and a letter. What must come of the channels there:
+
+        - ``c``: one can be removed by itself, and the numbers agree;
+        - ``b``: only together with others that the rule ties it to;
+        - ``k``: the rule lets it go, but the operator refuses the smaller size;
+        - ``p``: the rule pins it;
+        - ``-``: a single place, which gets no label;
+        - ``i``: (all axes) the operand is an input of the model and has no labels.
+    note:
+        What is special about it, where one operator has several samples.
+    low, high:
+        Range of the operands' numbers.
+    mode:
+        How it is recorded: ``"eager"`` as surgeon does; ``"direct"`` without functionalisation in inference mode, where
+        composite operators arrive whole.
+    """
+
+    names: str
+    run: Run
+    operands: str
+    note: str = ""
+    low: float = -2.0
+    high: float = 2.0
+    mode: str = "eager"
+
+    def __str__(self) -> str:
+        return "-".join(f"{self.names} {self.note}".split())
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of each operand."""
+        return [tuple(int(axis[:-1]) for axis in one.split()) for one in self.operands.split(",")]
+
+    @property
+    def letters(self) -> list[str]:
+        """Of each operand: one letter per axis."""
+        return ["".join(axis[-1] for axis in one.split()) for one in self.operands.split(",")]
+
+
+def direct(names: str, run: Run, operands: str, note: str = "", **more: Any) -> Sample:
+    """A sample for an operator that functionalisation takes apart."""
+    return Sample(names, run, operands, note, mode="direct", **more)
+
+
+def _pointwise() -> list[Sample]:
+    positive = "acos asin log log10 log1p log2 logit sqrt rsqrt xlogy pow".split()
+    ours = {name: {"low": 0.05, "high": 0.95} for name in positive}
+    one, two = "3c 4c", "3c 4c, 3c 4c"
+    unary = """abs acos asin atan ceil cos cosh erf erfc exp exp2 expm1 floor frac isinf isnan log log10 log1p log2
+               logical_not logit nan_to_num neg reciprocal relu round rsqrt sgn sigmoid sign sin sinh sqrt tan tanh
+               trunc celu elu gelu hardsigmoid hardswish hardtanh leaky_relu mish silu softplus hardshrink
+               softshrink log_sigmoid_forward""".split()
+    binary = """add atan2 copysign div eq floor_divide fmod ge gt hypot le logical_and logical_or lt maximum minimum
+                mul ne pow remainder rsub sub xlogy""".split()
+    whole = "isfinite relu6 selu square".split()
+    return [
+        *(Sample(name, getattr(aten, name), one, **ours.get(name, {})) for name in unary),
+        *(Sample(name, getattr(aten, name), two, **ours.get(name, {})) for name in binary),
+        *(direct(name, getattr(aten, name), one) for name in whole),
+        Sample("bitwise_not", lambda x: ~(x > 0), one),
+        Sample("bitwise_and", lambda x, y: (x > 0) & (y > 0), two),
+        Sample("bitwise_or", lambda x, y: (x > 0) | (y > 0), two),
+        Sample("clamp", lambda x: x.clamp(-1, 1), one),
+        Sample("clamp", torch.clamp, f"{two}, 4c", "by tensors"),
+        Sample("clamp_max", lambda x: aten.clamp_max(x, 1), one),
+        Sample("clamp_min", lambda x: aten.clamp_min(x, 0), one),
+        Sample("threshold", lambda x: F.threshold(x, 0.5, 0.0), one),
+        Sample("addcdiv", torch.addcdiv, f"{two}, 4c"),
+        Sample("addcmul", torch.addcmul, f"{two}, 4c"),
+        Sample("lerp", torch.lerp, f"{two}, 3c 4c"),
+        Sample("where", lambda x, y: torch.where(x > 0, x, y), two),
+        Sample("masked_fill", lambda x, y: x.masked_fill(y > 0, 0.5), two),
+        Sample("mul", torch.mul, "3c 4c, 4c", "broadcast"),
+        Sample("mul", torch.mul, "2c 3c 4c, 3c 1-", "gate"),
+        Sample("add", torch.add, "3c 4p, 4i", "meets an input"),
+        Sample("add", torch.add, "3c 4c, 1- 1-", "meets one number"),
+        Sample("add", lambda x, y: x.flatten() + y, "3c 1-, 3c", "meets a view"),
+        Sample("_prelu_kernel", F.prelu, "2c 3c 4c, 3c"),
+        Sample("_prelu_kernel", F.prelu, "2c 3c 4c, 1-", "one slope"),
+        direct("prelu", aten.prelu, "2c 3c 4c, 3c"),
+    ]
+
+
+def _copies() -> list[Sample]:
+    return [
+        Sample("clone", torch.clone, "3c 4c"),
+        Sample("detach", lambda x: aten.detach(x) + 0, "3c 4c"),
+        Sample("alias", lambda x: aten.alias(x) + 0, "3c 4c"),
+        Sample("_to_copy", lambda x: x.to(torch.float32), "3c 4c"),
+        Sample("lift_fresh_copy", lambda x: x * torch.tensor([2.0]), "3c 4c"),
+        direct("lift_fresh", lambda x: aten.lift_fresh(x) + 0, "3c 4c"),
+        direct("contiguous", lambda x: aten.contiguous(x.t()), "3c 4c"),
+        Sample("tril", torch.tril, "2c 3p 3p"),
+        Sample("triu", torch.triu, "2c 3p 3p"),
+        Sample("tril", lambda x, y: torch.ones_like(y).tril() * x, "3c 1- 1-, 4i 4i", "of a mask"),
+        Sample("bernoulli", lambda x: torch.bernoulli((x > 0).double()), "3c 4c"),
+        Sample("copy", lambda x: torch.empty_like(x).copy_(x), "3c 4c"),
+        Sample("copy", lambda x, y: (x * 1).copy_(y), "3c 4c, 4c", "broadcast"),
+        Sample("fill", lambda x: x + (x * 1).fill_(2.0), "3c 4c"),
+    ]
+
+
+def _factories() -> list[Sample]:
+    shaped = "zeros ones empty rand randn".split()
+    like = "zeros_like ones_like empty_like rand_like randn_like".split()
+    new = "new_zeros new_ones new_empty".split()
+    return [
+        *(Sample(n, lambda x, f=getattr(torch, n): x + f(x.shape).isnan(), "3c 4c") for n in shaped),
+        *(Sample(n, lambda x, f=getattr(aten, n): x + f(x).isnan(), "3c 4c") for n in like),
+        *(Sample(n, lambda x, f=getattr(aten, n): x + f(x, x.shape).isnan(), "3c 4c") for n in new),
+        Sample("zeros", lambda x: x + torch.zeros(3, 4), "3k 4k", "of a fixed size"),
+        Sample("full", lambda x: x + torch.full(x.shape, 2.0), "3c 4c"),
+        Sample("full_like", lambda x: x + torch.full_like(x, 2.0), "3c 4c"),
+        Sample("new_full", lambda x: x + x.new_full(x.shape, 2.0), "3c 4c"),
+        Sample("scalar_tensor", lambda x: x + aten.scalar_tensor(2.0), "3c 4c"),
+        Sample("randint", lambda x: x + torch.randint(1, x.shape), "3c 4c"),
+        Sample("empty_strided", lambda x: x + aten.empty_strided([x.shape[1]], [1]).isnan(), "3c 4c"),
+        Sample("new_empty_strided", lambda x: x + x.new_empty_strided([x.shape[1]], [1]).isnan(), "3c 4c"),
+        Sample("empty_permuted", lambda x: x + torch.empty_permuted(x.shape, [1, 0]).isnan(), "3c 4c"),
+        Sample("arange", lambda x: x + torch.arange(len(x))[:, None], "3p 4c", "places meet channels"),
+        Sample("arange", lambda x, y: x + torch.arange(len(y)), "3c 1-, 4i", "places of the input"),
+        Sample("linspace", lambda x: x + torch.linspace(0, 1, x.shape[1]), "3c 4p"),
+        Sample("eye", lambda x: x + torch.eye(len(x)), "3p 3p"),
+        Sample("eye", lambda x: x @ torch.eye(x.shape[1], dtype=x.dtype), "3c 4p", "in a product"),
+        Sample("randperm", lambda x: x + 0 * torch.randperm(x.shape[1]), "3c 4p"),
+        Sample("tril_indices", lambda x: x + torch.tril_indices(len(x), len(x))[0].sum(), "3p 4c"),
+        Sample("triu_indices", lambda x: x + torch.triu_indices(len(x), len(x))[0].sum(), "3p 4c"),
+    ]
+
+
+def _products() -> list[Sample]:
+    return [
+        Sample("mm", torch.mm, "3c 4c, 4c 5c"),
+        Sample("mm", torch.mm, "3i 4i, 4p 5c", "on an input"),
+        Sample("bmm", torch.bmm, "2c 3c 4c, 2c 4c 5c"),
+        Sample("bmm", lambda x, y: (x.unflatten(1, (2, -1)).movedim(1, 0) @ y), "3c 4b, 2p 2b 5c", "heads"),
+        Sample("addmm", torch.addmm, "5c, 3c 4c, 4c 5c"),
+        Sample("addmm", lambda b, x, w: torch.addmm(b, x, w, beta=0.5, alpha=2), "3c 5c, 3c 4c, 4c 5c", "scaled"),
+        Sample("baddbmm", torch.baddbmm, "2c 3c 5c, 2c 3c 4c, 2c 4c 5c"),
+        Sample("mv", torch.mv, "3c 4c, 4c"),
+        Sample("dot", torch.dot, "4c, 4c"),
+        direct("linear", aten.linear, "2c 3c 4c, 5c 4c, 5c"),
+        direct("linear", aten.linear, "3i 4i, 5c 4p", "on an input"),
+        Sample("addmm", F.linear, "3c 4c, 5c 4c, 5c", "linear"),
+    ]
+
+
+def _convolutions() -> list[Sample]:
+    conv = F.conv2d
+    grouped = functools.partial(F.conv2d, groups=2)
+    backwards = F.conv_transpose2d
+    return [
+        Sample("convolution", conv, "2c 4c 5p 5p, 3c 4c 3p 3p, 3c"),
+        Sample("convolution", conv, "2i 4i 5i 5i, 3c 4p 3p 3p, 3c", "on an input"),
+        Sample("convolution", F.conv1d, "2c 4c 5p, 3c 4c 3p", "1d"),
+        Sample("convolution", F.conv3d, "1- 2c 3p 3p 3p, 3c 2c 2p 2p 2p", "3d"),
+        Sample("convolution", conv, "2c 4c 3p 3p, 3c 4c 1- 1-", "1x1"),
+        Sample("convolution", backwards, "2c 4c 3p 3p, 4c 3c 2p 2p, 3c", "transposed"),
+        Sample("convolution", grouped, "2c 6b 3p 3p, 4b 3b 2p 2p, 4b", "grouped"),
+        Sample("convolution", functools.partial(backwards, groups=2), "2c 6b 3p 3p, 6b 2b 2p 2p, 4b", "grouped back"),
+        Sample("convolution", _depthwise, "2c 4c 3p 3p, 4c 1- 2p 2p, 4c", "depthwise"),
+        Sample("convolution", _depthwise, "2c 4c 3p 3p, 8c 1- 2p 2p, 8c", "depthwise twice as many"),
+        Sample("convolution", _depthwise_back, "2c 4c 3p 3p, 4c 1- 2p 2p, 4c", "depthwise transposed"),
+    ]
+
+
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv2d(x, weight, bias, groups=x.shape[1])
+
+
+def _depthwise_back(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv_transpose2d(x, weight, bias, groups=x.shape[1])
+
+
+def _movement() -> list[Sample]:
+    return [
+        Sample("view", lambda x: x.view(-1), "3c 1-"),
+        Sample("view", lambda x, y: (x @ y).view(-1), "3i 4i, 4p 5c", "flatten"),
+        Sample("view", lambda x: x.view(2, -1), "6b", "in halves"),
+        Sample("view", lambda x: x.unflatten(0, (-1, 2)), "6k", "in pairs"),
+        Sample("_unsafe_view", lambda x, y: x @ y, "2c 3c 4c, 4c 5c"),
+        direct("reshape", lambda x: x.reshape(2, -1), "6b"),
+        direct("unflatten", lambda x: aten.unflatten(x, 0, (2, -1)), "6b"),
+        direct("_reshape_alias", lambda x: aten._reshape_alias(x, [2, len(x) // 2], [len(x) // 2, 1]), "6b"),
+        Sample("permute", lambda x: x.permute(2, 0, 1), "3c 4c 2c"),
+        Sample("transpose", lambda x: x.transpose(0, 2), "3c 4c 2c"),
+        Sample("t", lambda x: x.t() * 1, "3c 4c"),
+        Sample("squeeze", lambda x: x.squeeze(1), "3c 1- 4c"),
+        Sample("unsqueeze", lambda x: x.unsqueeze(1), "3c 4c"),
+        Sample("expand", lambda x: x.expand(-1, 5, -1), "3c 1- 4c"),
+        Sample("flip", lambda x: x.flip(1), "3c 4c"),
+        Sample("roll", lambda x: x.roll(1, 1), "3c 4c"),
+        Sample("repeat", lambda x: x.repeat(2, 2), "3c 4c"),
+        Sample("select", lambda x: x.select(1, 0), "3c 4p"),
+        direct("movedim", lambda x: aten.movedim(x, 0, 2), "3c 4c 2c"),
+        direct("swapaxes", lambda x: aten.swapaxes(x, 0, 1), "3c 4c"),
+        Sample("diagonal", lambda x: x.diagonal(0, 0, 1), "3p 3p 2c"),
+        Sample("rot90", lambda x: x.rot90(), "3c 4c"),
+        Sample("pixel_shuffle", lambda x: F.max_pool2d(F.pixel_shuffle(x, 2), 1), "2c 12c 2p 2p"),
+        Sample("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), "2c 12k 2c 2c", "alone"),
+        Sample("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), "2c 3c 4k 4k"),
+        direct("channel_shuffle", lambda x: aten.channel_shuffle(x, 2), "2c 6b 2c 2c"),
+        Sample("native_channel_shuffle", lambda x: F.channel_shuffle(x, 2), "2c 6b 2c 2c"),
+        Sample("unfold", lambda x: x.unfold(1, 2, 1), "3c 4p"),
+        *_pieces(),
+    ]
+
+
+def _pieces() -> list[Sample]:
+    return [
+        Sample("slice", lambda x: x[:, : x.shape[1] // 2], "3c 4p", "the first half"),
+        Sample("slice", lambda x: x[:, 1:], "3c 4p", "all but one"),
+        Sample("slice", lambda x: x[:, :2], "3c 4k", "a fixed number"),
+        Sample("slice", lambda x: x[:, : x.shape[1] // 2] * x[:, x.shape[1] // 2 :], "3c 4b", "both halves"),
+        Sample("slice", lambda x: x[:, ::2], "3c 4k", "every other"),
+        Sample("split", lambda x: x.split(x.shape[1] // 2, 1), "3c 4b"),
+        Sample("split", lambda x: torch.chunk(x, 2, 1), "3c 4b", "chunk"),
+        Sample("split", lambda x: torch.chunk(x, 3, 1)[1], "3c 6b", "one of three"),
+        Sample("split_with_sizes", lambda x: x.split([x.shape[1] // 2, x.shape[1] // 2], 1), "3c 4b"),
+        direct("chunk", lambda x: aten.chunk(x, 2, 1), "3c 4b"),
+        Sample("unbind", lambda x: x.unbind(1), "3c 4p"),
+        Sample("unbind", lambda x: x.unflatten(1, (2, -1)).unbind(1), "3c 4b", "halves"),
+        direct("tensor_split", lambda x: aten.tensor_split(x, 2, 1), "3c 4b"),
+        Sample("unsafe_split", lambda x: aten.unsafe_split(x, x.shape[1] // 2, 1), "3c 4b"),
+        direct("unsafe_chunk", lambda x: aten.unsafe_chunk(x, 2, 1), "3c 4b"),
+        Sample("cat", lambda x, y: torch.cat([x, y], 1), "3c 4c, 3c 2c"),
+        Sample("cat", lambda x, y: torch.cat([x, y], 1), "3p 4c, 3i 2i", "meets an input"),
+        direct("concat", lambda x, y: aten.concat([x, y], 1), "3c 4c, 3c 2c"),
+        Sample("stack", lambda x, y: torch.stack([x, y], 1), "3c 4c, 3c 4c"),
+        Sample("slice_scatter", lambda x, y: torch.slice_scatter(x, y, 1, 1, 1 + y.shape[1]), "3c 5c, 3c 2p"),
+        Sample("select_scatter", lambda x, y: torch.select_scatter(x, y, 1, 0), "3c 4p, 3c"),
+        Sample("constant_pad_nd", lambda x: F.pad(x, (1, 2)), "3c 4c"),
+        Sample("constant_pad_nd", lambda x: F.pad(x, (0, 0, 1, 1), value=0.5), "3c 4c", "value"),
+        Sample("constant_pad_nd", lambda x: F.pad(x, (-1, 0)), "3c 4p", "crop"),
+        Sample("index", lambda x: x[:, torch.tensor([2, 0])], "3c 4k", "fixed places"),
+        Sample("index", lambda x: x[:, torch.arange(x.shape[1])], "3c 4c", "all places"),
+        Sample("index", lambda x, y: x[:, y.argsort()], "3c 4p, 4p", "places from data"),
+        Sample("index_select", lambda x: x.index_select(1, torch.tensor([2, 0])), "3c 4k"),
+        Sample("index_select", lambda x: x.index_select(0, torch.tensor([0, 1, 2])), "3k 4c", "rows"),
+        Sample("embedding", lambda w: F.embedding(torch.tensor([[2, 0], [1, 1]]), w), "3p 4c"),
+        Sample("embedding", lambda w: F.embedding(torch.tensor(1), w), "3p 4c", "one row"),
+        Sample("embedding", lambda w, x: F.embedding((x > 0).long(), w), "3p 4c, 5p", "indices from data"),
+    ]
+
+
+def _statistics() -> list[Sample]:
+    two = "2c 4c 3c 3c"
+    vectors = "4c, 4c, 4c, 4c"
+    return [
+        Sample("_native_batch_norm_legit_no_training", _batch_norm, f"{two}, {vectors}", low=0.1),
+        Sample("native_batch_norm", _native_batch_norm, f"{two}, {vectors}", low=0.1),
+        Sample("_native_batch_norm_legit", _no_statistics, "2p 4c 3p 3p"),
+        Sample("_native_batch_norm_legit_functional", _legit_functional, f"2p 4c 3p 3p, {vectors}"),
+        Sample("native_layer_norm", lambda x, w, b: F.layer_norm(x, w.shape, w, b), "2c 3c 6c, 6c, 6c"),
+        Sample("native_layer_norm", lambda x: F.layer_norm(x, x.shape[1:]), "2c 4c 6c", "two axes"),
+        Sample("native_layer_norm", lambda x, w: F.layer_norm(x, w.shape, w), "2i 6i, 6p", "on an input"),
+        Sample("native_group_norm", lambda x, w, b: F.group_norm(x, 2, w, b), "2c 6b 3p 3p, 6b, 6b"),
+        Sample("native_group_norm", lambda x: F.group_norm(x, 1), "2c 6c 3p 3p", "one group"),
+        Sample("native_group_norm", lambda x: F.group_norm(x, 2), "2c 6b", "flat"),
+        Sample("sum", lambda x: x.sum(1), "3c 4c"),
+        Sample("sum", lambda x: x.sum(), "3c 4c", "all"),
+        Sample("sum", lambda x: x.sum((0, 2), keepdim=True), "3c 4c 2c", "keepdim"),
+        Sample("mean", lambda x: x.mean(1), "3c 4c"),
+        Sample("mean", lambda x: x.mean((0, 2), keepdim=True), "3c 4c 2c", "two axes"),
+        Sample("mean", lambda x: x.mean(), "3c 4c", "all"),
+        *_other_reductions(),
+    ]
+
+
+def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, var.abs(), weight, bias)
+
+
+def _native_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Any:
+    return aten.native_batch_norm(x, weight, bias, mean, var.abs(), False, 0.1, 1e-5)[0]
+
+
+def _legit_functional(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Any:
+    return aten._native_batch_norm_legit_functional(x, weight, bias, mean, var, True, 0.1, 1e-5)[0]
+
+
+def _no_statistics(x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, training=True)
+
+
+def _other_reductions() -> list[Sample]:
+    within = "amax amin logsumexp prod any all argmax argmin var std".split()
+    pairs = "max min median var_mean std_mean".split()
+    return [
+        *(Sample(n, lambda x, f=getattr(torch, n): f(x, 1), "3c 4p") for n in within),
+        *(Sample(n, lambda x, f=getattr(torch, n): f(x, 1, keepdim=True), "3c 4p", "keepdim") for n in within),
+        *(Sample(n, lambda x, f=getattr(torch, n): f(x, 1), "3c 4p") for n in pairs),
+        *(Sample(n, lambda x, f=getattr(torch, n): f(x), "3p 4p", "all") for n in "max argmax median var".split()),
+        Sample("amax", lambda x: x.amax((0, 2)), "3p 4c 2p", "two axes"),
+        Sample("linalg_vector_norm", lambda x: x.norm(2, 1), "3c 4p"),
+        Sample("linalg_vector_norm", lambda x: aten.linalg_vector_norm(x), "3p 4p", "all"),
+        Sample("norm", lambda x: aten.norm(x, 2, [1]), "3c 4p"),
+        Sample("norm", lambda x: aten.norm(x), "3p 4p", "all"),
+        *_along(),
+    ]
+
+
+def _along() -> list[Sample]:
+    direct_names = "softmax log_softmax".split()
+    return [
+        Sample("_softmax", lambda x: x.softmax(1), "3c 4p"),
+        Sample("_softmax", lambda x: x.softmax(-2), "3p 4c", "from the right"),
+        Sample("_log_softmax", lambda x: x.log_softmax(1), "3c 4p"),
+        *(direct(n, lambda x, f=getattr(aten, n): f(x, 1), "3c 4p") for n in direct_names),
+        Sample("_safe_softmax", lambda x: aten._safe_softmax(x, 1), "3c 4p"),
+        *(Sample(n, lambda x, f=getattr(torch, n): f(x, 0), "3p 4c") for n in "cumsum cumprod logcumsumexp".split()),
+        Sample("sort", lambda x: x.sort(1), "3c 4p"),
+        Sample("sort", lambda x: x.sort(), "3c 4p", "by default"),
+        Sample("sort", lambda x: x.sort(stable=True, dim=0), "3p 4c", "stable"),
+        Sample("topk", lambda x: x.topk(2, 0), "3p 4c"),
+        Sample("topk", lambda x: x.topk(2), "3c 4p", "by default"),
+        Sample("kthvalue", lambda x: x.kthvalue(2, 0), "3p 4c"),
+        Sample("kthvalue", lambda x: x.kthvalue(2), "3c 4p", "by default"),
+    ]
+
+
+def _windows() -> list[Sample]:
+    one, two, three = "2c 3c 6p", "2c 3c 6p 6p", "1- 3c 4p 4p 4p"
+    return [
+        *_pooling(one, two, three),
+        Sample("upsample_linear1d", _resized("linear"), one),
+        Sample("upsample_bilinear2d", _resized("bilinear"), two),
+        Sample("upsample_trilinear3d", _resized("trilinear"), three),
+        Sample("upsample_bicubic2d", _resized("bicubic"), two),
+        Sample("_upsample_bilinear2d_aa", _resized("bilinear", antialias=True), two),
+        Sample("_upsample_bicubic2d_aa", _resized("bicubic", antialias=True), two),
+        *(Sample(f"upsample_nearest{n}d", _resized("nearest"), s) for n, s in ((1, one), (2, two), (3, three))),
+        *(Sample(f"_upsample_nearest_exact{n}d", _resized("nearest-exact"), s) for n, s in ((1, one), (2, two),
+                                                                                       (3, three))),
+        *(Sample(f"reflection_pad{n}d", _bordered("reflect", n), s) for n, s in ((1, one), (2, two), (3, three))),
+        *(Sample(f"replication_pad{n}d", _bordered("replicate", n), s) for n, s in ((1, one), (2, two), (3, three))),
+        Sample("grid_sampler_2d", _grid_sample, "2c 3c 4p 4p, 2c 3p 3p 2p", low=-1, high=1),
+        Sample("grid_sampler_2d", _grid_sample, "2i 3i 4i 4i, 2c 3p 3p 2p", "of an input", low=-1, high=1),
+        Sample("grid_sampler_3d", _grid_sample, "1- 3c 3p 3p 3p, 1- 2p 2p 2p 3p", low=-1, high=1),
+        Sample("glu", lambda x: F.glu(x, 1), "3c 6b"),
+        Sample("glu", F.glu, "3c 5c 4b", "the last axis"),
+    ]  # fmt: skip
+
+
+def _resized(mode: str, **options: Any) -> Run:
+    return functools.partial(F.interpolate, scale_factor=2, mode=mode, **options)
+
+
+def _bordered(mode: str, spatial: int) -> Run:
+    return lambda x: F.pad(x, (1, 1) * spatial, mode)
+
+
+def _grid_sample(x: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def _pooling(one: str, two: str, three: str) -> list[Sample]:
+    return [
+        direct("avg_pool1d", lambda x: aten.avg_pool1d(x, [2]), one),
+        direct("max_pool1d", lambda x: aten.max_pool1d(x, [2]), one),
+        direct("adaptive_avg_pool1d", lambda x: aten.adaptive_avg_pool1d(x, [2]), one),
+        direct("adaptive_max_pool1d", lambda x: aten.adaptive_max_pool1d(x, [2]), one),
+        Sample("avg_pool2d", lambda x: F.avg_pool2d(x, 3, 1, 1), two),
+        Sample("avg_pool2d", lambda x: F.avg_pool2d(x, 2), "3c 6p 6p", "no batch"),
+        direct("max_pool2d", lambda x: aten.max_pool2d(x, [2, 2]), two),
+        Sample("max_pool2d_with_indices", lambda x: F.max_pool2d(x, 2), two),
+        Sample("max_pool2d_with_indices", lambda x: F.max_pool2d(x, 2, return_indices=True), two, "indices"),
+        Sample("_adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, 2), two),
+        Sample("mean", lambda x: F.adaptive_avg_pool2d(x, 1), "2c 3c 1- 1-", "global pool"),
+        direct("adaptive_avg_pool2d", lambda x: aten.adaptive_avg_pool2d(x, [2, 2]), two),
+        Sample("adaptive_max_pool2d", lambda x: F.adaptive_max_pool2d(x, 2), two),
+        Sample("fractional_max_pool2d", _fractional, two),
+        Sample("avg_pool3d", lambda x: F.avg_pool3d(x, 2), three),
+        Sample("max_pool3d_with_indices", lambda x: F.max_pool3d(x, 2), three),
+        Sample("_adaptive_avg_pool3d", lambda x: F.adaptive_avg_pool3d(x, 2), three),
+        direct("adaptive_avg_pool3d", lambda x: aten.adaptive_avg_pool3d(x, [2, 2, 2]), three),
+        Sample("adaptive_max_pool3d", lambda x: F.adaptive_max_pool3d(x, 2), three),
+    ]
+
+
+def _fractional(x: Tensor) -> Any:
+    where = torch.full((*x.shape[:2], 2), 0.5, dtype=x.dtype)
+    return aten.fractional_max_pool2d(x, [2, 2], [3, 3], where)[0]
+
+
+SAMPLES: tuple[Sample, ...] = (
+    *_pointwise(), *_copies(), *_factories(), *_products(), *_convolutions(), *_movement(), *_statistics(), *_windows(),
+)  # fmt: skip
+
+#: Operators that can't be recorded here, each with the reason.
+UNREACHABLE: dict[str, str] = {
+    "cudnn_batch_norm": "runs on CUDA only",
+    "miopen_batch_norm": "runs on ROCm only",
+    "cudnn_grid_sampler": "runs on CUDA only",
+}
+
+#: Samples whose rule is wrong today, and how.
+FAULTS: dict[str, str] = {}

@@ -1,0 +1,343 @@
+"""Every rule against the operator itself: what a rule lets go is removed for real, and the numbers must agree."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from surgeon.channels import ChannelGraph, Guide, Labels, Mismatch, Structure, analyse, label
+from surgeon.channels.structure import Flags, Ints, flat
+from surgeon.rules import TABLE, Ledger, Marked, Plane, algebra
+from surgeon.tracing import Inputs, Replay, Trace, Unfinished, record
+from surgeon.tracing.recorder import Recorder
+from surgeon.trial.alignment import align
+from surgeon.verification import Silencer
+from tests.rule_samples import FAULTS, SAMPLES, UNREACHABLE, Sample
+
+TOLERANCE = 1e-12
+#: Changes that show whether a result depends on an element; one of them may hide in a flat stretch.
+PUSHES = (0.7, -0.9)
+
+
+class Refused(Exception):
+    """The operator or the label pass doesn't take the smaller operands: the trial would refuse this width."""
+
+
+class Call(nn.Module):
+    """A module whose forward is the sample's function of its parameters and inputs."""
+
+    def __init__(self, sample: Sample, operands: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.sample = sample
+        for index, operand in enumerate(operands):
+            if "i" not in sample.letters[index]:
+                self.register_parameter(f"p{index}", nn.Parameter(operand))
+
+    def forward(self, *inputs: Tensor) -> Any:
+        own, feed = dict(self.named_parameters()), iter(inputs)
+        names = [f"p{index}" for index in range(len(self.sample.letters))]
+        return self.sample.run(*(own[name] if name in own else next(feed) for name in names))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A recording and its channels."""
+
+    sample: Sample
+    operands: tuple[Tensor, ...]
+    structure: Structure
+
+    @property
+    def labels(self) -> Labels:
+        return self.structure.labels
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        (node,) = (n for n in self.labels.trace.graph.nodes if n.op == "output")
+        return list(node.all_input_nodes)
+
+    @functools.cached_property
+    def free(self) -> list[int]:
+        """Channels that aren't pinned."""
+        return [int(number) for number in np.flatnonzero(self.structure.pinned < 0)]
+
+    def values(self, kept: Flags | None = None) -> dict[fx.Node, Tensor]:
+        """The results, with all but the kept channels silenced."""
+        trace = self.labels.trace
+        run = Replay(trace) if kept is None else Replay(trace, call=Silencer(ChannelGraph(self.structure), kept))
+        return {node: value.double() for node, value in run.steps() if node in self.outputs}
+
+
+def operands_of(sample: Sample) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.rand(shape, dtype=torch.float64, generator=generator) for shape in sample.shapes]
+    return tuple(sample.low + (sample.high - sample.low) * one for one in drawn)
+
+
+def recording(sample: Sample, operands: Sequence[Tensor]) -> Trace:
+    model = Call(sample, operands)
+    given = [o for letters, o in zip(sample.letters, operands, strict=True) if "i" in letters] or [torch.zeros(1)]
+    if sample.mode == "eager":
+        return record(model, Inputs(tuple(given)))
+    with torch.inference_mode():
+        recorder = Recorder(model, dict(model.named_parameters()))
+        recorder.add_inputs(given)
+        with recorder:
+            result = model(*given)
+        recorder.add_output(result)
+    return Trace(recorder.graph, model, Inputs(tuple(given)), recorder.tensors, (pytree.tree_structure(result), [None]))
+
+
+def without_output(labels: Labels) -> Labels:
+    """Leave out the pins that only say that the result is the model's output."""
+    pins = [pin for pin in labels.ledger.pins if pin.reason != "output"]
+    return replace(labels, ledger=replace(labels.ledger, pins=pins))
+
+
+def read(sample: Sample) -> Reading:
+    operands = operands_of(sample)
+    return Reading(sample, operands, analyse(without_output(label(recording(sample, operands)))))
+
+
+def flags_of(reading: Reading, removed: Sequence[int]) -> Flags:
+    kept = np.ones(reading.structure.count, dtype=np.bool_)
+    kept[list(removed)] = False
+    return kept
+
+
+def places(reading: Reading) -> Iterator[tuple[str, int, Ints]]:
+    """Each labelled axis: tensor, axis and the channel of every place."""
+    space = reading.labels.space
+    for (name, axis), start, size in zip(space.places, space.starts, space.sizes, strict=True):
+        yield name, axis, reading.structure.channel[start : start + size]
+
+
+def remove(reading: Reading, kept: Flags) -> tuple[Tensor, ...]:
+    """The operands without the removed channels, by plain indexing."""
+    small = {f"p{index}": operand for index, operand in enumerate(reading.operands)}
+    for name, axis, channels in sorted(places(reading), key=lambda place: -place[1]):
+        flags = torch.from_numpy(np.append(kept, True)[channels])
+        if not flags.any():
+            raise Refused("nothing is left")
+        if len(flags) == small[name].shape[axis]:
+            small[name] = small[name].index_select(axis, flags.nonzero().flatten())
+        else:
+            small[name] = remove_in_groups(small[name], flags)
+    return tuple(small.values())
+
+
+def remove_in_groups(weight: Tensor, flags: Tensor) -> Tensor:
+    """The second axis of a grouped convolution's weight, of which each group has its own."""
+    flags = flags.view(-1, weight.shape[1])
+    if len(flags.sum(1).unique()) > 1:
+        raise Refused("the groups get different widths")
+    rows = weight.unflatten(0, (len(flags), -1))
+    return torch.cat([row[:, own] for row, own in zip(rows, flags, strict=True)])
+
+
+def read_small(dense: Reading, operands: tuple[Tensor, ...]) -> tuple[Reading, dict[fx.Node, fx.Node]]:
+    """The smaller call, labelled along the dense one, and the dense node of each of its nodes."""
+    try:
+        trace = recording(dense.sample, operands)
+        nodes = align(trace.graph, dense.labels.trace.graph)
+        labels = label(trace, Guide(dense.labels, nodes))
+    except (Unfinished, Mismatch, RuntimeError) as problem:
+        raise Refused(str(problem)) from problem
+    return Reading(dense.sample, operands, analyse(without_output(labels), nodes)), nodes
+
+
+def dense_channels(dense: Reading, small: Reading, kept: Flags) -> Ints:
+    """The dense channel of each channel of the smaller call, known from what was removed."""
+    result = np.full(small.structure.count + 1, -1, dtype=np.int64)
+    left = {(name, axis): channels[np.append(kept, True)[channels]] for name, axis, channels in places(dense)}
+    for name, axis, slots in places(small):
+        result[slots] = left[name, axis]
+        assert (result[slots] == left[name, axis]).all()
+    for name, axis, slots in places(small):
+        assert (result[slots] == left[name, axis]).all(), "a channel of the smaller call is two of the dense one"
+    if (small.structure.signature != dense.structure.signature[result[:-1]]).any():
+        raise Refused("channels take another way")
+    return result
+
+
+def pick(value: Tensor, plane: Plane, channels: Ints, wanted: Ints, sizes: Sequence[int]) -> Tensor:
+    """The places of `value` whose channels along a plane are `wanted`, in that order."""
+    free = {int(c): list(np.flatnonzero(channels == c)) for c in np.unique(channels)}
+    index = [free[int(c)].pop(0) for c in wanted if free.get(int(c))]
+    axes = sorted(plane.axes)
+    last = list(range(-len(axes), 0))
+    flat_value = value.movedim(axes, last).flatten(-len(axes))
+    picked = flat_value.index_select(-1, torch.tensor(index, dtype=torch.int64))
+    assert len(index) == np.prod(sizes), "the rule tells another size than the operator gives"
+    return picked.unflatten(-1, list(sizes)).movedim(last, axes)
+
+
+def expected(
+    dense: Reading, small: Reading, node: fx.Node, match: fx.Node, value: Tensor, channel: Ints
+) -> Tensor:
+    """The dense value at the places that the smaller one has."""
+    pairs = zip(dense.labels.marks[node].planes, small.labels.marks[match].planes, strict=True)
+    for theirs, ours in pairs:
+        wanted = channel[small.structure.of(ours.labels)]
+        sizes = [ours.labels.shape[axis] for axis in sorted(ours.axes)]
+        value = pick(value, theirs, dense.structure.of(theirs.labels), wanted, sizes)
+    return value
+
+
+def attempt(dense: Reading, removed: Sequence[int]) -> None:
+    """Remove channels and compare; Refused if the smaller call isn't taken, AssertionError if it differs."""
+    kept = flags_of(dense, removed)
+    small, nodes = read_small(dense, remove(dense, kept))
+    channel = dense_channels(dense, small, kept)
+    ours = small.values()
+    theirs = dense.values(kept)
+    for match, value in ours.items():
+        node = nodes[match]
+        wanted = expected(dense, small, node, match, theirs[node], channel)
+        assert wanted.shape == value.shape, f"{sorted(removed)}: shape {tuple(value.shape)}, not {tuple(wanted.shape)}"
+        torch.testing.assert_close(value, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+
+
+def demands(reading: Reading) -> Iterator[list[list[int]]]:
+    """Parts that must lose equally many channels: the free channels of each part."""
+    ledger = reading.labels.ledger
+    for tie in ledger.ties:
+        yield [members(reading, flat(part)) for part in tie.parts]
+    for anchor in ledger.anchors:
+        labels, where = flat(anchor.labels), flat(anchor.coordinates)
+        yield [members(reading, labels[where == place]) for place in np.unique(where)]
+    for found in ledger.slices.values():
+        yield [members(reading, flat(part)) for _, _, part, _ in found]
+
+
+def members(reading: Reading, labels: Ints) -> list[int]:
+    channels = reading.structure.channel[labels]
+    return [c for c in dict.fromkeys(int(c) for c in channels) if c in reading.free]
+
+
+def bundle(reading: Reading, channel: int) -> set[int]:
+    """The channel with those of the same rank in the parts that must stay as wide as its own."""
+    removed, before = {channel}, 0
+    while len(removed) > before:
+        before = len(removed)
+        for parts in demands(reading):
+            ranks = max(([part.index(c) for c in part if c in removed] for part in parts), key=len)
+            for part in parts:
+                short = len(ranks) - len(removed & set(part))
+                new = [part[r] for r in ranks if r < len(part) and part[r] not in removed]
+                removed |= set(new[:short]) if short > 0 else set()
+    return removed
+
+
+def outcome(reading: Reading, channel: int) -> str:
+    """The letter of one channel, as :class:`Sample` explains them."""
+    if channel not in reading.free:
+        return "p"
+    for letter, removed in (("c", {channel}), ("b", bundle(reading, channel))):
+        try:
+            attempt(reading, sorted(removed))
+        except Refused:
+            continue
+        return letter
+    return "k"
+
+
+def found(reading: Reading) -> dict[tuple[str, int], str]:
+    """The letter of every labelled axis; several where its channels differ."""
+    letters = {
+        int(c): outcome(reading, int(c)) for c in np.unique(np.concatenate([c for _, _, c in places(reading)] or [[]]))
+    }
+    return {
+        (name, axis): "".join(sorted({letters[int(c)] for c in channels})) for name, axis, channels in places(reading)
+    }
+
+
+def check(sample: Sample) -> None:
+    """The sample's declared letters against what is found."""
+    letters = found(read(sample))
+    text = [
+        "i" * len(own) if "i" in own else "".join(letters.get((f"p{index}", axis), "-") for axis in range(len(own)))
+        for index, own in enumerate(sample.letters)
+    ]
+    assert text == sample.letters
+
+
+def recorded(sample: Sample) -> set[str]:
+    trace = recording(sample, operands_of(sample))
+    return {node.target.overloadpacket.__name__ for node in trace.calls}  # type: ignore[union-attr]  # calls are OpOverloads
+
+
+def carried(reading: Reading, node: fx.Node, channel: int) -> Tensor:
+    """Where a result carries this channel."""
+    shape = tuple(node.meta["shape"])
+    result = torch.zeros(shape, dtype=torch.bool)
+    for plane in reading.labels.marks[node].planes:
+        own = torch.from_numpy(reading.structure.of(plane.labels) == channel)
+        result |= own.view(plane.labels.shape)
+    return result
+
+
+def summed(reading: Reading) -> set[int]:
+    """Channels over which some operator sums or takes statistics."""
+    ledger = reading.labels.ledger
+    planes = [fact.plane for fact in ledger.summed] + list(ledger.statistics.values())
+    return {int(c) for plane in planes for c in np.unique(reading.structure.of(plane.labels))}
+
+
+def results(reading: Reading, operands: Sequence[Tensor]) -> list[Tensor]:
+    leaves = pytree.tree_leaves(reading.sample.run(*operands))
+    return [leaf.double() for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def changed(reading: Reading, base: Sequence[Tensor], operand: int, element: int) -> list[Tensor]:
+    """Which places of each result change with one element of one operand."""
+    masks = [torch.zeros_like(value, dtype=torch.bool) for value in base]
+    for push in PUSHES:
+        operands = [one.clone() for one in reading.operands]
+        operands[operand].view(-1)[element] += push
+        for mask, was, value in zip(masks, base, results(reading, operands), strict=True):
+            mask |= (was != value) & ~(was.isnan() & value.isnan())
+    return masks
+
+
+def channels_at(reading: Reading, operand: int) -> Tensor:
+    """Channels of each element of an operand, one row per labelled axis."""
+    shape = reading.operands[operand].shape
+    planes = reading.labels.space.planes.get(f"p{operand}", ())
+    rows = [torch.from_numpy(reading.structure.of(p.labels)).view(p.labels.shape).expand(shape) for p in planes]
+    return torch.stack([row.flatten() for row in rows]) if rows else torch.empty(0, shape.numel(), dtype=torch.int64)
+
+
+def check_dependence(reading: Reading) -> None:
+    """A result that depends on a free channel carries it, unless the channel was summed over."""
+    base = results(reading, reading.operands)
+    watched = set(reading.free) - summed(reading)
+    carries = {c: [carried(reading, node, c) for node in reading.outputs] for c in watched}
+    for operand in range(len(reading.operands)):
+        at = channels_at(reading, operand)
+        for element in range(at.shape[1]):
+            own = watched & {int(c) for c in at[:, element]}
+            masks = changed(reading, base, operand, element) if own else []
+            for c in own:
+                assert not any(bool((m & ~there).any()) for m, there in zip(masks, carries[c], strict=True)), (
+                    f"operand {operand}, element {element}: a result depends on channel {c} and doesn't carry it"
+                )
+
+
+def cases() -> list[Any]:
+    """The samples; those with a known fault are expected to fail."""
+    marks = {str(s): [pytest.mark.xfail(reason=FAULTS[str(s)])] if str(s) in FAULTS else [] for s in SAMPLES}
+    return [pytest.param(sample, id=str(sample), marks=marks[str(sample)]) for sample in SAMPLES]
+
+
+@pytest.mark.parametrize("sample", cases())
+def test_what_a_rule_lets_go_can_go(sample: Sample) -> None:
+    check(sample)
