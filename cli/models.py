@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from surgeon.errors import InputError, ModelError, SelectionError
 from . import weights as sources
 from .images import Preprocess
 
-#: torchvision families with auxiliary heads, which run in training only and are left out.
+#: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
+#: are left out; vit_h_14's own weights are for larger images.
 _PLAIN: Mapping[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "transform_input": True, "init_weights": False},
     "inception_v3": {"aux_logits": False, "transform_input": True, "init_weights": False},
+    "vit_h_14": {"image_size": 518},
 }
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 
 _RANDOM = (
@@ -94,7 +98,7 @@ def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | 
     subject.model.eval()
     if image_size is None:
         return subject
-    return Subject(**{**vars(subject), "preprocess": subject.preprocess.sized(image_size)})
+    return replace(subject, preprocess=subject.preprocess.sized(image_size))
 
 
 def import_factory(name: str) -> Callable[[], nn.Module]:
@@ -145,8 +149,6 @@ def _from_torchvision(name: str, weights: str | None) -> Subject:
     preprocess = Preprocess.of_torchvision(entry)
     if _is_file(weights):
         return _with_file(name, origin, preprocess, Path(str(weights)))
-    if entry is not None and entry.meta.get("min_size") and name.startswith("vit_h"):
-        origin["kwargs"]["image_size"] = preprocess.size  # its only weights are for larger images
     url = None if entry is None else entry.url
     model = build_origin(origin)
     told, warnings = _pretrained(name, weights, lambda: _load_url(model, url))
@@ -167,24 +169,27 @@ def _load_url(model: nn.Module, url: str | None) -> str:
     if url is None:
         raise sources.Unreachable("torchvision has none")
     state = sources.fetch(url, progress=sys.stderr.isatty())
-    sources.fill(model, _without_auxiliary(state), Path(url).name)
+    sources.fill(model, _tidied(state), Path(url).name)
     return f"pretrained ({Path(url).name})"
 
 
 def _with_file(name: str, origin: dict[str, Any], preprocess: Preprocess, path: Path) -> Subject:
     """The model with a user's own weights, with as many classes as the file has."""
-    state = _without_auxiliary(sources.read(path))
+    state = _tidied(sources.read(path))
     model = build_origin(origin)
-    head, own = list(state.values())[-1], list(model.state_dict().values())[-1]
-    if head.ndim and own.ndim and head.shape[0] != own.shape[0] and head.shape[1:] == own.shape[1:]:
+    last, own = list(model.state_dict().items())[-1]
+    head = state.get(last, own)
+    if head.shape != own.shape and head.shape[1:] == own.shape[1:]:
         origin["kwargs"]["num_classes"] = int(head.shape[0])
         model = build_origin(origin)
     sources.fill(model, state, str(path))
     return Subject(model, name, {**origin, "weights": path.name}, preprocess, str(path))
 
 
-def _without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if not name.startswith(_AUXILIARY)}
+def _tidied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without auxiliary heads, and with today's names in the files of DenseNets ("norm.1" is "norm1" now)."""
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(_AUXILIARY)}
+    return {_DENSENET.sub(r"\1\2", name): tensor for name, tensor in kept.items()}
 
 
 def _pretrained(name: str, weights: str | None, load: Callable[[], str]) -> tuple[str, tuple[str, ...]]:

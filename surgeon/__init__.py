@@ -1,6 +1,7 @@
 """surgeon: cut the least useful filters out of a PyTorch model, and prove that the cut is right."""
 
 from surgeon.channels import ChannelGraph, Group, Pin, channel_graph
+from surgeon.checkpoint import load, save
 from surgeon.criteria import Scores, score
 from surgeon.errors import (
     BudgetError,
@@ -27,6 +28,6 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "InputError", "Inputs",
     "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "Report", "Result", "ScoreError", "Scores",
-    "SelectionError", "SurgeonError", "Trace", "VerificationError", "channel_graph", "make_plan", "prune", "rewrite",
-    "score", "trace", "verify",
+    "SelectionError", "SurgeonError", "Trace", "VerificationError", "channel_graph", "load", "make_plan", "prune",
+    "rewrite", "save", "score", "trace", "verify",
 ]  # fmt: skip

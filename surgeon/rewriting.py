@@ -11,7 +11,7 @@ from surgeon.channels import channel_graph
 from surgeon.errors import ConstantError, PlanError
 from surgeon.planning import Plan
 from surgeon.tracing import Inputs, trace, unwrap
-from surgeon.trial import Fit, Misfit, replace_tensors, with_tensors
+from surgeon.trial import Fit, Misfit, named_tensors, replace_tensors, with_tensors
 from surgeon.trial import fit as try_fit
 
 __all__ = ["fit", "rewrite"]
@@ -35,8 +35,9 @@ def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
         If the model's forward doesn't follow the plan's widths; the message names the line.
     """
     module = unwrap(model)
-    if plan.fitted is not None and plan.fitted.graph.trace.model is module:
-        return plan.fitted
+    known = plan.fitted
+    if known is not None and known.graph.trace.model is module and _still_holds(known, plan, module):
+        return known
     if example_inputs is None:
         if plan.inputs is None:
             raise PlanError("the plan doesn't say what the model takes; pass example_inputs")
@@ -55,6 +56,13 @@ def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
         ) from misfit
 
 
+def _still_holds(known: Fit, plan: Plan, module: nn.Module) -> bool:
+    """Whether a remembered fit is that of this very plan, and of the module as it is now."""
+    shapes = {name: tensor.shape for name, tensor in named_tensors(module).items()}
+    same = all(shapes.get(n, t.shape) == t.shape for n, t in known.graph.trace.tensors.items())
+    return same and bool((plan.kept(known.graph) == known.kept).all())
+
+
 def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> nn.Module:
     """The model without the plan's channels: the same class, state-dict names, dtype, device, mode and ties.
 
@@ -67,7 +75,8 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace
     """
     fitted = fit(model, plan, example_inputs)
     module = unwrap(model)
-    tensors = {name: small_tensor(fitted, name, fitted.graph.trace.tensors[name]) for name in fitted.cut}
+    now = named_tensors(module)
+    tensors = {name: small_tensor(fitted, name, now[name]) for name in fitted.cut}
     if inplace:
         replace_tensors(module, tensors)
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from surgeon.errors import InputError
 from surgeon_cli import weights as sources
 from surgeon_cli.images import Preprocess
-from surgeon_cli.models import resolve
+from surgeon_cli.models import _tidied, resolve
 from tests.factories import Small
 
 State = dict[str, Tensor]
@@ -94,6 +95,16 @@ def test_a_file_with_other_classes_sets_the_models(tmp_path: Path) -> None:
     fc = subject.model.get_submodule("fc")
     assert isinstance(fc, nn.Linear)
     assert fc.out_features == 7
+
+
+def test_densenets_files_have_older_names(tmp_path: Path) -> None:
+    from torchvision.models import densenet121
+
+    with torch.device("meta"):
+        names = densenet121().state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): torch.zeros(1) for name in names}
+    assert list(_tidied(old)) == list(names)
+    assert list(old) != list(names)
 
 
 def test_pretrained_weights_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: State) -> None:

@@ -168,28 +168,30 @@ def dense_channels(dense: Reading, small: Reading, kept: Flags) -> Ints:
     return result
 
 
-def pick(value: Tensor, plane: Plane, channels: Ints, wanted: Ints, sizes: Sequence[int]) -> Tensor:
-    """The places of `value` whose channels along a plane are `wanted`, in that order."""
-    free = {int(c): list(np.flatnonzero(channels == c)) for c in np.unique(channels)}
-    index = [free[int(c)].pop(0) for c in wanted if free.get(int(c))]
-    axes = sorted(plane.axes)
-    last = list(range(-len(axes), 0))
-    flat_value = value.movedim(axes, last).flatten(-len(axes))
-    picked = flat_value.index_select(-1, torch.tensor(index, dtype=torch.int64))
-    assert len(index) == np.prod(sizes), "the rule tells another size than the operator gives"
-    return picked.unflatten(-1, list(sizes)).movedim(last, axes)
+def keys(reading: Reading, node: fx.Node, channel: Ints) -> Ints:
+    """The channels of every place of a result, one column per plane; `channel` renames them."""
+    shape = tuple(node.meta["shape"])
+    columns = [np.full(int(np.prod(shape)), -1)]
+    for plane in reading.labels.marks[node].planes:
+        own = channel[reading.structure.of(plane.labels)].reshape(plane.labels.shape)
+        columns.append(np.broadcast_to(own, shape).reshape(-1))
+    return np.stack(columns, axis=1)
 
 
-def expected(
-    dense: Reading, small: Reading, node: fx.Node, match: fx.Node, value: Tensor, channel: Ints
-) -> Tensor:
-    """The dense value at the places that the smaller one has."""
-    pairs = zip(dense.labels.marks[node].planes, small.labels.marks[match].planes, strict=True)
-    for theirs, ours in pairs:
-        wanted = channel[small.structure.of(ours.labels)]
-        sizes = [ours.labels.shape[axis] for axis in sorted(ours.axes)]
-        value = pick(value, theirs, dense.structure.of(theirs.labels), wanted, sizes)
-    return value
+def source(dense: Reading, small: Reading, nodes: tuple[fx.Node, fx.Node], channel: Ints, kept: Flags) -> Ints:
+    """Which place of the dense result stands at each place of the smaller one, flat, as the labels tell."""
+    shapes = [tuple(node.meta["shape"]) for node in nodes]
+    mute = [a for a in range(len(shapes[0])) if not any(a in p.axes for p in dense.labels.marks[nodes[0]].planes)]
+    assert all(shapes[0][a] == shapes[1][a] for a in mute), f"{shapes[0]} became {shapes[1]} where nothing is labelled"
+    itself = np.append(np.arange(dense.structure.count), -1)
+    theirs, ours = keys(dense, nodes[0], itself), keys(small, nodes[1], channel)
+    stay = np.flatnonzero(np.append(kept, True)[theirs].all(axis=1))
+    order, wanted = np.lexsort(theirs[stay].T), np.lexsort(ours.T)
+    if len(order) != len(wanted) or (theirs[stay][order] != ours[wanted]).any():
+        raise Refused("other channels arrive here")
+    index = np.empty(len(order), dtype=np.int64)
+    index[wanted] = stay[order]
+    return index
 
 
 def attempt(dense: Reading, removed: Sequence[int]) -> None:
@@ -197,13 +199,11 @@ def attempt(dense: Reading, removed: Sequence[int]) -> None:
     kept = flags_of(dense, removed)
     small, nodes = read_small(dense, remove(dense, kept))
     channel = dense_channels(dense, small, kept)
-    ours = small.values()
     theirs = dense.values(kept)
-    for match, value in ours.items():
-        node = nodes[match]
-        wanted = expected(dense, small, node, match, theirs[node], channel)
-        assert wanted.shape == value.shape, f"{sorted(removed)}: shape {tuple(value.shape)}, not {tuple(wanted.shape)}"
-        torch.testing.assert_close(value, wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
+    for match, value in small.values().items():
+        index = source(dense, small, (nodes[match], match), channel, kept)
+        wanted = theirs[nodes[match]].flatten()[torch.from_numpy(index)]
+        torch.testing.assert_close(value.flatten(), wanted, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
 def demands(reading: Reading) -> Iterator[list[list[int]]]:
@@ -267,7 +267,7 @@ def check(sample: Sample) -> None:
         "i" * len(own) if "i" in own else "".join(letters.get((f"p{index}", axis), "-") for axis in range(len(own)))
         for index, own in enumerate(sample.letters)
     ]
-    assert text == sample.letters
+    assert text == sample.letters, f"declared {sample.letters}, found {text}"
 
 
 def recorded(sample: Sample) -> set[str]:

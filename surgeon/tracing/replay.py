@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
@@ -16,8 +17,21 @@ Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run a call as it was recorded."""
-    return node.target(*args, **kwargs)  # type: ignore[operator]  # a call_function target is callable
+    """Run a call as it was recorded.
+
+    A view is a reshape, since a replay's operands may lie otherwise in memory, and scratch memory is zeroed.
+    """
+    target: Any = node.target
+    packet = getattr(target, "overloadpacket", None)
+    if packet in _VIEWS:
+        return args[0].reshape(args[1])
+    value = target(*args, **kwargs)
+    return value.zero_() if packet in _SCRATCH else value
+
+
+_aten = torch.ops.aten
+_VIEWS = frozenset({_aten.view, _aten._unsafe_view})
+_SCRATCH = frozenset({_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.new_empty_strided})
 
 
 class Replay(fx.Interpreter):

@@ -29,22 +29,48 @@ def find_misfit(
     kept: Flags,
     node: fx.Node | None,
     why: str,
+    *,
+    exactly: bool = False,
 ) -> Misfit:
-    """Blame the first call whose shape isn't what its channels say, else `node`, and name the cut channels there."""
-    dense = graph.structure.labels
-    backwards = {theirs: ours for ours, theirs in nodes.items()}
+    """Name the place that differs and the cut channels that meet there.
+
+    The place is the first call whose shape isn't what its channels say, else `node`; with `exactly`, it is `node`.
+    """
     order = list(graph.trace.graph.nodes)
-    for candidate in order:
-        small = backwards.get(candidate)
-        if candidate in dense.marks and small is not None and _deviates(graph, candidate, small, kept):
-            node = candidate
-            break
+    if not exactly:
+        node = _first_deviation(graph, nodes, kept) or node
+    if node is not None:
+        channels = _nearest_channels(graph, node, kept)
+        if len(channels):
+            return Misfit(node, channels, why)
     index = order.index(node) if node is not None else len(order) - 1
     for candidate in reversed(order[: index + 1]):
         channels = _channels_at(graph, candidate, kept)
         if len(channels):
             return Misfit(node or candidate, channels, why)
     return Misfit(node or order[-1], np.flatnonzero(~kept), why)
+
+
+def _first_deviation(graph: ChannelGraph, nodes: dict[fx.Node, fx.Node], kept: Flags) -> fx.Node | None:
+    backwards = {theirs: ours for ours, theirs in nodes.items()}
+    for candidate in graph.trace.graph.nodes:
+        small = backwards.get(candidate)
+        marked = candidate in graph.structure.labels.marks
+        if marked and small is not None and _deviates(graph, candidate, small, kept):
+            return candidate  # type: ignore[no-any-return]  # fx types its nodes as Any here
+    return None
+
+
+def _nearest_channels(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:
+    """The cut channels at `node`, or at its closest ancestors that have any."""
+    level, seen = [node], {node}
+    while level:
+        found = [_channels_at(graph, n, kept) for n in level]
+        if any(len(f) for f in found):
+            return np.unique(np.concatenate(found))
+        level = [n for n in dict.fromkeys(i for n in level for i in n.all_input_nodes) if n not in seen]
+        seen.update(level)
+    return np.zeros(0, dtype=np.int64)
 
 
 def _deviates(graph: ChannelGraph, dense: fx.Node, small: fx.Node, kept: Flags) -> bool:

@@ -30,12 +30,15 @@ class Fit:
         Dense node of each node of the small recording.
     channel:
         Dense channel of each slot.
+    kept:
+        The flags that it was made for: one bool per dense channel.
     """
 
     graph: ChannelGraph
     small: Structure
     nodes: dict[fx.Node, fx.Node]
     channel: Ints
+    kept: Flags
 
     def positions(self, name: str, axis: int) -> Tensor:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
@@ -126,7 +129,7 @@ def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
         wanted = int(kept[group.numbers].sum())
         if counts[group.name] != wanted:
             raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
-    return Fit(graph, run.structure, run.nodes, _assign(graph.structure, run.structure, kept))
+    return Fit(graph, run.structure, run.nodes, _assign(graph.structure, run.structure, kept), kept)
 
 
 def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:
