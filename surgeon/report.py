@@ -61,17 +61,27 @@ def filter_counts(graph: ChannelGraph, kept: Flags) -> tuple[int, int]:
 
 
 def layer_rows(graph: ChannelGraph, kept: Flags) -> tuple[LayerRow, ...]:
-    """One row for each weight that makes channels."""
+    """One row for each layer whose weight makes channels; layers that share a weight each have theirs."""
     structure = graph.structure
     space, modules = structure.labels.space, dict(graph.trace.model.named_modules())
+    owners = _owners(graph.trace.model)
     rows: dict[str, LayerRow] = {}
     for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True):
         if structure.produced[start]:
             after = int(kept[structure.channel[start : start + size]].sum())
-            layer = layer_of(tensor)
-            kind = type(modules[layer]).__name__ if layer in modules else "parameter"
-            rows.setdefault(layer, LayerRow(layer, kind, size, after))
+            for layer in owners.get(tensor, [layer_of(tensor)]):
+                kind = type(modules[layer]).__name__ if layer in modules else "parameter"
+                rows.setdefault(layer, LayerRow(layer, kind, size, after))
     return tuple(rows.values())
+
+
+def _owners(model: nn.Module) -> dict[str, list[str]]:
+    """The layers that hold each parameter, by the parameter's first name."""
+    first: dict[int, str] = {}
+    found: dict[str, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        found.setdefault(first.setdefault(id(tensor), name), []).append(layer_of(name))
+    return found
 
 
 def make_report(

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 
 import surgeon
-from surgeon.errors import NothingToCutError, VerificationError
+from surgeon.errors import BudgetError, NothingToCutError, VerificationError
 from surgeon.rewriting import fit
 from tests.networks import Spec, sample_network
 from tests.oracle import OracleError, compare
@@ -49,7 +49,7 @@ def judge(spec: Spec, cut: Cut) -> Outcome:
     """Prune with verification on, then ask the oracle, on the example and on a batch of another size."""
     try:
         return _judge(spec, cut)
-    except NothingToCutError as error:
+    except (BudgetError, NothingToCutError) as error:
         return Outcome("refused", _first_line(error))
     except (VerificationError, OracleError) as error:
         return Outcome("wrong", f"{type(error).__name__}: {_first_line(error)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.channels import ChannelGraph, Guide, Labels, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags, Ints, flat
-from surgeon.rules import TABLE, Ledger, Marked, Plane, algebra
+from surgeon.rules import TABLE, Ledger, Marked, Rule, algebra
 from surgeon.tracing import Inputs, Replay, Trace, Unfinished, record
 from surgeon.tracing.recorder import Recorder
 from surgeon.trial.alignment import align
@@ -137,9 +138,9 @@ def remove(reading: Reading, kept: Flags) -> tuple[Tensor, ...]:
 def remove_in_groups(weight: Tensor, flags: Tensor) -> Tensor:
     """The second axis of a grouped convolution's weight, of which each group has its own."""
     flags = flags.view(-1, weight.shape[1])
-    if len(flags.sum(1).unique()) > 1:
+    if flags.sum(1).min() < flags.sum(1).max():
         raise Refused("the groups get different widths")
-    rows = weight.unflatten(0, (len(flags), -1))
+    rows = weight.chunk(len(flags))
     return torch.cat([row[:, own] for row, own in zip(rows, flags, strict=True)])
 
 
@@ -252,22 +253,22 @@ def outcome(reading: Reading, channel: int) -> str:
 
 def found(reading: Reading) -> dict[tuple[str, int], str]:
     """The letter of every labelled axis; several where its channels differ."""
-    letters = {
-        int(c): outcome(reading, int(c)) for c in np.unique(np.concatenate([c for _, _, c in places(reading)] or [[]]))
-    }
+    letters = {number: outcome(reading, number) for number in range(reading.structure.count)}
     return {
         (name, axis): "".join(sorted({letters[int(c)] for c in channels})) for name, axis, channels in places(reading)
     }
 
 
 def check(sample: Sample) -> None:
-    """The sample's declared letters against what is found."""
-    letters = found(read(sample))
+    """The sample's declared letters against what is found; and channels of all axes at once."""
+    reading = read(sample)
+    letters = found(reading)
     text = [
-        "i" * len(own) if "i" in own else "".join(letters.get((f"p{index}", axis), "-") for axis in range(len(own)))
+        own if "i" in own else [letters.get((f"p{index}", axis), "-") for axis in range(len(own))]
         for index, own in enumerate(sample.letters)
     ]
     assert text == sample.letters, f"declared {sample.letters}, found {text}"
+    attempt(reading, sorted({int(c[0]) for name, axis, c in places(reading) if letters[name, axis] == "c"}))
 
 
 def recorded(sample: Sample) -> set[str]:
@@ -288,7 +289,7 @@ def carried(reading: Reading, node: fx.Node, channel: int) -> Tensor:
 def summed(reading: Reading) -> set[int]:
     """Channels over which some operator sums or takes statistics."""
     ledger = reading.labels.ledger
-    planes = [fact.plane for fact in ledger.summed] + list(ledger.statistics.values())
+    planes = [fact.plane for fact in ledger.summed] + [plane for found in ledger.statistics.values() for plane in found]
     return {int(c) for plane in planes for c in np.unique(reading.structure.of(plane.labels))}
 
 
@@ -332,12 +333,93 @@ def check_dependence(reading: Reading) -> None:
                 )
 
 
-def cases() -> list[Any]:
-    """The samples; those with a known fault are expected to fail."""
-    marks = {str(s): [pytest.mark.xfail(reason=FAULTS[str(s)])] if str(s) in FAULTS else [] for s in SAMPLES}
-    return [pytest.param(sample, id=str(sample), marks=marks[str(sample)]) for sample in SAMPLES]
+def cases(check_name: str) -> list[Any]:
+    """The samples; those with a known fault are expected to fail this check."""
+    faults = FAULTS[check_name]
+    marks = {name: [pytest.mark.xfail(reason=reason)] for name, reason in faults.items()}
+    return [pytest.param(sample, id=str(sample), marks=marks.get(str(sample), [])) for sample in SAMPLES]
 
 
-@pytest.mark.parametrize("sample", cases())
+@pytest.mark.parametrize("sample", cases("cut"))
 def test_what_a_rule_lets_go_can_go(sample: Sample) -> None:
     check(sample)
+
+
+@pytest.mark.parametrize("sample", cases("flow"))
+def test_results_carry_the_channels_that_they_depend_on(sample: Sample) -> None:
+    check_dependence(read(sample))
+
+
+def test_every_operator_of_the_table_has_a_sample() -> None:
+    declared = set()
+    for sample in SAMPLES:
+        names = set(sample.names.split())
+        assert names <= recorded(sample), f"{sample} doesn't record {names - recorded(sample)}"
+        declared |= names
+    assert declared & set(UNREACHABLE) == set()
+    assert declared | set(UNREACHABLE) == set(TABLE)
+
+
+def test_samples_have_names_of_their_own() -> None:
+    counts = Counter(str(sample) for sample in SAMPLES)
+    assert [name for name, count in counts.items() if count > 1] == []
+    assert {name for faults in FAULTS.values() for name in faults} <= set(counts)
+
+
+def swapped(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
+    """A wrong rule for cat."""
+    return algebra.assemble(ledger, tensors, dim, lambda labels: torch.cat(labels[::-1], dim))
+
+
+def uncoupled(ledger: Ledger, a: Marked, b: Marked) -> Marked:
+    """A wrong rule for mm."""
+    before = len(ledger.couples)
+    result: Marked = MM(ledger, a, b)
+    del ledger.couples[before:]
+    return result
+
+
+MM = TABLE["mm"]
+
+
+def in_place(ledger: Ledger, x: Marked, factor: int) -> Marked:
+    """A wrong rule for pixel_shuffle: each channel stays where it was."""
+
+    def grow(labels: Tensor) -> Tensor:
+        return labels[:, : labels.shape[1] // factor**2].repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+
+    return algebra.move(ledger, grow, x)
+
+
+def frightened(ledger: Ledger, x: Marked) -> Marked:
+    """A rule for relu that pins without need."""
+    ledger.pin(x.planes, "fear")
+    return x
+
+
+WRONG: dict[str, Rule] = {
+    "flip": algebra.pointwise,
+    "_softmax": algebra.pointwise,
+    "cat": swapped,
+    "mm": uncoupled,
+    "pixel_shuffle": in_place,
+    "relu": frightened,
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_rule_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = next(sample for sample in SAMPLES if str(sample) == name)
+    check(sample)
+    monkeypatch.setitem(TABLE, name, WRONG[name])
+    with pytest.raises(AssertionError):
+        check(sample)
+
+
+@pytest.mark.parametrize("name", ["flip", "_softmax", "cat", "pixel_shuffle"])
+def test_a_rule_that_loses_a_dependence_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = next(sample for sample in SAMPLES if str(sample) == name)
+    check_dependence(read(sample))
+    monkeypatch.setitem(TABLE, name, WRONG[name])
+    with pytest.raises(AssertionError, match="depends on channel"):
+        check_dependence(read(sample))

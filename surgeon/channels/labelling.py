@@ -223,18 +223,19 @@ class LabelPass(fx.Interpreter):
         wanted = self._guide.dense.axes[dense]
         if len(wanted) != len(marked.planes):
             raise Mismatch(dense, "channels arrive along other axes than in the dense model")
-        planes = [
-            replace(plane, labels=_narrow(dense, plane, axes, shape), axes=axes)
-            for plane, axes in zip(marked.planes, wanted, strict=True)
-            if axes is not None
-        ]
+        planes = []
+        for plane, axes in zip(marked.planes, wanted, strict=True):
+            if axes is None:
+                self._ledger.pin([plane], "constant")
+            else:
+                planes.append(replace(plane, labels=_narrow(dense, plane, axes, shape), axes=axes))
         return tuple(planes), wanted
 
 
 def _narrow(dense: fx.Node, plane: Plane, axes: frozenset[int], shape: tuple[int, ...]) -> Tensor:
     """The plane's labels, full along `axes` and of size 1 elsewhere, where they must not vary."""
     labels = plane.labels
-    if labels.ndim != len(shape):
+    if labels.ndim != len(shape) or max(axes) >= labels.ndim:
         raise Mismatch(dense, "the result has another number of axes than in the dense model")
     for axis in range(labels.ndim):
         first = labels.narrow(axis, 0, 1)

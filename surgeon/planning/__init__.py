@@ -103,6 +103,8 @@ def _attempt(
     problem = Problem(graph, stairs, Cost(graph), scope)
     moves = choose(problem, asked)
     kept = problem.kept(moves)
+    if bool(kept.all()):
+        raise BudgetError(_too_little(problem, asked))
     try:
         kept = _settled(graph, scores, moves, kept)
         return kept, fit(graph, kept), None
@@ -140,6 +142,13 @@ def _shared_widths(graph: ChannelGraph, levels: dict[int, int], kept: Flags) -> 
     for place, start, size in zip(space.places, space.starts, space.sizes, strict=True):
         widths[place] -= round(float(share[structure.channel[start : start + size]].sum()))
     return widths
+
+
+def _too_little(problem: Problem, asked: dict[str, Any]) -> str:
+    given = ", ".join(f"{name}={amount!r}" for name, amount in asked.items() if amount is not None)
+    step = min((m for moves in problem.stairs for m in moves[:1]), key=lambda m: m.filters, default=None)
+    least = f"; the smallest step removes {step.channels} channels ({step.filters} filters)" if step else ""
+    return f"{given}: no channel has to go, or none can within it{least}; ask for more"
 
 
 def _nothing(graph: ChannelGraph) -> str:

@@ -123,7 +123,7 @@ class Ledger:
     anchors: list[Anchor] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
     summed: list[Summed] = field(default_factory=list)
-    statistics: dict[fx.Node, Plane] = field(default_factory=dict)
+    statistics: dict[fx.Node, list[Plane]] = field(default_factory=dict)
     produced: list[tuple[Tensor, bool]] = field(default_factory=list)
     consumed: list[Tensor] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)

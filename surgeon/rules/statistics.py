@@ -34,7 +34,7 @@ def _note_statistics(ledger: Ledger, x: Marked, axes: Sequence[int]) -> None:
     """Statistics over channels are taken over what is kept; the silenced run and the report need to know."""
     for plane in x.planes:
         if plane.axes & frozenset(axes) and not plane.example:
-            ledger.statistics[ledger.node] = plane
+            ledger.statistics.setdefault(ledger.node, []).append(plane)
             ledger.anchor(plane, plane.axes - frozenset(axes), "statistics")
 
 
@@ -53,7 +53,7 @@ def group_norm(
     x = algebra.slide(ledger, x, range(2, len(x.shape)))
     for plane in x.planes:
         if 1 in plane.axes and not plane.example:
-            ledger.statistics[ledger.node] = plane
+            ledger.statistics.setdefault(ledger.node, []).append(plane)
             grouped = plane.labels.reshape(plane.labels.shape[0], group, -1)
             ledger.anchor(Plane(grouped, frozenset({1, 2})), [1] if group > 1 else [], "group")
             if group > 1:
@@ -104,3 +104,9 @@ def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     dim = kwargs.get("dim", numbers[position] if len(numbers) > position else -1)
     result = replace(algebra.mix(ledger, x, _dims(x, dim)), value=None)
     return result if "shape" in ledger.node.meta else [result, result]
+
+
+@rule("_weight_norm_interface")
+def weight_norm(ledger: Ledger, v: Marked, g: Marked, dim: int = 0) -> list[Marked]:
+    _note_statistics(ledger, v, [axis for axis in range(len(v.shape)) if axis != dim])
+    return [algebra.join(ledger, [v, g]), replace(g)]

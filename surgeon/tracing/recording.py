@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recorder import Recorder
@@ -132,7 +133,7 @@ def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...]) -> Trace
 
     with untouched(model), plain_kernels():
         try:
-            with recorder:
+            with CanonicalProducts(), recorder:
                 outputs = iter(torch.func.functionalize(forward)(known, tensors))
         except Exception as error:
             raise Unfinished(recorder.graph) from error

@@ -10,20 +10,23 @@ from typing import Any
 from torch import fx
 
 #: Calls that allocate scratch memory differ between devices and mean nothing.
-_SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "alias", "detach", "lift_fresh_copy"})
+_SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
+#: Calls that change nothing; a reshape makes or saves a copy depending on the sizes.
+_SAME = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
+_VIEWS = frozenset({"view", "_unsafe_view", "reshape"})
 
 
 def _name(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
-    return packet.__name__ if packet is not None else str(node.target)
+    name: str = packet.__name__ if packet is not None else str(node.target)
+    return "view" if name in _VIEWS else name
 
 
 def calls(graph: fx.Graph) -> list[fx.Node]:
     """The calls that matter, in order."""
-    return [
-        n for n in graph.nodes
-        if n.op == "call_function" and n.target is not operator.getitem and _name(n) not in _SCRATCH
-    ]  # fmt: skip
+    skipped = _SCRATCH | _SAME
+    nodes = [n for n in graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
+    return [n for n in nodes if _name(n) not in skipped]
 
 
 def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
@@ -46,7 +49,11 @@ def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
         keyed = _keyed(theirs)
         found = {node: keyed[key] for key, node in _keyed(ours).items() if key in keyed}
     _align_attributes(small, dense, found)
-    _align_parts(small, found)
+    for node in small.nodes:
+        if node.op == "call_function" and node.target is operator.getitem:
+            _align_part(node, found)
+        elif node.op == "call_function" and _name(node) in _SAME:
+            _align_copy(node, found)
     return found
 
 
@@ -58,13 +65,19 @@ def _align_attributes(small: fx.Graph, dense: fx.Graph, found: dict[fx.Node, fx.
             found[node] = match
 
 
-def _align_parts(small: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:
-    for node in small.nodes:
-        if node.op == "call_function" and node.target is operator.getitem:
-            source, index = node.args
-            for user in found[source].users if source in found else ():
-                if user.target is operator.getitem and user.args[1] == index:
-                    found[node] = user
+def _align_part(node: fx.Node, found: dict[fx.Node, fx.Node]) -> None:
+    """One of several results: the same one of the dense call."""
+    source, index = node.args
+    for user in found[source].users if source in found else ():  # type: ignore[index]  # args[0] is a node
+        if user.target is operator.getitem and user.args[1] == index:
+            found[node] = user
+
+
+def _align_copy(node: fx.Node, found: dict[fx.Node, fx.Node]) -> None:
+    """A copy: that of the dense value, or, where the dense run made none, the value itself."""
+    theirs = found.get(node.all_input_nodes[0])
+    if theirs is not None:
+        found[node] = next((u for u in theirs.users if _name(u) == _name(node)), theirs)
 
 
 def next_call(part: fx.Graph, dense: fx.Graph) -> fx.Node | None:

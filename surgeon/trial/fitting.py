@@ -14,6 +14,7 @@ from surgeon.errors import PlanError
 from surgeon.tracing import Trace
 from surgeon.trial.blame import find_misfit
 from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
+from surgeon.trial.skeleton import named_tensors
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Fit:
 
     def source(self, name: str) -> Tensor:
         """Flat dense index of each element of the small tensor: ``small.flatten() == dense.flatten()[source]``."""
-        shape = self.graph.trace.tensors[name].shape
+        shape = named_tensors(self.graph.trace.model)[name].shape
         return self.gather(name, torch.arange(shape.numel()).view(shape)).flatten()
 
     @property

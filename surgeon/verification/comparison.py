@@ -61,7 +61,9 @@ def compare(
     dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
     run = Replay(dense_trace, _cast(dense, dtype), in_dtype(silenced, dtype)).steps(_in(dense_trace.inputs, dtype))
     ours = Replay(small_trace, _cast(small, dtype), in_dtype(plain_call, dtype)).steps(_in(small_trace.inputs, dtype))
-    partner = {theirs: ours_ for ours_, theirs in fitted.nodes.items()}
+    partner: dict[fx.Node, fx.Node] = {}
+    for node, theirs in fitted.nodes.items():
+        partner.setdefault(theirs, node)
     result, waiting = Comparison(), _Waiting(ours)
     with torch.no_grad():
         for node, value in run:

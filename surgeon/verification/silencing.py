@@ -5,6 +5,7 @@ They contribute zero at every contraction; norms and means over channels see kep
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,10 +42,12 @@ class Silencer:
 
     def __call__(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call."""
-        plane = self._statistics.get(node)
-        if plane is not None and not bool(self._kept(plane).all()):
-            packet = node.target.overloadpacket.__name__  # type: ignore[union-attr]  # a recorded call is an OpOverload
-            return STATISTICS[packet](self._kept(plane).to(args[0].device), *args, **kwargs)
+        planes = self._statistics.get(node)
+        if planes:
+            kept = functools.reduce(torch.logical_and, [self._kept(plane) for plane in planes])
+            if not bool(kept.all()):
+                packet = node.target.overloadpacket.__name__  # type: ignore[union-attr]  # recorded calls are overloads
+                return STATISTICS[packet](kept.to(args[0].device), *args, **kwargs)
         for fact in self._summed.get(node, ()):
             kept = self._kept(fact.plane)
             if not bool(kept.all()):
@@ -93,9 +96,15 @@ def _silenced_group_norm(
     return y if bias is None else y + bias.view(vector), None, None
 
 
+def _silenced_weight_norm(kept: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, None]:
+    axes = [axis for axis in range(v.ndim) if axis != dim]
+    return v * g / torch.where(kept, v, 0.0).square().sum(axes, keepdim=True).sqrt(), None
+
+
 #: How the operators that take statistics over channels run on kept places only.
 STATISTICS: dict[str, Callable[..., Any]] = {
     "mean": _silenced_mean,
     "native_layer_norm": _silenced_layer_norm,
     "native_group_norm": _silenced_group_norm,
+    "_weight_norm_interface": _silenced_weight_norm,
 }

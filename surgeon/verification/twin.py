@@ -35,7 +35,7 @@ def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
             return torch.rand(tensor.shape, dtype=torch.float64, generator=generator) + 0.5
         return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * 0.5
     fan_in = max(tensor.numel() // tensor.shape[0], 1)
-    return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * math.sqrt(2 / fan_in)
+    return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) / math.sqrt(fan_in)
 
 
 def in_dtype(call: Call, dtype: torch.dtype) -> Call:

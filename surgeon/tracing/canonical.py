@@ -1,0 +1,52 @@
+"""Matrix products in one form.
+
+``F.linear`` and ``matmul`` come apart into different calls depending on how their operands lie in memory, which
+changes with the widths (an axis of size 1 is contiguous either way). Recorded in one form, the dense and the cut
+model's recordings stay alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # its usual name
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class CanonicalProducts(TorchFunctionMode):
+    """Rewrites ``F.linear`` to one ``addmm`` and ``matmul`` to one ``mm`` or ``bmm``."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return _FORMS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
+    if input.ndim < 2 or weight.ndim != 2 or input.shape[-1] != weight.shape[1] or input.is_sparse:
+        return F.linear(input, weight, bias)
+    flat = input.reshape(-1, input.shape[-1])
+    out = flat.mm(weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
+    return out.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _matmul(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002  # torch's own name
+    if min(input.ndim, other.ndim) < 2 or input.shape[-1] != other.shape[-2] or max(input.ndim, other.ndim) == 2:
+        return torch.matmul(input, other)
+    if other.ndim == 2:
+        return input.reshape(-1, input.shape[-1]).mm(other).reshape(*input.shape[:-1], other.shape[-1])
+    batch: Any = torch.broadcast_shapes(input.shape[:-2], other.shape[:-2])  # type: ignore[no-untyped-call]
+    left = input.expand(*batch, *input.shape[-2:]).reshape(-1, *input.shape[-2:])
+    right = other.expand(*batch, *other.shape[-2:]).reshape(-1, *other.shape[-2:])
+    return left.bmm(right).reshape(*batch, input.shape[-2], other.shape[-1])
+
+
+_FORMS: dict[Any, Callable[..., Tensor]] = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    torch.Tensor.matmul: _matmul,
+    torch.Tensor.__matmul__: _matmul,
+}
