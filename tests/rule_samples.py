@@ -222,9 +222,12 @@ def _movement() -> list[Sample]:
     return [
         Sample("view", lambda x: x.view(-1), "3c 1-"),
         Sample("view", lambda x, y: (x @ y).view(-1), "3i 4i, 4p 5c", "flatten"),
+        Sample("view", lambda x: x.view(-1), "3c 4c", "of two axes"),
+        Sample("view", lambda x: x.view(-1).relu(), "3c 4c", "of two axes and on"),
         Sample("view", lambda x: x.view(2, -1), "6b", "in halves"),
         Sample("view", lambda x: x.unflatten(0, (-1, 2)), "6k", "in pairs"),
-        Sample("_unsafe_view", lambda x, y: x @ y, "2c 3c 4c, 4c 5c"),
+        Sample("view", lambda x, y: x @ y, "2c 3c 4c, 4c 5c", "product of batches"),
+        Sample("_unsafe_view", lambda x: aten._unsafe_view(x, [2, -1]), "6b"),
         direct("reshape", lambda x: x.reshape(2, -1), "6b"),
         direct("unflatten", lambda x: aten.unflatten(x, 0, (2, -1)), "6b"),
         direct("_reshape_alias", lambda x: aten._reshape_alias(x, [2, len(x) // 2], [len(x) // 2, 1]), "6b"),
@@ -310,10 +313,14 @@ def _statistics() -> list[Sample]:
         Sample("mean", lambda x: x.mean(1), "3c 4c"),
         Sample("mean", lambda x: x.mean((0, 2), keepdim=True), "3c 4c 2c", "two axes"),
         Sample("mean", lambda x: x.mean(), "3c 4c", "all"),
-        Sample("_weight_norm_interface", lambda v, g: torch._weight_norm_interface(v, g, 0), "5c 4c 3c, 5c 1- 1-"),
-        Sample("_weight_norm_interface", lambda v, g: torch._weight_norm_interface(v, g, 1), "5c 4c, 1- 4c", "last"),
+        Sample("_weight_norm_interface", _weight_norm, "5c 4c 3c, 5c 1- 1-"),
+        Sample("_weight_norm_interface", functools.partial(_weight_norm, dim=1), "5c 4c, 1- 4c", "last"),
         *_other_reductions(),
     ]
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return torch._weight_norm_interface(v, g, dim)[0]
 
 
 def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -534,6 +541,7 @@ _CONSTANT = (
     "the small pass doesn't pin the place that the dense one pins, so no signature fits and all cuts are refused"
 )
 _DEPTHWISE = _DROPPED + "those of the input along other axes than channels"
+_MERGED = "channels of two axes that are merged into one become one channel"
 _UNTIED = "nothing says that its parts are tied"
 
 #: Samples whose rule is wrong today, and how: "cut" where a removal shows it, "flow" where a dependence does.
@@ -551,10 +559,10 @@ FAULTS: dict[str, dict[str, str]] = {
         "convolution-depthwise": _DEPTHWISE,
         "convolution-depthwise-twice-as-many": _DEPTHWISE,
         "convolution-depthwise-transposed": _DEPTHWISE,
-        "_unsafe_view": "channels of two axes that are merged into one become one channel",
+        "view-product-of-batches": _MERGED,
+        "view-of-two-axes-and-on": _MERGED,
         "unflatten": "the rule reads its arguments as those of view",
         "select": _CONSTANT,
-        "unbind": _CONSTANT,
         "channel_shuffle": _UNTIED,
         "native_channel_shuffle": _UNTIED,
         "index-places-from-data": _DROPPED + "those of the axes that it doesn't index",

@@ -225,17 +225,18 @@ class LabelPass(fx.Interpreter):
             raise Mismatch(dense, "channels arrive along other axes than in the dense model")
         planes = []
         for plane, axes in zip(marked.planes, wanted, strict=True):
+            found = replace(plane, labels=_narrow(dense, plane, axes or frozenset(), shape), axes=axes or frozenset())
             if axes is None:
-                self._ledger.pin([plane], "constant")
+                self._ledger.pin([found], "constant")
             else:
-                planes.append(replace(plane, labels=_narrow(dense, plane, axes, shape), axes=axes))
+                planes.append(found)
         return tuple(planes), wanted
 
 
 def _narrow(dense: fx.Node, plane: Plane, axes: frozenset[int], shape: tuple[int, ...]) -> Tensor:
     """The plane's labels, full along `axes` and of size 1 elsewhere, where they must not vary."""
     labels = plane.labels
-    if labels.ndim != len(shape) or max(axes) >= labels.ndim:
+    if labels.ndim != len(shape) or max(axes, default=-1) >= labels.ndim:
         raise Mismatch(dense, "the result has another number of axes than in the dense model")
     for axis in range(labels.ndim):
         first = labels.narrow(axis, 0, 1)
