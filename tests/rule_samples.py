@@ -240,7 +240,8 @@ def _movement() -> list[Sample]:
         Sample("flip", lambda x: x.flip(1), "3c 4c"),
         Sample("roll", lambda x: x.roll(1, 1), "3c 4c"),
         Sample("repeat", lambda x: x.repeat(2, 2), "3c 4c"),
-        Sample("select", lambda x: x.select(1, 0), "3c 4p"),
+        Sample("select", lambda x: x.select(1, 0), "3c 4cp"),
+        Sample("select", lambda x: x.select(1, 2), "3c 4ckp", "from the middle"),
         direct("movedim", lambda x: aten.movedim(x, 0, 2), "3c 4c 2c"),
         direct("swapaxes", lambda x: aten.swapaxes(x, 0, 1), "3c 4c"),
         Sample("diagonal", lambda x: x.diagonal(0, 0, 1), "3p 3p 2c"),
@@ -537,9 +538,6 @@ _DROPPED = "its labels are lost: "
 _SQUARE = "places are picked by comparing two axes, so one can't lose places by itself"
 _PLACES = "its numbers depend on the place, yet it holds no channel in place"
 _SCRATCH = "the trial doesn't align it, so its span is the small one and the cut is refused"
-_CONSTANT = (
-    "the small pass doesn't pin the place that the dense one pins, so no signature fits and all cuts are refused"
-)
 _DEPTHWISE = _DROPPED + "those of the input along other axes than channels"
 _MERGED = "channels of two axes that are merged into one become one channel"
 _UNTIED = "nothing says that its parts are tied"
@@ -562,7 +560,6 @@ FAULTS: dict[str, dict[str, str]] = {
         "view-product-of-batches": _MERGED,
         "view-of-two-axes-and-on": _MERGED,
         "unflatten": "the rule reads its arguments as those of view",
-        "select": _CONSTANT,
         "channel_shuffle": _UNTIED,
         "native_channel_shuffle": _UNTIED,
         "index-places-from-data": _DROPPED + "those of the axes that it doesn't index",

@@ -116,6 +116,8 @@ class LabelPass(fx.Interpreter):
             return self._output(n)
         else:
             result = self._call(n)
+        if isinstance(result, Marked) and isinstance(n.meta.get("value"), Tensor):
+            result = replace(result, value=self._value(n))
         if isinstance(result, Marked) and "shape" in n.meta:
             result = self._marks[n] = self._finish(n, result)
         return result
@@ -178,8 +180,6 @@ class LabelPass(fx.Interpreter):
             if self._guide is None:
                 raise
             raise Mismatch(self._ledger.dense, str(problem)) from problem
-        if isinstance(result, Marked) and isinstance(node.meta.get("value"), Tensor):
-            result = replace(result, value=self._value(node))
         return result
 
     def _unknown(self, node: fx.Node, args: Any, kwargs: Any) -> Marked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -60,8 +61,12 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
     values = align_right(values)
     merged: dict[Any, Plane] = {}
     for value in values:
+        seen: Counter[Any] = Counter()
         for plane in value.planes:
-            merged[plane.key] = _merge(ledger, merged[plane.key], plane) if plane.key in merged else plane
+            # an axis that merges two labelled ones has two planes: the first meets the first, the second the second
+            key = (plane.key, seen[plane.key])
+            seen[plane.key] += 1
+            merged[key] = _merge(ledger, merged[key], plane) if key in merged else plane
     for index, value in enumerate(values):
         for plane in value.planes:
             for other in values[:index] + values[index + 1 :]:

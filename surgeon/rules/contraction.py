@@ -108,7 +108,7 @@ def _same_channel(ledger: Ledger, left: Marked, right: Marked) -> Marked:
         ledger.pin(outs, algebra.NO_CHANNEL.format("convolution"))
     if not outs:
         ledger.pin(incoming, algebra.NO_CHANNEL.format("convolution"))
-    return replace(left, planes=tuple(p for p in left.planes if p.example), free=True)
+    return replace(left, planes=tuple(p for p in left.planes if p.example or 1 not in p.axes), free=True)
 
 
 def _count_convolution(ledger: Ledger, x: Marked, weight: Marked, out_axis: int, transposed: bool) -> None:

@@ -13,7 +13,7 @@ from surgeon.rules.registry import rule
 POINTWISE = """
     abs acos add addcdiv addcmul asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min
     copysign cos cosh div elu eq erf erfc exp exp2 expm1 floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid
-    hardswish hardtanh hypot isfinite isinf isnan le leaky_relu lerp log log10 log1p log2 log_sigmoid_forward
+    hardswish hardtanh hypot isfinite isinf isnan le leaky_relu lerp log log10 log1p log2
     logical_and logical_not logical_or logit lt masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal
     relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softshrink sqrt square sub tan
     tanh threshold trunc where xlogy
@@ -22,9 +22,7 @@ for _name in POINTWISE:
     rule(_name)(algebra.pointwise)
 
 
-@rule(
-    "clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "lift_fresh", "contiguous", "tril", "triu", "bernoulli"
-)
+@rule("clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "lift_fresh", "contiguous", "bernoulli")
 def same_places(ledger: Ledger, value: Marked, *args: Any, **kwargs: Any) -> Marked:
     return replace(value)
 
@@ -35,9 +33,9 @@ def prelu(ledger: Ledger, x: Marked, weight: Marked) -> Marked:
 
 
 @rule(
-    *"""zeros ones full empty arange linspace eye scalar_tensor rand randn randint zeros_like ones_like full_like
+    *"""zeros ones full empty scalar_tensor rand randn randint zeros_like ones_like full_like
           empty_like rand_like randn_like new_zeros new_ones new_full new_empty empty_strided new_empty_strided
-          randperm tril_indices triu_indices empty_permuted""".split()
+          empty_permuted""".split()
 )
 def factory(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
     return Marked((), (), free=True, constant=True)
@@ -46,3 +44,20 @@ def factory(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
 @rule("fill")
 def fill(ledger: Ledger, x: Marked, *_: Any) -> Marked:
     return Marked((), (), free=True, constant=True)
+
+
+@rule("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices")
+def numbering(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
+    """Places that differ from each other: a cut would renumber them, so they hold what they meet."""
+    return Marked((), (), constant=True)
+
+
+@rule("log_sigmoid_forward")
+def log_sigmoid(ledger: Ledger, value: Marked) -> list[Marked]:
+    return [algebra.pointwise(ledger, value), Marked((), ())]
+
+
+@rule("tril", "triu")
+def triangle(ledger: Ledger, value: Marked, *_: Any) -> Marked:
+    ndim = len(value.shape)
+    return algebra.mix(ledger, value, [ndim - 2, ndim - 1])

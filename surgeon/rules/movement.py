@@ -19,7 +19,7 @@ def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
     return labels.reshape(size)
 
 
-@rule("view", "_unsafe_view", "reshape", "unflatten", "_reshape_alias")
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias")
 def view(ledger: Ledger, value: Marked, size: Sequence[int], *_: Any) -> Marked:
     result = move(ledger, _reshape, value, size)
     for old, new in zip(value.planes, result.planes, strict=True):
@@ -39,9 +39,17 @@ def _mover(name: str) -> None:
     rule(name)(run)
 
 
-for _name in """permute transpose t squeeze unsqueeze expand flip roll repeat select movedim diagonal rot90
-                pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle unfold swapaxes""".split():
+for _name in """permute transpose t squeeze unsqueeze expand flip roll repeat select movedim rot90
+                pixel_shuffle pixel_unshuffle unfold swapaxes""".split():
     _mover(_name)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(ledger: Ledger, value: Marked, groups: int) -> Marked:
+    for plane in value.planes:
+        if 1 in plane.axes and not plane.example:
+            ledger.tie(plane.labels.chunk(groups, 1))
+    return move(ledger, torch.ops.aten.channel_shuffle, value, groups)
 
 
 @rule("slice")
@@ -113,6 +121,8 @@ def select_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int, index: i
 
 @rule("copy")
 def copy(ledger: Ledger, target: Marked, source: Marked, *_: Any) -> Marked:
+    met = {plane.key for plane in algebra.align_right([target, source])[1].planes}
+    ledger.pin([p for p in target.planes if p.key not in met], "overwritten in copy")
     joint = algebra.join(ledger, [replace(target, planes=(), free=True), source])
     return replace(joint, constant=source.constant)
 

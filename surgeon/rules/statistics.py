@@ -16,6 +16,8 @@ from surgeon.rules.registry import rule
       "miopen_batch_norm", "_native_batch_norm_legit_functional", "batch_norm_inference")  # fmt: skip
 def batch_norm(ledger: Ledger, x: Marked, *args: Any, **_: Any) -> list[Marked]:
     vectors = [on_axis(a, 1, len(x.shape)) for a in args if isinstance(a, Marked)]
+    if True in args:  # statistics of the batch itself
+        x = algebra.mix(ledger, x, [axis for axis in range(len(x.shape)) if axis != 1])
     empty = Marked((), ())
     return [algebra.join(ledger, [x, *vectors]), empty, empty, empty, empty]
 
@@ -51,8 +53,9 @@ def group_norm(
     eps: Any,
 ) -> list[Marked]:
     x = algebra.slide(ledger, x, range(2, len(x.shape)))
+    alone = ledger.dense.args[6] == x.span[1]  # every channel is a group by itself: nothing is shared
     for plane in x.planes:
-        if 1 in plane.axes and not plane.example:
+        if 1 in plane.axes and not plane.example and not alone:
             ledger.statistics.setdefault(ledger.node, []).append(plane)
             grouped = plane.labels.reshape(plane.labels.shape[0], group, -1)
             ledger.anchor(Plane(grouped, frozenset({1, 2})), [1] if group > 1 else [], "group")
@@ -96,11 +99,11 @@ def other_reduction(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any
 
 
 @rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk",
-      "logcumsumexp", "kthvalue")  # fmt: skip
+      "logcumsumexp")  # fmt: skip
 def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     name = algebra.operator_name(ledger)
     numbers = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
-    position = 1 if name in ("topk", "kthvalue") else 0
+    position = 1 if name == "topk" else 0
     dim = kwargs.get("dim", numbers[position] if len(numbers) > position else -1)
     result = replace(algebra.mix(ledger, x, _dims(x, dim)), value=None)
     return result if "shape" in ledger.node.meta else [result, result]
@@ -110,3 +113,10 @@ def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
 def weight_norm(ledger: Ledger, v: Marked, g: Marked, dim: int = 0) -> list[Marked]:
     _note_statistics(ledger, v, [axis for axis in range(len(v.shape)) if axis != dim])
     return [algebra.join(ledger, [v, g]), replace(g)]
+
+
+@rule("kthvalue")
+def kthvalue(ledger: Ledger, x: Marked, k: int, dim: int = -1, keepdim: bool = False) -> list[Marked]:
+    dims = _dims(x, dim)
+    result = algebra.reduce(ledger, algebra.mix(ledger, x, dims), dims, keepdim)
+    return [result, replace(result)]

@@ -29,6 +29,10 @@ def calls(graph: fx.Graph) -> list[fx.Node]:
     return [n for n in nodes if _name(n) not in skipped]
 
 
+def _scratch(graph: fx.Graph) -> list[fx.Node]:
+    return [n for n in graph.nodes if n.op == "call_function" and _name(n) in _SCRATCH]
+
+
 def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
     seen: Counter[Any] = Counter()
     keyed = {}
@@ -49,6 +53,8 @@ def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
         keyed = _keyed(theirs)
         found = {node: keyed[key] for key, node in _keyed(ours).items() if key in keyed}
     _align_attributes(small, dense, found)
+    scratch = _keyed(_scratch(dense))
+    found |= {node: scratch[key] for key, node in _keyed(_scratch(small)).items() if key in scratch}
     for node in small.nodes:
         if node.op == "call_function" and node.target is operator.getitem:
             _align_part(node, found)

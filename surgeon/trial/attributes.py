@@ -39,6 +39,8 @@ def _layer_norm(module: Any, dense: Sequence[int], small: Sequence[int]) -> None
 
 
 def _group_norm(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    if module.num_groups == dense[0]:
+        module.num_groups = small[0]  # a group for every channel
     module.num_channels = small[0]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from surgeon.channels.structure import Ints, rows
 from surgeon.rules import Plane
 from surgeon.tracing import Call, Inputs, Replay, plain_call
 from surgeon.trial import Fit
@@ -71,6 +72,8 @@ def compare(
                 continue
             if not value.numel() or not node.users:
                 continue  # nobody reads it
+            if fitted.graph.structure.labels.marks[node].free:
+                continue  # made by the forward in the size that it needs
             match = partner.get(node)
             if match is None:
                 result.unproven.append(node)
@@ -125,19 +128,19 @@ def kept_places(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor) -> Te
     ours = fitted.small.labels.marks.get(match)
     if theirs is None or ours is None:
         return dense
-    for plane, small in zip(theirs.planes, ours.planes, strict=True):
-        chosen = _take(fitted, plane, small, dense)
+    pairs = list(zip(theirs.planes, ours.planes, strict=True))
+    for axes in dict.fromkeys(plane.axes for plane in theirs.planes):
+        chosen = _take(fitted, [(d, s) for d, s in pairs if d.axes == axes], dense)
         if chosen is None:
             return None
         dense = chosen
     return dense
 
 
-def _take(fitted: Fit, plane: Plane, small: Plane, dense: Tensor) -> Tensor | None:
-    axes = sorted(plane.axes)
-    theirs = fitted.graph.structure.of(plane.labels)
-    slots = fitted.small.of(small.labels)
-    ours = np.where(slots >= 0, fitted.channel[slots], -1)
+def _take(fitted: Fit, pairs: list[tuple[Plane, Plane]], dense: Tensor) -> Tensor | None:
+    """Pick along the axes that these planes share: a place is known by its channels in all of them."""
+    axes = sorted(pairs[0][0].axes)
+    theirs, ours = _keys(fitted, pairs)
     kept = np.flatnonzero(np.isin(theirs, ours))
     kept = kept[np.argsort(theirs[kept], kind="stable")]
     order = np.argsort(ours, kind="stable")
@@ -149,6 +152,15 @@ def _take(fitted: Fit, plane: Plane, small: Plane, dense: Tensor) -> Tensor | No
         return dense
     moved = dense.movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
     picked = moved.index_select(-1, torch.from_numpy(index).to(dense.device))
-    picked = picked.reshape(*picked.shape[:-1], *(small.labels.shape[a] for a in axes))
+    picked = picked.reshape(*picked.shape[:-1], *(pairs[0][1].labels.shape[a] for a in axes))
     result: Tensor = picked.movedim(list(range(-len(axes), 0)), axes)
     return result
+
+
+def _keys(fitted: Fit, pairs: list[tuple[Plane, Plane]]) -> tuple[Ints, Ints]:
+    """One number per place of the dense and of the small value: equal where all dense channels are."""
+    theirs = np.stack([fitted.graph.structure.of(dense.labels) for dense, _ in pairs], axis=1)
+    slots = np.stack([fitted.small.of(small.labels) for _, small in pairs], axis=1)
+    ours = np.where(slots >= 0, fitted.channel[slots], -1)
+    numbers = rows(np.concatenate([theirs, ours]))
+    return numbers[: len(theirs)], numbers[len(theirs) :]
