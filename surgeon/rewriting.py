@@ -11,7 +11,7 @@ from surgeon.channels import channel_graph
 from surgeon.errors import ConstantError, PlanError
 from surgeon.planning import Plan
 from surgeon.tracing import Inputs, trace, unwrap
-from surgeon.trial import Fit, Misfit, named_tensors, replace_tensors, with_tensors
+from surgeon.trial import Fit, Misfit, arrivals, named_tensors, replace_tensors, with_tensors
 from surgeon.trial import fit as try_fit
 
 __all__ = ["fit", "rewrite"]
@@ -77,10 +77,11 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace
     module = unwrap(model)
     now = named_tensors(module)
     tensors = {name: small_tensor(fitted, name, now[name]) for name in fitted.cut}
+    found = arrivals(fitted.graph, fitted.kept)
     if inplace:
-        replace_tensors(module, tensors)
+        replace_tensors(module, tensors, found)
         return model
-    return with_tensors(module, tensors)
+    return with_tensors(module, tensors, found)
 
 
 def small_tensor(fitted: Fit, name: str, dense: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from surgeon.cost import Cost
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
-from surgeon.planning.moves import Move, staircases
+from surgeon.planning.moves import Blocked, Move, Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.selection import channels_made_by, select_layers
 from surgeon.trial import Fit, Misfit, fit, settle, widths_of
@@ -71,13 +71,16 @@ def make_plan(
     _check(scope, round_to, min_channels)
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), "ignored")
+    blocked: Blocked = {}
     while True:
-        kept, fitted, misfit = _attempt(graph, scores, asked, scope, round_to or 1, min_channels)
-        if misfit is None:
+        try:
+            graph, kept, fitted = _attempt(graph, scores, asked, scope, Steps(round_to or 1, min_channels, blocked))
             break
-        graph = graph.pin(
-            misfit.channels, f"constant in {misfit.source}" if misfit.source else misfit.why, misfit.source
-        )
+        except Misfit as misfit:
+            reason = f"constant in {misfit.source}" if misfit.source else misfit.why
+            graph = graph.pin(misfit.channels, reason, misfit.source)
+        except _NoSuchWidth as stop:
+            blocked.setdefault(stop.bundle, set()).add(stop.level)
     budget = {k: v for k, v in asked.items() if v is not None} | {"scope": scope, "min_channels": min_channels}
     budget |= {"round_to": round_to} if round_to else {}
     inputs = graph.trace.inputs.spec()
@@ -93,39 +96,54 @@ def _check(scope: str, round_to: Any, min_channels: Any) -> None:
             raise BudgetError(f"{name}={value!r}: expected a positive whole number")
 
 
+class _NoSuchWidth(Exception):
+    """A bundle that is cut by shares can't have this width: its channels would flow another way."""
+
+    def __init__(self, bundle: str, level: int) -> None:
+        super().__init__(bundle)
+        self.bundle, self.level = bundle, level
+
+
 def _attempt(
-    graph: ChannelGraph, scores: Scores, asked: dict[str, Any], scope: str, round_to: int, min_channels: int
-) -> tuple[Flags, Fit | None, Misfit | None]:
+    graph: ChannelGraph, scores: Scores, asked: dict[str, Any], scope: str, steps: Steps
+) -> tuple[ChannelGraph, Flags, Fit]:
     """Plan once on the channels that are free by now; a misfit says which aren't."""
     if not graph.groups:
         raise NothingToCutError(_nothing(graph))
-    stairs = staircases(graph, scores, min_channels, round_to)
-    problem = Problem(graph, stairs, Cost(graph), scope)
+    problem = Problem(graph, staircases(graph, scores, steps), Cost(graph), scope)
     moves = choose(problem, asked)
     kept = problem.kept(moves)
     if bool(kept.all()):
         raise BudgetError(_too_little(problem, asked))
-    try:
-        kept = _settled(graph, scores, moves, kept)
-        return kept, fit(graph, kept), None
-    except Misfit as misfit:
-        return kept, None, misfit
+    kept = _settled(graph, scores, moves, kept)
+    return graph, kept, fit(graph, kept)
 
 
 def _settled(graph: ChannelGraph, scores: Scores, moves: list[Move], kept: Flags) -> Flags:
-    """Exact numbers for bundles that are cut by shares: what the forward makes of their widths."""
+    """Exact numbers for bundles that are cut by shares: what the forward makes of their widths, one at a time."""
     levels = {m.bundle: m.level for m in moves if not graph.bundles[m.bundle].even}
-    if not levels:
-        return kept
-    widths = _shared_widths(graph, levels, kept)
-    counts = settle(graph, widths, kept)
     kept = kept.copy()
-    for index in levels:
+    for index, level in levels.items():
+        counts = _counts_at(graph, index, level)
         for group in graph.bundles[index].groups:
             ranked = group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")]
             kept[group.numbers] = True
             kept[ranked[: group.size - counts[group.name]]] = False
     return kept
+
+
+def _counts_at(graph: ChannelGraph, index: int, level: int) -> dict[str, int]:
+    """Channels of each group of bundle `index` when it alone has lost `level` of its steps."""
+    bundle = graph.bundles[index]
+    alone = np.ones(graph.structure.count, dtype=bool)
+    for group in bundle.groups:
+        alone[group.numbers[: round(group.size * level / bundle.steps)]] = False
+    try:
+        return settle(graph, _shared_widths(graph, {index: level}, alone), alone)
+    except Misfit as misfit:
+        if misfit.followed:
+            raise _NoSuchWidth(bundle.groups[0].name, level) from misfit
+        raise
 
 
 def _shared_widths(graph: ChannelGraph, levels: dict[int, int], kept: Flags) -> dict[tuple[str, int], int]:

@@ -39,22 +39,38 @@ class Move:
     score: float
 
 
-def staircases(graph: ChannelGraph, scores: Scores, min_channels: int, round_to: int) -> list[list[Move]]:
+#: Widths that a bundle can't have: name of its first group -> levels.
+Blocked = dict[str, set[int]]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Where a staircase may stop: widths that `round_to` divides, at least `min_channels`, none that is blocked."""
+
+    round_to: int
+    min_channels: int
+    blocked: Blocked
+
+
+def staircases(graph: ChannelGraph, scores: Scores, steps: Steps) -> list[list[Move]]:
     """The moves of every bundle, in the order in which they must be taken."""
     return [
-        _staircase(index, bundle, scores, min_channels, _stops(graph, bundle, round_to))
+        _staircase(index, bundle, scores, steps.min_channels, _stops(graph, bundle, steps))
         for index, bundle in enumerate(graph.bundles)
     ]
 
 
-def _stops(graph: ChannelGraph, bundle: Bundle, round_to: int) -> list[int]:
-    """Levels at which every layer that makes the bundle's channels has a width that `round_to` divides."""
-    levels = range(1, bundle.steps + 1 if bundle.even else bundle.steps)
-    if round_to == 1:
-        return list(levels)
+def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> list[int]:
+    """Levels at which every layer that makes the bundle's channels has a width that is wanted and possible."""
+    blocked = steps.blocked.get(bundle.groups[0].name, ())
+    levels = [level for level in range(1, bundle.steps + bundle.even) if level not in blocked]
+    if steps.round_to == 1:
+        return levels
     widths = _lead_widths(graph, bundle)
-    per_level = [(width, part if not bundle.even else steps * bundle.steps) for width, part, steps in widths]
-    return [level for level in levels if all((w - p * level // bundle.steps) % round_to == 0 for w, p in per_level)]
+    per_level = [(width, part if not bundle.even else step * bundle.steps) for width, part, step in widths]
+    return [
+        level for level in levels if all((w - p * level // bundle.steps) % steps.round_to == 0 for w, p in per_level)
+    ]
 
 
 def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int, int]]:

@@ -1,6 +1,7 @@
 """Trial: what really happens to the channels when the user's own forward runs at other widths."""
 
 from surgeon.trial.alignment import align, calls
+from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit
 from surgeon.trial.fitting import Fit, fit, fit_recording, settle
 from surgeon.trial.running import widths_of
@@ -10,6 +11,7 @@ __all__ = [
     "Fit",
     "Misfit",
     "align",
+    "arrivals",
     "calls",
     "fit",
     "fit_recording",

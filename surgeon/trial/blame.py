@@ -15,6 +15,7 @@ class Misfit(Exception):
     def __init__(self, node: fx.Node, channels: Ints, why: str) -> None:
         super().__init__(why)
         self.node, self.channels, self.why = node, channels, why
+        self.followed = False  # True where the forward ran and its shapes followed: only the ways differ
 
     @property
     def source(self) -> str | None:

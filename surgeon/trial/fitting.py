@@ -138,13 +138,9 @@ def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:
     slots = _by_signature(run.structure)
     known = _by_signature(graph.structure)
     if any(len(found) > len(known.get(key, ())) for key, found in slots.items()):
-        raise find_misfit(
-            graph,
-            run.nodes,
-            kept,
-            None,
-            "channels take another way than in the dense model",
-        )
+        misfit = find_misfit(graph, run.nodes, kept, None, "channels take another way than in the dense model")
+        misfit.followed = True
+        raise misfit
     return {group.name: len(slots.get(_key(graph.structure, group), ())) for group in graph.groups}
 
 

@@ -16,6 +16,7 @@ from surgeon.channels.structure import Flags
 from surgeon.rules import POINTWISE
 from surgeon.tracing import Trace, Unfinished, record
 from surgeon.trial.alignment import align, next_call
+from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.skeleton import with_tensors
 
@@ -66,7 +67,7 @@ def _run(graph: ChannelGraph, widths: Widths, kept: Flags, device: str | None) -
     tensors = {
         name: _resized(graph, name, t, widths, device) for name, t in trace.tensors.items() if "_constant_" not in name
     }
-    small = with_tensors(trace.model, tensors, share=True)
+    small = with_tensors(trace.model, tensors, arrivals(graph, kept), share=True)
     try:
         recording = record(small, trace.inputs.to(device=device) if device else trace.inputs)
     except Unfinished as stop:

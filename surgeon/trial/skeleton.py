@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from surgeon.trial.arrivals import Arrivals, follow_arrivals
 from surgeon.trial.attributes import follow
 
 
@@ -16,8 +17,10 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
 
 
-def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
+def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Arrivals, *, share: bool = False) -> nn.Module:
     """A deep copy of `model` in which the named parameters and buffers are replaced and width attributes follow.
+
+    `found` says what arrives at norms that have no tensor of their own.
 
     Ties, ``requires_grad``, mode, hooks and the model's own class survive. With `share`, tensors that aren't
     replaced are shared with `model` instead of copied.
@@ -35,12 +38,13 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool
             keep.append(old)
     small = copy.deepcopy(model, memo)
     _follow_all(model, small)
+    follow_arrivals(small, found)
     return small
 
 
-def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Arrivals) -> None:
     """:func:`with_tensors` in place: `model` itself becomes the cut model."""
-    shadow = with_tensors(model, tensors, share=True)  # everything that can fail happens on a copy
+    shadow = with_tensors(model, tensors, found, share=True)  # everything that can fail happens on a copy
     for own, new in zip(model.modules(), shadow.modules(), strict=True):
         own._parameters.update(new._parameters)
         own._buffers.update(new._buffers)
