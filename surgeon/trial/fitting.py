@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from surgeon.channels import ChannelGraph, Group, Structure
 from surgeon.channels.structure import Flags, Ints
 from surgeon.errors import PlanError
 from surgeon.tracing import Trace
-from surgeon.trial.blame import find_misfit
+from surgeon.trial.arrivals import Attributes
+from surgeon.trial.blame import Misfit, find_misfit
+from surgeon.trial.held import held_widths
 from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
 from surgeon.trial.skeleton import named_tensors
 
@@ -33,6 +36,8 @@ class Fit:
         Dense channel of each slot.
     kept:
         The flags that it was made for: one bool per dense channel.
+    attributes:
+        Widths that the user's own modules hold in attributes, as they must be.
     """
 
     graph: ChannelGraph
@@ -40,6 +45,7 @@ class Fit:
     nodes: dict[fx.Node, fx.Node]
     channel: Ints
     kept: Flags
+    attributes: Attributes = field(default_factory=dict)
 
     def positions(self, name: str, axis: int) -> Tensor:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
@@ -98,8 +104,7 @@ def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> dict[str, int]:
     Misfit
         If the forward fails there or carries channels otherwise than the dense one.
     """
-    run = run_at(graph, widths, kept)
-    return _count(graph, run, kept)
+    return _count(graph, run_at(graph, widths, kept, {}), kept)
 
 
 def fit(graph: ChannelGraph, kept: Flags) -> Fit:
@@ -110,7 +115,16 @@ def fit(graph: ChannelGraph, kept: Flags) -> Fit:
     Misfit
         If the forward doesn't follow.
     """
-    return _match(graph, run_at(graph, widths_of(graph, kept), kept), kept)
+    attributes: dict[tuple[str, str], Any] = {}
+    while True:
+        try:
+            run = run_at(graph, widths_of(graph, kept), kept, attributes)
+            return replace(_match(graph, run, kept), attributes=attributes)
+        except Misfit as misfit:  # noqa: PERF203  # a trial takes a thousand times longer than the try
+            more = held_widths(graph, misfit, kept)
+            if not more.keys() - attributes.keys():
+                raise
+            attributes.update(more)
 
 
 def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:

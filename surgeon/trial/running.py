@@ -16,7 +16,7 @@ from surgeon.channels.structure import Flags
 from surgeon.rules import POINTWISE
 from surgeon.tracing import Trace, Unfinished, record
 from surgeon.trial.alignment import align, next_call
-from surgeon.trial.arrivals import arrivals
+from surgeon.trial.arrivals import Attributes, arrivals
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.skeleton import with_tensors
 
@@ -50,24 +50,24 @@ def slot(structure: Structure, name: str, axis: int) -> tuple[int, int]:
     return space.starts[index], space.sizes[index]
 
 
-def run_at(graph: ChannelGraph, widths: Widths, kept: Flags) -> Run:
+def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attributes) -> Run:
     """Run the forward at these widths, on the meta device where the model allows it, else for real."""
     trace = graph.trace
     if not trace.steered:
         try:
-            return _run(graph, widths, kept, "meta")
+            return _run(graph, widths, kept, attributes, "meta")
         except Misfit as problem:
             if isinstance(problem.__cause__, Mismatch):
                 raise
-    return _run(graph, widths, kept, None)
+    return _run(graph, widths, kept, attributes, None)
 
 
-def _run(graph: ChannelGraph, widths: Widths, kept: Flags, device: str | None) -> Run:
+def _run(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attributes, device: str | None) -> Run:
     trace = graph.trace
     tensors = {
         name: _resized(graph, name, t, widths, device) for name, t in trace.tensors.items() if "_constant_" not in name
     }
-    small = with_tensors(trace.model, tensors, arrivals(graph, kept), share=True)
+    small = with_tensors(trace.model, tensors, {**arrivals(graph, kept), **attributes}, share=True)
     try:
         recording = record(small, trace.inputs.to(device=device) if device else trace.inputs)
     except Unfinished as stop:

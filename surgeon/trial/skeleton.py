@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from surgeon.trial.arrivals import Arrivals, follow_arrivals
+from surgeon.trial.arrivals import Attributes, set_attributes
 from surgeon.trial.attributes import follow
 
 
@@ -17,10 +17,12 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
 
 
-def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Arrivals, *, share: bool = False) -> nn.Module:
+def with_tensors(
+    model: nn.Module, tensors: Mapping[str, Tensor], found: Attributes, *, share: bool = False
+) -> nn.Module:
     """A deep copy of `model` in which the named parameters and buffers are replaced and width attributes follow.
 
-    `found` says what arrives at norms that have no tensor of their own.
+    `found` are attributes to set besides: widths that no tensor tells.
 
     Ties, ``requires_grad``, mode, hooks and the model's own class survive. With `share`, tensors that aren't
     replaced are shared with `model` instead of copied.
@@ -38,18 +40,18 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Arrival
             keep.append(old)
     small = copy.deepcopy(model, memo)
     _follow_all(model, small)
-    follow_arrivals(small, found)
+    set_attributes(small, found)
     return small
 
 
-def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Arrivals) -> None:
+def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Attributes) -> None:
     """:func:`with_tensors` in place: `model` itself becomes the cut model."""
     shadow = with_tensors(model, tensors, found, share=True)  # everything that can fail happens on a copy
     for own, new in zip(model.modules(), shadow.modules(), strict=True):
         own._parameters.update(new._parameters)
         own._buffers.update(new._buffers)
         for name, value in new.__dict__.items():
-            if isinstance(value, int | tuple) and not name.startswith("_"):
+            if isinstance(value, int | tuple | list) and not name.startswith("_"):
                 own.__dict__[name] = value
 
 
