@@ -17,7 +17,7 @@ from surgeon.errors import InputError, NothingToCutError, ScoreError, SurgeonErr
 from surgeon.planning import Plan, make_plan
 from surgeon.report import Report, make_report, tensor_bytes
 from surgeon.rewriting import rewrite
-from surgeon.tracing import Inputs, check_model, trace
+from surgeon.tracing import Inputs, check_model, error_site, outside_inference_mode, trace
 from surgeon.verification import verify as run_check
 
 
@@ -30,6 +30,7 @@ class Result:
     report: Report
 
 
+@outside_inference_mode
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -140,8 +141,9 @@ def _graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
     except SurgeonError:
         raise
     except Exception as problem:
+        where = error_site(problem, {id(m): name for name, m in module.named_modules()})
         raise InputError(
-            f"the model's forward rejects the example inputs: {type(problem).__name__}: {problem}; "
+            f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
             "pass example_inputs that model(*args, **kwargs) runs on"
         ) from problem
 

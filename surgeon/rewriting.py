@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from surgeon.channels import channel_graph
 from surgeon.errors import ConstantError, PlanError
 from surgeon.planning import Plan
-from surgeon.tracing import Inputs, trace, unwrap
+from surgeon.tracing import Inputs, outside_inference_mode, trace, unwrap
 from surgeon.trial import Fit, Misfit, arrivals, named_tensors, replace_tensors, with_tensors
 from surgeon.trial import fit as try_fit
 
@@ -63,6 +63,7 @@ def _still_holds(known: Fit, plan: Plan, module: nn.Module) -> bool:
     return same and bool((plan.kept(known.graph) == known.kept).all())
 
 
+@outside_inference_mode
 def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> nn.Module:
     """The model without the plan's channels: the same class, state-dict names, dtype, device, mode and ties.
 

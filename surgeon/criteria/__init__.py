@@ -14,6 +14,7 @@ from surgeon.channels import ChannelGraph
 from surgeon.criteria.gates import GatedModel
 from surgeon.criteria.table import CRITERIA, Criterion, Floats, ForwardLoss, Request, criterion, default_forward_loss
 from surgeon.errors import ScoreError, SelectionError
+from surgeon.tracing import outside_inference_mode
 
 __all__ = ["CRITERIA", "Criterion", "GatedModel", "Request", "Scores", "criterion", "find_criterion", "score"]
 
@@ -74,6 +75,7 @@ def needs_data_message(name: str) -> str:
     return f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
 
 
+@outside_inference_mode
 def score(
     graph: ChannelGraph,
     criterion: str | Callable[[Request], Floats] = "taylor",

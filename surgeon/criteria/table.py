@@ -163,12 +163,17 @@ def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None) -> Forwar
             )
         given, targets = batch
         device = next((p.device for p in model._inner[0].parameters()), torch.device("cpu"))  # type: ignore[index, union-attr]
-        inputs = Inputs.of(tuple(given) if isinstance(given, list) else given).to(device)
+        inputs = Inputs.of(tuple(given) if isinstance(given, list) else given).map(_trackable).to(device)
         outputs = model(*inputs.args, **inputs.kwargs)
-        targets = targets.to(device) if isinstance(targets, Tensor) else targets
+        targets = _trackable(targets).to(device) if isinstance(targets, Tensor) else targets
         return (loss_fn or _cross_entropy)(outputs, targets)
 
     return forward_loss
+
+
+def _trackable(tensor: Tensor) -> Tensor:
+    """A loader that runs in inference mode gives tensors that autograd refuses; a copy is a plain one."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:

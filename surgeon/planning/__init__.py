@@ -17,11 +17,13 @@ from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
 from surgeon.planning.moves import Blocked, Move, Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.selection import channels_made_by, select_layers
+from surgeon.tracing import outside_inference_mode
 from surgeon.trial import Fit, Misfit, fit, settle, widths_of
 
 __all__ = ["LIMITS", "Plan", "make_plan", "select_layers", "smallest"]
 
 
+@outside_inference_mode
 def make_plan(
     graph: ChannelGraph,
     scores: Scores,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -54,6 +55,21 @@ def _check_module(name: str, module: nn.Module) -> None:
             )
         if tensor is not None and tensor.dtype in _QUANTISED:
             raise ModelError(f"{name}.{key} is quantised ({tensor.dtype}): prune the float model, then quantise it")
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Run `function` outside a caller's ``inference_mode``, whose tensors could be neither scored nor trained."""
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with torch.inference_mode(False):
+            return function(*args, **kwargs)
+
+    return run
 
 
 @contextlib.contextmanager

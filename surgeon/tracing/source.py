@@ -58,3 +58,17 @@ def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
             break
         frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None at the stack's bottom
     return Site(path or "", source)
+
+
+def error_site(error: BaseException, names: Mapping[int, str]) -> Site:
+    """Where a forward failed: the innermost module and the innermost line outside of torch and surgeon."""
+    path, source = "", None
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if code is _MODULE_CALL:
+            path = names.get(id(step.tb_frame.f_locals.get("self")), path)
+        elif not code.co_filename.startswith((_TORCH, _SURGEON, "<frozen")):
+            source = Source(code.co_filename, step.tb_lineno)
+        step = step.tb_next
+    return Site(path, source)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
 from surgeon.planning import Plan
-from surgeon.tracing import Inputs, check_model, record, trace, unwrap
+from surgeon.tracing import Inputs, check_model, outside_inference_mode, record, trace, unwrap
 from surgeon.trial import Fit, Misfit, fit_recording, named_tensors
 from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
@@ -52,6 +52,7 @@ class Check:
     kept_statistics: tuple[str, ...] = ()
 
 
+@outside_inference_mode
 def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0) -> Check:
     """Prove that `small` is `model` without the plan's channels.
 
