@@ -90,16 +90,17 @@ def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int, in
 
 def _staircase(index: int, bundle: Bundle, scores: Scores, min_channels: int, stops: Sequence[int]) -> list[Move]:
     ranked = [group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")] for group in bundle.groups]
+    worth = [np.concatenate([[0.0], np.cumsum(scores.normalised[order])]) for order in ranked]
     moves, taken = [], [0] * len(ranked)
     for level in stops:
         counts = [level if bundle.even else round(len(order) * level / bundle.steps) for order in ranked]
         if bundle.even and any(len(o) - c < min_channels for o, c in zip(ranked, counts, strict=True)):
             break
         gone = [order[a:b] for order, a, b in zip(ranked, taken, counts, strict=True)]
-        removed = np.concatenate(gone)
+        removed = gone[0] if len(gone) == 1 else np.concatenate(gone)
         filters = sum(len(part) * group.filters for part, group in zip(gone, bundle.groups, strict=True))
-        score = float(scores.normalised[removed].mean()) if len(removed) else 0.0
-        moves.append(Move(index, level, removed, filters, len(removed), score))
+        total = sum(float(w[b] - w[a]) for w, a, b in zip(worth, taken, counts, strict=True))
+        moves.append(Move(index, level, removed, filters, len(removed), total / max(len(removed), 1)))
         taken = counts
     return moves
 
