@@ -15,6 +15,7 @@ from surgeon.errors import PlanError
 from surgeon.tracing import Trace
 from surgeon.trial.arrivals import Attributes
 from surgeon.trial.blame import Misfit, find_misfit
+from surgeon.trial.folding import Fold
 from surgeon.trial.held import held_widths
 from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
 from surgeon.trial.skeleton import named_tensors
@@ -38,6 +39,8 @@ class Fit:
         The flags that it was made for: one bool per dense channel.
     attributes:
         Widths that the user's own modules hold in attributes, as they must be.
+    folds:
+        Numbers in the forward that follow the widths, folded into weights.
     """
 
     graph: ChannelGraph
@@ -46,6 +49,7 @@ class Fit:
     channel: Ints
     kept: Flags
     attributes: Attributes = field(default_factory=dict)
+    folds: tuple[Fold, ...] = ()
 
     def positions(self, name: str, axis: int) -> Tensor:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
@@ -62,6 +66,7 @@ class Fit:
 
     def gather(self, name: str, tensor: Tensor) -> Tensor:
         """The small tensor: `tensor`, a dense parameter or buffer called `name`, indexed once per axis."""
+        tensor = self._folded(name, tensor)
         for plane in self.graph.structure.labels.space.planes.get(name, ()):
             axis = max(plane.axes)
             index = self.positions(name, axis).to(tensor.device)
@@ -70,6 +75,17 @@ class Fit:
                     tensor = tensor.index_select(axis, index)
             else:
                 tensor = self._gather_groups(name, tensor, index)
+        return tensor
+
+    def _folded(self, name: str, tensor: Tensor) -> Tensor:
+        """The dense tensor with the folds' factors on its rows; indices (integers) are left alone."""
+        for fold in self.folds if tensor.is_floating_point() else ():
+            for (owner, axis), positions in fold.rows.items():
+                if owner == name:
+                    factors = torch.ones(tensor.shape[axis], dtype=torch.float64, device=tensor.device)
+                    factors[torch.from_numpy(positions)] = fold.factor
+                    shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
+                    tensor = (tensor * factors.view(shape)).to(tensor.dtype)
         return tensor
 
     def _gather_groups(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
@@ -89,11 +105,12 @@ class Fit:
 
     @property
     def cut(self) -> list[str]:
-        """Names of the tensors that lose places."""
+        """Names of the tensors that change: they lose places, or a number is folded into them."""
         dense = self.graph.structure.labels.space
         sizes = dict(zip(self.small.labels.space.places, self.small.labels.space.sizes, strict=True))
         places = zip(dense.places, dense.sizes, strict=True)
-        return list(dict.fromkeys(name for (name, axis), size in places if sizes.get((name, axis)) != size))
+        smaller = [name for (name, axis), size in places if sizes.get((name, axis)) != size]
+        return list(dict.fromkeys([*smaller, *(name for fold in self.folds for name, _ in fold.rows)]))
 
 
 def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> dict[str, int]:
@@ -144,7 +161,7 @@ def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
         wanted = int(kept[group.numbers].sum())
         if counts[group.name] != wanted:
             raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
-    return Fit(graph, run.structure, run.nodes, _assign(graph.structure, run.structure, kept), kept)
+    return Fit(graph, run.structure, run.nodes, _assign(graph.structure, run.structure, kept), kept, folds=run.folds)
 
 
 def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from surgeon.channels import ChannelGraph, Guide, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags
-from surgeon.rules import POINTWISE
 from surgeon.tracing import Trace, Unfinished, record
 from surgeon.trial.alignment import align, next_call
 from surgeon.trial.arrivals import Attributes, arrivals
 from surgeon.trial.blame import Misfit, find_misfit
+from surgeon.trial.folding import Fold, find_fold
+from surgeon.trial.numbers import changed_numbers
 from surgeon.trial.skeleton import with_tensors
 
 #: New size of each axis: (tensor name, axis) -> places kept on it.
@@ -26,10 +25,11 @@ Widths = Mapping[tuple[str, int], int]
 
 @dataclass(frozen=True)
 class Run:
-    """One successful trial: the small recording, its channels (slots) and the dense node of each of its nodes."""
+    """One successful trial: the small channels (slots), the dense node of each small node, and numbers to fold."""
 
     structure: Structure
     nodes: dict[fx.Node, fx.Node]
+    folds: tuple[Fold, ...]
 
 
 def widths_of(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, int], int]:
@@ -83,39 +83,13 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
         labels = label(recording, Guide(graph.structure.labels, nodes))
     except Mismatch as stop:
         raise find_misfit(graph, nodes, kept, stop.node, stop.why) from stop
-    changed = changed_number(recording, graph.trace, nodes)
-    if changed is not None:
-        raise find_misfit(graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True)
-    return Run(analyse(labels, nodes), nodes)
-
-
-def changed_number(small: Trace, dense: Trace, nodes: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
-    """The first dense call whose numbers are others at the small widths, sizes of data movement apart."""
-    theirs = {dense_node: node for node, dense_node in nodes.items()}
-    for node in dense.graph.nodes:
-        other = theirs.get(node)
-        if other is None:
-            continue
-        if node.op == "call_function" and _numbers(node) != _numbers(other):
-            return node  # type: ignore[no-any-return]  # fx types its nodes as Any here
-        if node.op == "get_attr" and _other_constant(dense.tensors[str(node.target)], small.tensors[str(other.target)]):
-            return next(iter(node.users), None)
-    return None
-
-
-def _numbers(node: fx.Node) -> list[Any]:
-    """Numbers among the arguments: floats of any call, whole ones of elementwise calls."""
-    packet = getattr(node.target, "overloadpacket", None)
-    kinds = (int, float) if packet is not None and packet.__name__ in POINTWISE else (float,)
-    leaves = pytree.tree_leaves((node.args, node.kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, kinds) and not isinstance(leaf, bool)]
-
-
-def _other_constant(dense: Tensor, small: Tensor) -> bool:
-    """Whether a constant that the forward makes (not a parameter: those were resized) has other values."""
-    if dense.ndim or small.ndim or "meta" in (dense.device.type, small.device.type):
-        return False
-    return dense.item() != small.item()
+    folds = []
+    for changed, other in changed_numbers(recording, graph.trace, nodes):
+        found = find_fold(graph, changed, other)
+        if found is None:
+            raise find_misfit(graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True)
+        folds.append(found)
+    return Run(analyse(labels, nodes), nodes, tuple(folds))
 
 
 def _resized(graph: ChannelGraph, name: str, tensor: Tensor, widths: Widths, device: str | None) -> Tensor:

@@ -126,6 +126,10 @@ def kept_places(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor) -> Te
     """The dense value at the places that the small value has, in its order; None if they can't be the same channels."""
     theirs = fitted.graph.structure.labels.marks.get(node)
     ours = fitted.small.labels.marks.get(match)
+    for fold in fitted.folds:
+        if node in fold.path:
+            factor = fold.scale(fitted.graph, node)
+            dense = dense * (factor.to(dense) if isinstance(factor, Tensor) else factor)
     if theirs is None or ours is None:
         return dense
     pairs = list(zip(theirs.planes, ours.planes, strict=True))

@@ -1,0 +1,40 @@
+"""Numbers in a forward that depend on its widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from surgeon.rules import POINTWISE
+from surgeon.tracing import Trace
+
+
+def changed_numbers(small: Trace, dense: Trace, nodes: Mapping[fx.Node, fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Dense calls whose numbers are others at the small widths, each with the small call; sizes of movement apart."""
+    theirs = {dense_node: node for node, dense_node in nodes.items()}
+    for node in dense.graph.nodes:
+        other = theirs.get(node)
+        if other is None:
+            continue
+        if node.op == "call_function" and _numbers(node) != _numbers(other):
+            yield node, other
+        if node.op == "get_attr" and _other_constant(dense.tensors[str(node.target)], small.tensors[str(other.target)]):
+            yield from ((user, other) for user in node.users)
+
+
+def _numbers(node: fx.Node) -> list[Any]:
+    """Numbers among the arguments: floats of any call, whole ones of elementwise calls."""
+    packet = getattr(node.target, "overloadpacket", None)
+    kinds = (int, float) if packet is not None and packet.__name__ in POINTWISE else (float,)
+    leaves = pytree.tree_leaves((node.args, node.kwargs))
+    return [leaf for leaf in leaves if isinstance(leaf, kinds) and not isinstance(leaf, bool)]
+
+
+def _other_constant(dense: Tensor, small: Tensor) -> bool:
+    """Whether a constant that the forward makes (not a parameter: those were resized) has other values."""
+    if dense.ndim or small.ndim or "meta" in (dense.device.type, small.device.type):
+        return False
+    return dense.item() != small.item()
