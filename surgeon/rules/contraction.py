@@ -157,16 +157,3 @@ def dot(ledger: Ledger, a: Marked, b: Marked) -> Marked:
     note_summed(ledger, a, 0, [0])
     note_summed(ledger, b, 1, [0])
     return algebra.drop_axis(product_sum(ledger, a, b, 0), 0)
-
-
-@rule("linear")
-def linear(ledger: Ledger, x: Marked, weight: Marked, bias: Marked | None = None) -> Marked:
-    last = len(x.shape) - 1
-    note_summed(ledger, x, 0, [last])
-    note_summed(ledger, weight, 1, [1])
-    left = lift(x, {**{i: i for i in range(last)}, last: last + 1}, last + 2)
-    right = lift(weight, {0: last, 1: last + 1}, last + 2)
-    factors = tuple(p.labels for p in weight.planes if not p.example)
-    ledger.work.append(Work(ledger.node, math.prod(x.shape) * weight.shape[0], factors))
-    out = algebra.drop_axis(product_sum(ledger, left, right, last + 1), last + 1)
-    return out if bias is None else algebra.join(ledger, [out, on_axis(bias, last, last + 1)])

@@ -22,7 +22,7 @@ for _name in POINTWISE:
     rule(_name)(algebra.pointwise)
 
 
-@rule("clone", "detach", "alias", "_to_copy", "lift_fresh_copy", "lift_fresh", "contiguous", "bernoulli")
+@rule("clone", "detach", "alias", "_to_copy", "lift_fresh", "bernoulli")
 def same_places(ledger: Ledger, value: Marked, *args: Any, **kwargs: Any) -> Marked:
     return replace(value)
 
@@ -54,7 +54,9 @@ def numbering(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
 
 @rule("log_sigmoid_forward")
 def log_sigmoid(ledger: Ledger, value: Marked) -> list[Marked]:
-    return [algebra.pointwise(ledger, value), Marked((), ())]
+    """The second result is the exponential, for the backward pass; on CUDA it has no places."""
+    filled = all(user.meta["shape"].numel() for user in ledger.dense.users)
+    return [replace(value), replace(value) if filled else Marked((), ())]
 
 
 @rule("tril", "triu")

@@ -7,19 +7,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from surgeon.rules import algebra
 from surgeon.rules.algebra import lift, move
 from surgeon.rules.marks import Ledger, Marked, compact
 from surgeon.rules.registry import rule
 
+#: Types of an index that says of each place whether it is picked: a mask, which may span several axes.
+_MASKS = (torch.bool, torch.uint8)
+
 
 def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
     return labels.reshape(size)
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias")
+@rule("view", "_unsafe_view", "_reshape_alias")
 def view(ledger: Ledger, value: Marked, size: Sequence[int], *_: Any) -> Marked:
     result = move(ledger, _reshape, value, size)
     for old, new in zip(value.planes, result.planes, strict=True):
@@ -39,8 +43,8 @@ def _mover(name: str) -> None:
     rule(name)(run)
 
 
-for _name in """permute transpose t squeeze unsqueeze expand flip roll repeat select movedim rot90
-                pixel_shuffle pixel_unshuffle unfold swapaxes""".split():
+for _name in """permute transpose t squeeze unsqueeze expand flip roll repeat select rot90
+                pixel_shuffle pixel_unshuffle unfold""".split():
     _mover(_name)
 
 
@@ -67,7 +71,7 @@ def slice_(
     return move(ledger, torch.ops.aten.slice, x, dim, start, end, step)
 
 
-@rule("split", "split_with_sizes", "chunk", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk")
+@rule("split", "split_with_sizes", "unbind", "unsafe_split", "unsafe_chunk")
 def split(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
     packet = ledger.node.target.overloadpacket  # type: ignore[union-attr]
     parts = algebra.move_many(ledger, packet, x, *args, **kwargs)
@@ -121,10 +125,8 @@ def select_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int, index: i
 
 @rule("copy")
 def copy(ledger: Ledger, target: Marked, source: Marked, *_: Any) -> Marked:
-    met = {plane.key for plane in algebra.align_right([target, source])[1].planes}
-    ledger.pin([p for p in target.planes if p.key not in met], "overwritten in copy")
-    joint = algebra.join(ledger, [replace(target, planes=(), free=True), source])
-    return replace(joint, constant=source.constant)
+    # the numbers are the source's, the sizes the target's: its labels hold along axes where the source is broadcast
+    return replace(algebra.join(ledger, [target, source]), constant=source.constant)
 
 
 @rule("constant_pad_nd")
@@ -142,15 +144,36 @@ def constant_pad_nd(ledger: Ledger, x: Marked, pad: Sequence[int], value: Any = 
     return replace(x, planes=tuple(planes))
 
 
+def _given(call: fx.Node) -> bool:
+    """Whether no index of this call is worked out from weights, which may hold other numbers another time."""
+    reached = set(pytree.tree_leaves(call.args[1:]))
+    pending = [node for node in reached if isinstance(node, fx.Node)]
+    while pending:
+        node = pending.pop()
+        if (
+            node.op == "get_attr"
+            and node.meta["dtype"].is_floating_point
+            and not str(node.target).startswith("_constant_")
+        ):
+            return False
+        pending += [source for source in node.all_input_nodes if source not in reached]
+        reached.update(node.all_input_nodes)
+    return True
+
+
 @rule("index")
 def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked:
+    why = "an index that depends on the data in index"
     values = [None if i is None else i.value for i in indices]
-    for axis, marked in enumerate(indices):
-        hit = [p for p in x.planes if marked is not None and axis in p.axes]
-        if hit and (marked is None or not marked.constant or marked.value is None):
-            ledger.pin(hit, "an index that depends on the data in index")
     if any(v is None and i is not None for v, i in zip(values, indices, strict=True)):
+        ledger.pin(x.planes, why)
         return Marked((), ())
+    axis = 0
+    for marked, value in zip(indices, values, strict=True):
+        after = axis + (value.ndim if value is not None and value.dtype in _MASKS else 1)
+        if marked is not None and not (marked.constant and _given(ledger.node)):
+            ledger.pin([p for p in x.planes if p.axes & set(range(axis, after))], why)
+        axis = after
     return move(ledger, torch.ops.aten.index, x, [None if v is None else v.cpu() for v in values])
 
 

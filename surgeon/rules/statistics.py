@@ -13,7 +13,7 @@ from surgeon.rules.registry import rule
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
-      "miopen_batch_norm", "_native_batch_norm_legit_functional", "batch_norm_inference")  # fmt: skip
+      "miopen_batch_norm", "_native_batch_norm_legit_functional")  # fmt: skip
 def batch_norm(ledger: Ledger, x: Marked, *args: Any, **_: Any) -> list[Marked]:
     vectors = [on_axis(a, 1, len(x.shape)) for a in args if isinstance(a, Marked)]
     if True in args:  # statistics of the batch itself

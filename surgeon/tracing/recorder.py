@@ -82,6 +82,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
         result = _run(func, args, kwargs)
         site = call_site(self._paths, skip=2)
+        func = _functional(func, args)
         if func is _aten.as_strided_.default:
             # the one in-place call that functionalisation leaves: pooling sets the strides of a result of its own
             func, node_args = _aten.alias.default, node_args[:1]
@@ -139,6 +140,16 @@ def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     if func is _aten.native_batch_norm.default and args[0].device.type == "meta" and not args[5]:
         return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
     return func(*args, **kwargs)
+
+
+def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:
+    """What an in-place call computes, where nothing else can see the write: recurrent layers hide a few of these."""
+    name = func.overloadpacket.__name__
+    if not func._schema.is_mutable or not name.endswith("_") or args[0]._is_view():
+        return func
+    packet = getattr(_aten, name[:-1], None)
+    found = getattr(packet, func._overloadname, None)
+    return found if isinstance(found, OpOverload) else func
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

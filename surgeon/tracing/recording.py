@@ -90,7 +90,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     except Unfinished as stop:
         error = stop.__cause__
         assert error is not None
-        with untouched(module), plain_kernels():
+        with untouched(module), plain_kernels(module):
             module(*inputs.args, **inputs.kwargs)  # the user's own error, with the user's own stack
         raise error from None
 
@@ -114,9 +114,9 @@ def record(model: nn.Module, inputs: Inputs) -> Trace:
 
 def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...]) -> Trace:
     """Record one forward for each entry of `passes`: False in eval mode, True in train mode."""
-    known = {name: tensor.detach() for name, tensor in _named_tensors(model)}
+    known = {name: _plain(tensor) for name, tensor in _named_tensors(model)}
     flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
-    tensors = [leaf.detach() for leaf in flat if isinstance(leaf, Tensor)]
+    tensors = [_plain(leaf) for leaf in flat if isinstance(leaf, Tensor)]
     recorder = Recorder(model, known)
     recorder.add_inputs(tensors)
     returned: list[Any] = []
@@ -131,16 +131,22 @@ def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...]) -> Trace
             returned.append(pytree.tree_flatten(result))
         return [leaf for leaves, _ in returned for leaf in leaves if isinstance(leaf, Tensor)]
 
-    with untouched(model), plain_kernels():
+    with untouched(model), plain_kernels(model):
         try:
             with CanonicalProducts(), recorder:
                 outputs = iter(torch.func.functionalize(forward)(known, tensors))
         except Exception as error:
             raise Unfinished(recorder.graph) from error
         recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
+    recorder.graph.eliminate_dead_code()  # functionalisation makes some views twice
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants))
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The same numbers without a history; a tensor made in inference mode would hide what composite operators do."""
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

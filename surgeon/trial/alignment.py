@@ -86,6 +86,11 @@ def _align_copy(node: fx.Node, found: dict[fx.Node, fx.Node]) -> None:
         found[node] = next((u for u in theirs.users if _name(u) == _name(node)), theirs)
 
 
+def alike(small: fx.Graph, dense: fx.Graph) -> bool:
+    """Whether both run the same operators in the same order."""
+    return [_name(n) for n in calls(small)] == [_name(n) for n in calls(dense)]
+
+
 def next_call(part: fx.Graph, dense: fx.Graph) -> fx.Node | None:
     """The dense call that comes after the last one that `part` has too: where an unfinished run failed."""
     reached = set(align(part, dense).values())

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from surgeon.channels import ChannelGraph, Guide, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags
 from surgeon.tracing import Trace, Unfinished, record
-from surgeon.trial.alignment import align, next_call
+from surgeon.trial.alignment import align, alike, next_call
 from surgeon.trial.arrivals import Attributes, arrivals
-from surgeon.trial.blame import Misfit, find_misfit
+from surgeon.trial.blame import find_misfit
 from surgeon.trial.folding import Fold, find_fold
 from surgeon.trial.numbers import changed_numbers
 from surgeon.trial.skeleton import with_tensors
@@ -51,29 +51,45 @@ def slot(structure: Structure, name: str, axis: int) -> tuple[int, int]:
 
 
 def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attributes) -> Run:
-    """Run the forward at these widths, on the meta device where the model allows it, else for real."""
-    trace = graph.trace
-    if not trace.steered:
-        try:
-            return _run(graph, widths, kept, attributes, "meta")
-        except Misfit as problem:
-            if isinstance(problem.__cause__, Mismatch):
-                raise
-    return _run(graph, widths, kept, attributes, None)
+    """Run the forward at these widths: on the meta device where it runs there as it did, else for real.
 
-
-def _run(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attributes, device: str | None) -> Run:
-    trace = graph.trace
-    tensors = {
-        name: _resized(graph, name, t, widths, device) for name, t in trace.tensors.items() if "_constant_" not in name
-    }
-    small = with_tensors(trace.model, tensors, {**arrivals(graph, kept), **attributes}, share=True)
-    try:
-        recording = record(small, trace.inputs.to(device=device) if device else trace.inputs)
-    except Unfinished as stop:
-        node = next_call(stop.graph, trace.graph)
-        raise find_misfit(graph, align(stop.graph, trace.graph), kept, node, str(stop.__cause__)) from stop.__cause__
+    Raises
+    ------
+    Misfit
+        If the forward fails or carries channels otherwise than the dense one.
+    """
+    attributes = {**arrivals(graph, kept), **attributes}
+    recording = None if graph.trace.steered else _on_meta(graph, widths, attributes)
+    if recording is None:
+        recording = _for_real(graph, widths, kept, attributes)
     return read_recording(graph, recording, kept)
+
+
+def _on_meta(graph: ChannelGraph, widths: Widths, attributes: Attributes) -> Trace | None:
+    """A recording without numbers; None if the forward fails there, or takes other operators than on its own device."""
+    small = _skeleton(graph, widths, attributes, "meta")
+    try:
+        recording = record(small, graph.trace.inputs.to(device="meta"))
+    except Unfinished:
+        return None
+    return recording if alike(recording.graph, graph.trace.graph) else None
+
+
+def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attributes) -> Trace:
+    small = _skeleton(graph, widths, attributes, None)
+    try:
+        return record(small, graph.trace.inputs)
+    except Unfinished as stop:
+        dense = graph.trace.graph
+        node = next_call(stop.graph, dense)
+        raise find_misfit(graph, align(stop.graph, dense), kept, node, str(stop.__cause__)) from stop.__cause__
+
+
+def _skeleton(graph: ChannelGraph, widths: Widths, attributes: Attributes, device: str | None) -> nn.Module:
+    """A copy of the model with tensors of these widths."""
+    named = {name: t for name, t in graph.trace.tensors.items() if not name.startswith("_constant_")}
+    tensors = {name: _resized(graph, name, t, widths, device) for name, t in named.items()}
+    return with_tensors(graph.trace.model, tensors, attributes, share=True)
 
 
 def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:

@@ -66,22 +66,29 @@ def compare(
     for node, theirs in fitted.nodes.items():
         partner.setdefault(theirs, node)
     result, waiting = Comparison(), _Waiting(ours)
-    with torch.no_grad():
-        for node, value in run:
-            if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
-                continue
-            if not value.numel() or not node.users:
-                continue  # nobody reads it
-            if fitted.graph.structure.labels.marks[node].free:
-                continue  # made by the forward in the size that it needs
-            match = partner.get(node)
-            if match is None:
-                result.unproven.append(node)
-                continue
-            result.add(node, _error(fitted, node, match, value, waiting.value(match)), tolerance)
-            if result.failure is not None:
-                break
+    seen: set[fx.Node] = set()
+    try:
+        with torch.no_grad():
+            for node, value in run:
+                seen.add(node)
+                if _says_something(fitted, node, value):
+                    match = partner.get(node)
+                    other = None if match is None else waiting.value(match)
+                    error = math.nan if match is None else _error(fitted, node, match, value, other)
+                    result.add(node, error, tolerance)
+                if result.failure is not None:
+                    break
+    except (RuntimeError, IndexError, ValueError):
+        # a recording that other numbers can't run through (an index computed from them, a type without a kernel)
+        result.unproven += [n for n in dense_trace.graph.nodes if n.op == "call_function" and n not in seen]
     return result
+
+
+def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
+    """Whether a dense value is one to compare: numbers that somebody reads, not made in the size that is needed."""
+    if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return bool(value.numel() and node.users) and not fitted.graph.structure.labels.marks[node].free
 
 
 class _Waiting:

@@ -1,0 +1,511 @@
+"""Plans: exact amounts, clear refusals, and JSON that can be edited but not abused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.channels import ChannelGraph
+from surgeon.cost import Cost
+from surgeon.errors import BudgetError, InputError, NothingToCutError, PlanError, SelectionError
+from surgeon.planning import Plan
+from tests.networks import Spec, networks, redraw
+from tests.oracle import OracleError
+from tests.oracle import compare as judge
+from tests.test_zoo import build
+from tests.zoo import ZOO
+from tests.zoo.base import conv
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+QUICK = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def chain(*widths: int) -> nn.Sequential:
+    """Convolutions of these widths in a row; the last one's channels are the output."""
+    layers: list[nn.Module] = []
+    for before, after in zip((3, *widths), widths, strict=False):
+        layers += [conv(before, after), nn.ReLU()]
+    torch.manual_seed(0)
+    return nn.Sequential(*layers[:-1])
+
+
+def graph_of(model: nn.Module, inputs: Any = X) -> ChannelGraph:
+    return surgeon.channel_graph(surgeon.trace(model, inputs))
+
+
+def plan_of(graph: ChannelGraph, criterion: str = "magnitude", **amounts: Any) -> Plan:
+    return surgeon.make_plan(graph, surgeon.score(graph, criterion, seed=amounts.get("seed", 0)), **amounts)
+
+
+def gone(plan: Plan) -> dict[str, int]:
+    return {name: len(channels) for name, channels in plan.removed.items()}
+
+
+def filters_of(model: nn.Module) -> int:
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+    return sum(m.out_channels for m in model.modules() if isinstance(m, convolutions))
+
+
+# --- amounts
+
+
+@pytest.mark.parametrize("amount", [1, 2, 7, 18, 27])
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_exactly_so_many_filters_of_a_chain(amount: int, scope: str) -> None:
+    model = chain(10, 12, 8, 4)
+    plan = plan_of(graph_of(model), filters=amount, scope=scope)
+    assert sum(gone(plan).values()) == amount
+    assert filters_of(model) - filters_of(surgeon.rewrite(model, plan)) == amount
+
+
+@QUICK
+@given(networks(), st.integers(1, 40), st.sampled_from(["global", "local"]))
+def test_never_more_filters_than_asked(spec: Spec, amount: int, scope: str) -> None:
+    model = spec.build()
+    graph = graph_of(model, spec.inputs())
+    try:
+        plan = plan_of(graph, "random", filters=amount, scope=scope)
+    except (BudgetError, NothingToCutError):
+        return
+    assert plan.fitted is not None
+    before, after = surgeon.report.filter_counts(graph, plan.fitted.kept)
+    assert 0 < before - after <= amount
+
+
+@QUICK
+@given(st.lists(st.integers(2, 12), min_size=2, max_size=4), st.data())
+def test_a_chain_loses_exactly_what_was_asked(widths: list[int], data: st.DataObject) -> None:
+    graph = graph_of(chain(*widths, 2))
+    most = sum(widths) - len(widths)
+    amount = data.draw(st.integers(1, most))
+    assert sum(gone(plan_of(graph, filters=amount)).values()) == amount
+    with pytest.raises(BudgetError, match=rf"filters={most + 1}: at most {most} of .* ask for {most} or fewer"):
+        plan_of(graph, filters=most + 1)
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize(("ratio", "left"), [(0.8, 2), (0.9, 1), (0.5, 5), (0.15, 9), (0.1, 9), (0.3, 7), (0.7, 3)])
+def test_a_ratio_of_ten_channels(ratio: float, left: int, scope: str) -> None:
+    assert gone(plan_of(graph_of(chain(10, 4)), ratio=ratio, scope=scope)) == {"0": 10 - left}
+
+
+def unequal() -> nn.Sequential:
+    """Two layers of ten; every filter of the first is worth more after normalisation than any of the second."""
+    model = chain(10, 10, 4)
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)  # type: ignore[operator, union-attr]
+        model[2].weight.fill_(1e-6)  # type: ignore[operator, union-attr]
+        model[2].weight[0] = 1.0  # type: ignore[operator, union-attr]
+    return model
+
+
+def test_local_takes_the_same_share_of_each() -> None:
+    assert gone(plan_of(graph_of(unequal()), ratio=0.4, scope="local")) == {"0": 4, "2": 4}
+
+
+def test_global_takes_the_least_useful_anywhere() -> None:
+    assert gone(plan_of(graph_of(unequal()), ratio=0.4, scope="global")) == {"2": 8}
+
+
+def test_the_lowest_scores_go() -> None:
+    model = chain(6, 4)
+    with torch.no_grad():
+        for index, size in enumerate([3.0, 1.0, 5.0, 2.0, 6.0, 4.0]):
+            model[0].weight[index] = size  # type: ignore[operator, union-attr]
+    assert plan_of(graph_of(model), filters=3).removed == {"0": (0, 1, 3)}
+
+
+def costs(graph: ChannelGraph, plan: Plan) -> dict[str, tuple[int, int]]:
+    """MACs and parameters before and after."""
+    cost, kept = Cost(graph), plan.kept(graph)
+    return {n: (m(cost.everything()), m(kept)) for n, m in (("max_macs", cost.macs), ("max_params", cost.params))}
+
+
+@pytest.mark.parametrize("name", ["max_macs", "max_params"])
+@pytest.mark.parametrize("share", [0.3, 0.75, "60%", "12.5%", "0.4"])
+def test_shares_are_kept_within_and_nearly_reached(name: str, share: float | str) -> None:
+    graph = graph_of(chain(10, 12, 8, 4))
+    plan = plan_of(graph, **{name: share})  # type: ignore[arg-type]
+    before, after = costs(graph, plan)[name]
+    wanted = float(str(share).rstrip("%")) / (100 if "%" in str(share) else 1)
+    assert wanted - 0.15 < after / before <= wanted
+
+
+@pytest.mark.parametrize("name", ["max_macs", "max_params"])
+@pytest.mark.parametrize("write", [int, str])
+def test_absolute_limits(name: str, write: Callable[[int], Any]) -> None:
+    graph = graph_of(chain(10, 12, 8, 4))
+    whole = costs(graph, plan_of(graph, filters=1))[name][0]
+    limit = whole // 2
+    assert gone(plan_of(graph, **{name: write(limit)})) == gone(plan_of(graph, **{name: limit / whole}))
+
+
+def test_both_limits_hold_together() -> None:
+    graph = graph_of(chain(10, 12, 8, 4))
+    found = costs(graph, plan_of(graph, max_macs=0.5, max_params=0.3))
+    assert found["max_macs"][1] <= 0.5 * found["max_macs"][0]
+    assert found["max_params"][1] <= 0.3 * found["max_params"][0]
+
+
+def test_parameters_counted_are_those_of_the_real_model() -> None:
+    model = chain(10, 12, 8, 4)
+    graph = graph_of(model)
+    plan = plan_of(graph, max_params=0.4)
+    small = surgeon.rewrite(model, plan)
+    counted = tuple(sum(p.numel() for p in m.parameters()) for m in (model, small))
+    assert costs(graph, plan)["max_params"] == counted
+
+
+@pytest.mark.parametrize("name", ["max_macs", "max_params"])
+@pytest.mark.parametrize("amount", [1, 0.0001, "0.1%"])
+def test_out_of_reach_names_the_least(name: str, amount: Any) -> None:
+    graph = graph_of(chain(6, 5, 4))
+    least = Cost(graph).macs if name == "max_macs" else Cost(graph).params
+    kept = np.ones(graph.structure.count, dtype=bool)
+    for group in graph.groups:
+        kept[group.numbers[1:]] = False
+    with pytest.raises(BudgetError, match=f"out of reach; {name}: .*{least(kept):,} is the least that can be reached"):
+        plan_of(graph, **{name: amount})
+
+
+@pytest.mark.parametrize("step", [2, 4, 8])
+@pytest.mark.parametrize("amount", [{"ratio": 0.45}, {"filters": 21}, {"max_macs": 0.5}], ids=str)
+@pytest.mark.parametrize("scope", ["global", "local"])
+def test_widths_are_multiples(step: int, amount: dict[str, Any], scope: str) -> None:
+    model = chain(16, 24, 32, 4)
+    small = surgeon.rewrite(model, plan_of(graph_of(model), round_to=step, scope=scope, **amount))
+    widths = [m.out_channels for m in small if isinstance(m, nn.Conv2d)]
+    assert widths != [16, 24, 32, 4]
+    assert all(width % step == 0 for width in widths[:-1])
+
+
+def test_only_layers_that_are_cut_are_rounded() -> None:
+    model = chain(15, 16, 4)
+    plan = plan_of(graph_of(model), round_to=4, ratio=0.5, scope="local", ignored_layers=["0"])
+    assert [m.out_channels for m in surgeon.rewrite(model, plan) if isinstance(m, nn.Conv2d)] == [15, 8, 4]
+
+
+@pytest.mark.parametrize("name", ["PlainChain", "ChannelShuffle", "EqualSplit", "ResidualIdentity", "GatedLinear"])
+@pytest.mark.parametrize("amount", [{"ratio": 0.9}, {"ratio": 0.9, "scope": "local"}], ids=str)
+def test_no_group_keeps_fewer_than_said(name: str, amount: dict[str, Any]) -> None:
+    graph = graph_of(build(name), ZOO[name].example())
+    plan = plan_of(graph, min_channels=3, **amount)
+    assert all(group.size - gone(plan).get(group.name, 0) >= min(3, group.size) for group in graph.groups)
+
+
+# --- ignored layers
+
+
+class Nested(nn.Module):
+    """Two containers of two convolutions, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(conv(3, 8), conv(8, 8))
+        self.late = nn.Sequential(conv(8, 8), conv(8, 8))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.late(self.early(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("ignored", "left"),
+    [
+        (lambda m: [m.early[0]], {"early.1", "late.0", "late.1"}),
+        (lambda m: ["late.1"], {"early.0", "early.1", "late.0"}),
+        (lambda m: ["*.0"], {"early.1", "late.1"}),
+        (lambda m: ["early*"], {"late.0", "late.1"}),
+        (lambda m: ["early"], {"late.0", "late.1"}),
+        (lambda m: [m.late], {"early.0", "early.1"}),
+        (lambda m: [m.late, "early.?"], set()),
+        (lambda m: "late", {"early.0", "early.1"}),
+        (lambda m: m.late, {"early.0", "early.1"}),
+        (lambda m: (n for n in ["late", "early.0"]), {"early.1"}),
+    ],
+    ids=["module", "name", "glob", "glob of all", "container name", "container", "mixed", "one", "one module", "lazy"],
+)
+def test_ignored_layers_keep_all(ignored: Callable[[Any], Iterable[Any]], left: set[str]) -> None:
+    model = Nested()
+    graph = graph_of(model)
+    if not left:
+        with pytest.raises(NothingToCutError, match=r"early\.0: ignored"):
+            plan_of(graph, ratio=0.5, scope="local", ignored_layers=ignored(model))
+        return
+    assert gone(plan_of(graph, ratio=0.5, scope="local", ignored_layers=ignored(model))) == dict.fromkeys(left, 4)
+
+
+def test_ignoring_one_of_a_coupled_pair_keeps_both() -> None:
+    name = "ResidualIdentity"
+    graph = graph_of(build(name), ZOO[name].example())
+    assert set(gone(plan_of(graph, ratio=0.5, ignored_layers=["conv2"]))) == {"conv1"}
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("amounts", "told"),
+    [
+        ({}, r"^say how much to cut: filters=N, ratio=0\.5, or max_macs=, max_params="),
+        ({"filters": 3, "ratio": 0.5}, r"^filters and ratio exclude each other: filters alone, ratio alone, or max_"),
+        ({"filters": 3, "max_macs": 0.5}, r"^filters and max_macs exclude each other"),
+        ({"ratio": 0.5, "max_params": 0.5}, r"^ratio and max_params exclude each other"),
+        ({"filters": 0}, r"^filters=0: expected a positive whole number"),
+        ({"filters": -4}, r"^filters=-4: expected a positive whole number"),
+        ({"filters": 2.0}, r"^filters=2\.0: expected a positive whole number"),
+        ({"filters": True}, r"^filters=True: expected a positive whole number"),
+        ({"filters": "3"}, r"^filters='3': expected a positive whole number"),
+        ({"filters": 10**9}, r"^filters=1000000000: at most 16 .*; ask for 16 or fewer"),
+        ({"ratio": 0}, r"^ratio=0: expected the share of channels to remove, above 0 and below 1"),
+        ({"ratio": 1.0}, r"^ratio=1\.0: expected the share"),
+        ({"ratio": -0.5}, r"^ratio=-0\.5: expected"),
+        ({"ratio": 50}, r"^ratio=50: expected"),
+        ({"ratio": math.nan}, r"^ratio=nan: expected"),
+        ({"ratio": "0.5"}, r"^ratio='0\.5': expected"),
+        ({"ratio": 0.01}, r"^ratio=0\.01: no channel has to go.*smallest step removes 1 channels.*ask for more"),
+        ({"max_macs": 0}, r"^max_macs=0: expected a share up to 1 \(0\.5 or '50%'\), or a whole number"),
+        ({"max_macs": 1.5}, r"^max_macs=1\.5: expected a share"),
+        ({"max_macs": -3}, r"^max_macs=-3: expected"),
+        ({"max_macs": "half"}, r"^max_macs='half': expected"),
+        ({"max_macs": "-5%"}, r"expected a share"),
+        ({"max_macs": "nan"}, r"^max_macs='nan': expected"),
+        ({"max_macs": math.nan}, r"^max_macs=nan: expected"),
+        ({"max_macs": math.inf}, r"^max_macs=inf: expected"),
+        ({"max_macs": "inf"}, r"^max_macs='inf': expected"),
+        ({"max_params": "120%"}, r"expected a share"),
+        ({"max_params": [1]}, r"^max_params=\[1\]: expected"),
+        ({"max_params": 1.0}, r"no channel has to go"),
+        ({"ratio": 0.5, "scope": "galactic"}, r"^scope='galactic': expected 'global' or 'local'"),
+        ({"ratio": 0.5, "round_to": 0}, r"^round_to=0: expected a positive whole number"),
+        ({"ratio": 0.5, "round_to": 2.5}, r"^round_to=2\.5: expected"),
+        ({"ratio": 0.5, "min_channels": 0}, r"^min_channels=0: expected a positive whole number"),
+        ({"ratio": 0.5, "min_channels": None}, r"^min_channels=None: expected"),
+        ({"ratio": 0.5, "min_channels": 100}, r"no channel has to go, or none can"),
+    ],
+    ids=str,
+)
+def test_amounts_that_are_refused(amounts: dict[str, Any], told: str) -> None:
+    with pytest.raises(BudgetError, match=told):
+        plan_of(graph_of(chain(10, 8, 4)), **amounts)
+
+
+@pytest.mark.parametrize(
+    ("ignored", "told"),
+    [
+        (["erly"], r"^ignored_layers: 'erly' matches no layer of the model; did you mean 'early', "),
+        (["*.9"], r"^ignored_layers: '\*\.9' matches no layer of the model$"),
+        ([nn.Linear(2, 2)], r"^ignored_layers holds a Linear that is no part of this model; pass the model's own"),
+        (["early", "lat"], r"'lat' matches no layer.*did you mean 'late'"),
+        ([3], r"ignored_layers"),
+    ],
+    ids=["name", "glob", "module", "second", "number"],
+)
+def test_selections_that_are_refused(ignored: list[Any], told: str) -> None:
+    with pytest.raises(SelectionError, match=told):
+        plan_of(graph_of(Nested()), ratio=0.5, ignored_layers=ignored)
+
+
+def test_nothing_to_cut_lists_every_layer() -> None:
+    name = "SoftmaxOverChannels"
+    graph = graph_of(build(name), ZOO[name].example())
+    with pytest.raises(NothingToCutError) as caught:
+        plan_of(graph, ratio=0.5, ignored_layers=["last"])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "nothing in this model can be cut:"
+    assert lines[1].startswith("  conv: mixes channels in _softmax (")
+    assert lines[2:] == ["  last: ignored", "  fc: output"]
+
+
+def test_a_model_without_weights_says_so() -> None:
+    with pytest.raises(NothingToCutError, match="it has no convolution or linear weight"):
+        plan_of(graph_of(nn.ReLU()), ratio=0.5)
+
+
+# --- JSON
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[nn.Module, Plan]:
+    name = "PlainChain"
+    model = build(name)
+    return model, plan_of(graph_of(model, ZOO[name].example()), filters=9)
+
+
+@pytest.mark.parametrize("name", ["PlainChain", "ChannelShuffle", "FusedAttention", "TwoInputs", "EmbeddingMlp"])
+def test_a_plan_survives_json_and_fits_a_fresh_copy(name: str) -> None:
+    model = build(name)
+    plan = plan_of(graph_of(model, ZOO[name].example()), ratio=0.4)
+    read = Plan.from_json(plan.to_json())
+    assert read == plan
+    assert read.to_json() == plan.to_json()
+    fresh, small = surgeon.rewrite(build(name), read), surgeon.rewrite(model, plan)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), small.parameters(), strict=True))
+
+
+def test_the_json_says_what_was_asked(made: tuple[nn.Module, Plan]) -> None:
+    data = json.loads(made[1].to_json())
+    assert (data["surgeon_plan"], data["model"], data["criterion"]) == (1, "PlainChain", "magnitude")
+    assert data["budget"] == {"filters": 9, "scope": "global", "min_channels": 1}
+    assert sum(map(len, data["removed"].values())) == 9
+
+
+def test_an_edited_plan_works_on_a_fresh_model(made: tuple[nn.Module, Plan]) -> None:
+    data = json.loads(made[1].to_json())
+    name = next(iter(data["removed"]))
+    more = next(c for c in range(16) if c not in data["removed"][name])
+    data["removed"][name].append(more)
+    plan = Plan.from_json(json.dumps(data))
+    fresh = build("PlainChain")
+    small = surgeon.rewrite(fresh, plan)
+    assert filters_of(fresh) - filters_of(small) == 10
+    assert surgeon.verify(fresh, small, plan, ZOO["PlainChain"].example()).status == "passed"
+
+
+def test_an_empty_plan_changes_nothing(made: tuple[nn.Module, Plan]) -> None:
+    plan = Plan.from_json('{"surgeon_plan": 1, "removed": {}}')
+    small = surgeon.rewrite(made[0], plan, ZOO["PlainChain"].example())
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), made[0].parameters(), strict=True))
+
+
+def forged(made: tuple[nn.Module, Plan], path: list[str | int], value: Any) -> str:
+    """The plan's JSON with one value replaced."""
+    data = json.loads(made[1].to_json())
+    place: Any = data
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return json.dumps(data)
+
+
+def apply(made: tuple[nn.Module, Plan], text: str) -> nn.Module:
+    return surgeon.rewrite(made[0], Plan.from_json(text))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        (["surgeon_plan"], 2, r"not a surgeon plan of format 1 \(the field surgeon_plan is missing or different\)"),
+        (["model"], 3, r"field 'model' is int, expected str"),
+        (["seed"], True, r"field 'seed' is bool, expected int"),
+        (["budget"], [], r"field 'budget' is list, expected dict"),
+        (["removed"], [], r"field 'removed' is missing or no object"),
+        (["removed", "conv9"], [0], r"cuts group 'conv9', which this model doesn't have \(it has conv1, conv2, ...\)"),
+        (["removed", "conv1"], [16], r"removes channel 16 of group 'conv1', which has no such channel"),
+        (["removed", "conv1"], [10**30], r"which has no such channel"),
+        (["removed", "conv1"], [-1], r"channels of group 'conv1' must be distinct whole numbers"),
+        (["removed", "conv1"], [1, 1], r"must be distinct"),
+        (["removed", "conv1"], [1.0], r"must be distinct whole numbers"),
+        (["removed", "conv1"], [True], r"must be distinct whole numbers"),
+        (["removed", "conv1"], [[1]], r"must be distinct whole numbers"),
+        (["removed", "conv1"], "12", r"must be distinct whole numbers"),
+        (["removed", "conv1"], list(range(16)), r"removes all 16 channels of group 'conv1': at least one must stay"),
+        (["removed", "fc"], [0], r"cuts group 'fc', which this model doesn't have"),
+        (["inputs"], None, r"doesn't say what the model takes; pass example_inputs"),
+        (["inputs"], "image", r"description of the example inputs can't be read"),
+        (["inputs", "args", "list", 0, "dtype"], "load", r"can't be read: 'load' is no dtype"),
+        (["inputs", "args", "list", 0, "tensor"], [1, 3, -1, 8], r"can't be read: .*out of bounds"),
+        (["inputs", "args", "list", 0, "tensor"], [10**6, 10**6], r"can't be read: .*out of bounds"),
+        (["inputs", "args", "list", 0, "tensor"], [math.inf], r"can't be read"),
+        (["inputs", "args", "list", 0, "tensor"], [2**62, 2**62, 4, 4], r"can't be read"),
+        (["inputs", "args", "list", 0], {"opaque": "Image"}, r"type Image can't be made again; pass example_inputs"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_forged_plans(made: tuple[nn.Module, Plan], path: list[str | int], value: Any, told: str) -> None:
+    with pytest.raises(PlanError, match=told):
+        apply(made, forged(made, path, value))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"plan"', "{}", "[" * 100_000, "\x00", "NaN"])
+def test_what_is_no_plan(text: str) -> None:
+    with pytest.raises(PlanError, match="no JSON|not a surgeon plan"):
+        Plan.from_json(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+PATHS = st.sampled_from(
+    [
+        ["surgeon_plan"], ["model"], ["criterion"], ["seed"], ["budget"], ["inputs"], ["removed"],
+        ["inputs", "args"], ["inputs", "kwargs"], ["inputs", "kwargs", "dict"], ["inputs", "args", "list", 0],
+        ["inputs", "args", "list", 0, "tensor"], ["inputs", "args", "list", 0, "dtype"],
+        ["removed", "conv1"], ["removed", "conv2"], ["removed", "new"], ["removed", "conv1", 0],
+    ]
+)  # fmt: skip
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(PATHS, JSON)
+def test_a_forged_field_is_a_plan_error_or_harmless(
+    made: tuple[nn.Module, Plan], path: list[str | int], value: Any
+) -> None:
+    try:
+        small = apply(made, forged(made, path, value))
+    except PlanError:
+        return
+    assert isinstance(small, type(made[0]))
+
+
+@pytest.mark.parametrize("spec", [{"list": []}, {"list": [{"value": 3}]}], ids=str)
+def test_a_plan_whose_inputs_hold_no_tensor(made: tuple[nn.Module, Plan], spec: Any) -> None:
+    with pytest.raises((PlanError, InputError)):
+        apply(made, forged(made, ["inputs", "args"], spec))
+
+
+def test_a_plan_for_another_model(made: tuple[nn.Module, Plan]) -> None:
+    with pytest.raises(PlanError, match="doesn't have"):
+        surgeon.rewrite(chain(4, 4), Plan.from_json(made[1].to_json()), X)
+
+
+# --- one after another
+
+
+@pytest.mark.parametrize("name", ["PlainChain", "ChannelShuffle", "DenseList", "FlattenLinear"])
+def test_plans_compose(name: str) -> None:
+    """A pruned model is a model: cut again, it loses what the second plan says, and is proven against the first."""
+    inputs = ZOO[name].example()
+    first = surgeon.prune(build(name), inputs, ratio=0.3, scope="local", criterion="magnitude")
+    second = surgeon.prune(first.model, inputs, ratio=0.4, scope="local", criterion="magnitude")
+    check = second.report.check
+    assert check is not None
+    assert check.status == "passed"
+    again = surgeon.rewrite(surgeon.rewrite(build(name), first.plan), second.plan)
+    torch.testing.assert_close(again(*inputs), second.model(*inputs), rtol=0, atol=0)
+    assert filters_of(second.model) < filters_of(first.model)
+
+
+def test_a_stale_plan_is_not_applied_twice() -> None:
+    """Applied to its own result, the plan names channels that are gone, or others: never silently the same ones."""
+    model = chain(6, 4)
+    plan = plan_of(graph_of(model), filters=4)
+    small = surgeon.rewrite(model, plan, inplace=True)
+    with pytest.raises(PlanError):
+        surgeon.rewrite(small, plan)
+
+
+def test_the_oracle_notices_another_plan() -> None:
+    """The comparison that these tests lean on can fail."""
+    model = redraw(chain(6, 4), 0).double().eval()
+    plan = plan_of(graph_of(model, X.double()), filters=2)
+    source = surgeon.rewriting.fit(model, plan).source
+    small = copy.deepcopy(surgeon.rewrite(model, plan))
+    judge(model, small, source, X.double())
+    with torch.no_grad():
+        small[2].weight.mul_(-1)  # type: ignore[operator, index]
+    with pytest.raises(OracleError):
+        judge(model, small, source, X.double())

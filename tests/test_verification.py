@@ -1,0 +1,243 @@
+"""Verification: what is wrong is caught and named, what says nothing is not called proven."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import surgeon
+from surgeon.errors import VerificationError
+from surgeon.planning import Plan
+from surgeon.trial import Fit, named_tensors
+from tests import factories
+from tests.test_planning import chain
+from tests.test_zoo import build
+from tests.zoo import ZOO
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def cut(model: nn.Module, inputs: Any = X, criterion: str = "random") -> tuple[nn.Module, Plan]:
+    """Half of every group gone, not yet verified."""
+    result = surgeon.prune(model, inputs, ratio=0.5, scope="local", criterion=criterion, verify=False)
+    return result.model, result.plan
+
+
+def small_model() -> factories.Small:
+    torch.manual_seed(0)
+    return factories.Small().double().eval()
+
+
+# --- caught
+
+
+@pytest.mark.parametrize("name", ["PlainChain", "ChannelShuffle", "SqueezeExcite", "LayerNormLast", "TiedWeights"])
+def test_every_wrong_tensor_is_caught(name: str) -> None:
+    model, inputs = build(name), ZOO[name].example()
+    small, plan = cut(model, inputs)
+    assert surgeon.verify(model, small, plan, inputs).status == "passed"
+    for key, tensor in named_tensors(small).items():
+        if not tensor.is_floating_point():
+            continue
+        wrong = copy.deepcopy(small)
+        with torch.no_grad():
+            named_tensors(wrong)[key].view(-1)[-1] += 0.5
+        with pytest.raises(VerificationError, match=r"first at \w+ in "):
+            surgeon.verify(model, wrong, plan, inputs)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "operator", "layer"),
+    [
+        ("first.weight", "convolution", "first"),
+        ("norm.running_mean", "batch_norm", "norm"),
+        ("second.bias", "convolution", "second"),
+        ("head.weight", "addmm", "head"),
+    ],
+)
+def test_the_message_names_the_first_node(tensor: str, operator: str, layer: str) -> None:
+    model = small_model()
+    small, plan = cut(model)
+    with torch.no_grad():
+        named_tensors(small)[tensor].add_(1)
+    told = rf"on the model's own weights: first at \w*{operator}\w* in {layer} \(.*\d\), relative error .*allowed 1e-04"
+    with pytest.raises(VerificationError, match=told):
+        surgeon.verify(model, small, plan, X)
+
+
+def test_a_wrong_weight_behind_a_channel_that_is_never_active_is_caught() -> None:
+    """No forward on the model's own weights shows it, but the next training step would."""
+    model = small_model()
+    with torch.no_grad():
+        model.second.bias.fill_(-1e3)  # type: ignore[union-attr]  # it has one
+        model.second.bias[-1] = 1.0  # type: ignore[index]
+    small, plan = cut(model)
+    assert surgeon.verify(model, small, plan, X).status == "passed"
+    with torch.no_grad():
+        small.get_parameter("head.weight")[0, 0] += 0.5
+    with pytest.raises(VerificationError):
+        surgeon.verify(model, small, plan, X)
+
+
+def test_another_plan_is_caught() -> None:
+    model = small_model()
+    small, plan = cut(model)
+    other = Plan(plan.model, {name: tuple(c + 1 for c in gone if c + 1 < 8) for name, gone in plan.removed.items()})
+    with pytest.raises(VerificationError):
+        surgeon.verify(model, small, other, X)
+
+
+def test_the_dense_model_itself_is_no_cut() -> None:
+    model = small_model()
+    _, plan = cut(model)
+    with pytest.raises(VerificationError):
+        surgeon.verify(model, copy.deepcopy(model), plan, X)
+
+
+class Switched(factories.Small):
+    """Its activation can be exchanged behind the back of the plan."""
+
+    other = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        x = torch.tanh(x) if self.other else torch.relu(x)
+        scores: Tensor = self.head(torch.relu(self.second(x)).mean((2, 3)))
+        return scores
+
+
+def test_another_forward_is_caught() -> None:
+    model = Switched().double().eval()
+    small, plan = cut(model)
+    small.other = True  # type: ignore[assignment]  # a plain attribute
+    with pytest.raises(VerificationError):
+        surgeon.verify(model, small, plan, X)
+
+
+def test_the_twin_catches_a_wiring_that_the_own_weights_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All filters alike: on the model's own weights any order of the channels gives the same numbers."""
+    model = chain(8, 6).double()
+    for layer in (model[0], model[2]):
+        nn.init.constant_(layer.weight, 0.1)  # type: ignore[arg-type]
+        nn.init.constant_(layer.bias, 0.2)  # type: ignore[arg-type]
+    right = Fit.positions
+
+    def rolled(self: Fit, name: str, axis: int) -> Tensor:
+        found = right(self, name, axis)
+        return found.roll(1) if (name, axis) == ("2.weight", 1) else found
+
+    monkeypatch.setattr(Fit, "positions", rolled)
+    with pytest.raises(VerificationError, match=r"on redrawn weights: first at convolution in 2 .*allowed 1e-09"):
+        surgeon.prune(model, X, ratio=0.5, criterion="random")
+    monkeypatch.setattr(Fit, "positions", right)
+    assert surgeon.prune(model, X, ratio=0.5, criterion="random").report.check is not None
+
+
+def test_nothing_is_returned_and_nothing_changed_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    before = copy.deepcopy(model.state_dict())
+    right = Fit.positions
+    monkeypatch.setattr(Fit, "positions", lambda self, name, axis: right(self, name, axis).flip(0))
+    monkeypatch.setattr(surgeon.pruning, "run_check", _fails)
+    with pytest.raises(VerificationError):
+        surgeon.prune(model, X, ratio=0.5, criterion="random", inplace=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.first.out_channels == 8
+
+
+def _fails(*_: Any, **__: Any) -> None:
+    raise VerificationError("made up")
+
+
+# --- unproven
+
+
+def test_a_head_of_zeros_is_unproven() -> None:
+    model = small_model()
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    small, plan = cut(model)
+    check = surgeon.verify(model, small, plan, X)
+    assert check.status == "unproven"
+    assert any("head" in row for row in check.unproven)
+
+
+def test_a_head_of_zeros_hides_no_wrong_weight_before_it() -> None:
+    model = small_model()
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    small, plan = cut(model)
+    with torch.no_grad():
+        small.get_parameter("second.weight").flatten()[0] += 1
+    with pytest.raises(VerificationError, match="in second"):
+        surgeon.verify(model, small, plan, X)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("tensor", ["first.weight", "norm.running_var", "second.bias", "head.weight"])
+@pytest.mark.parametrize("where", ["both", "small"])
+def test_weights_that_are_not_finite_never_pass(value: float, tensor: str, where: str) -> None:
+    model = small_model()
+    if where == "both":
+        named_tensors(model)[tensor].detach().fill_(value)
+    small, plan = cut(model)
+    named_tensors(small)[tensor].detach()[0] = value
+    try:
+        check = surgeon.verify(model, small, plan, X)
+    except VerificationError:
+        return
+    assert check.status == "unproven"
+
+
+# --- passed
+
+
+def test_a_check_says_what_it_saw() -> None:
+    model = small_model()
+    small, plan = cut(model)
+    check = surgeon.verify(model, small, plan, X)
+    assert (check.status, check.unproven, check.kept_statistics) == ("passed", (), ())
+    assert check.nodes >= 7
+    assert check.error < 1e-12
+    assert check.own_error < 1e-12
+
+
+def test_statistics_over_channels_are_named() -> None:
+    name = "LayerNormLast"
+    model, inputs = build(name), ZOO[name].example()
+    small, plan = cut(model, inputs)
+    assert surgeon.verify(model, small, plan, inputs).kept_statistics == ("norm",)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_precision_is_proven_in_more(dtype: torch.dtype) -> None:
+    model = small_model().to(dtype)
+    small, plan = cut(model, X.to(dtype))
+    check = surgeon.verify(model, small, plan, X.to(dtype))
+    assert (check.status, check.error < 1e-12) == ("passed", True)
+
+
+def test_a_plan_from_json_verifies_like_the_fitted_one() -> None:
+    model = small_model()
+    small, plan = cut(model)
+    assert surgeon.verify(model, small, Plan.from_json(plan.to_json()), X) == surgeon.verify(model, small, plan, X)
+
+
+def test_verifying_changes_neither_model() -> None:
+    model = small_model().train()
+    small, plan = cut(model)
+    before = [copy.deepcopy(m.state_dict()) for m in (model, small)]
+    surgeon.verify(model, small, plan, X)
+    for module, state in zip((model, small), before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+        assert all(m.training for m in module.modules())
+
+
+def test_wrappers_are_taken_off() -> None:
+    model = small_model()
+    small, plan = cut(model)
+    assert surgeon.verify(nn.DataParallel(model), nn.DataParallel(small), plan, X).status == "passed"
