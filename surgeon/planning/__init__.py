@@ -93,8 +93,8 @@ def make_plan(
 def _check(scope: str, round_to: Any, min_channels: Any) -> None:
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r}: expected 'global' or 'local'")
-    for name, value in (("round_to", round_to), ("min_channels", min_channels)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    for name, value in (("round_to", 1 if round_to is None else round_to), ("min_channels", min_channels)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise BudgetError(f"{name}={value!r}: expected a positive whole number")
 
 

@@ -97,18 +97,25 @@ def _limit(name: str, amount: Any, dense: int) -> int:
     """An absolute number from ``0.5``, ``"50%"`` or an absolute number."""
     text = f"{name}={amount!r}: expected a share up to 1 (0.5 or '50%'), or a whole number"
     if isinstance(amount, str):
-        try:
-            share = float(amount.removesuffix("%")) / 100 if amount.endswith("%") else float(amount)
-        except ValueError:
-            raise BudgetError(text) from None
-        amount = int(share) if not amount.endswith("%") and share > 1 else share
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or amount <= 0:
+        amount = _number(amount)
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < float("inf"):
         raise BudgetError(text)
     if isinstance(amount, float):
         if amount > 1:
             raise BudgetError(text)
         return int(dense * amount)
     return amount
+
+
+def _number(text: str) -> float | int | None:
+    """A share from ``"50%"`` or ``"0.5"``, a whole number from ``"1000"``; None from anything else."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        return None
+    if text.endswith("%"):
+        return value / 100
+    return int(value) if value > 1 and value.is_integer() else value
 
 
 Measure = Callable[[Cost, Flags], int]

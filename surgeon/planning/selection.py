@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -14,7 +15,7 @@ from surgeon.channels.structure import Ints
 from surgeon.errors import SelectionError
 
 
-def select_layers(model: nn.Module, wanted: Iterable[nn.Module | str]) -> set[str]:
+def select_layers(model: nn.Module, wanted: Iterable[Any]) -> set[str]:
     """Qualified names of the chosen modules and of everything inside them.
 
     Raises
@@ -24,6 +25,10 @@ def select_layers(model: nn.Module, wanted: Iterable[nn.Module | str]) -> set[st
     """
     if isinstance(wanted, str | nn.Module):
         wanted = [wanted]
+    wanted = list(wanted)
+    odd = [item for item in wanted if not isinstance(item, str | nn.Module)]
+    if odd:
+        raise SelectionError(f"ignored_layers holds {odd[0]!r}; expected modules, names or globs")
     names = {name: module for name, module in model.named_modules() if name}
     chosen: set[str] = set()
     for item in wanted:

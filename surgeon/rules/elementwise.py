@@ -6,16 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from surgeon.rules import algebra
-from surgeon.rules.algebra import on_axis
 from surgeon.rules.marks import Ledger, Marked
 from surgeon.rules.registry import rule
 
 POINTWISE = """
     abs acos add addcdiv addcmul asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min
     copysign cos cosh div elu eq erf erfc exp exp2 expm1 floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid
-    hardswish hardtanh hypot isfinite isinf isnan le leaky_relu lerp log log10 log1p log2
+    hardswish hardtanh hypot isinf isnan le leaky_relu lerp log log10 log1p log2
     logical_and logical_not logical_or logit lt masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal
-    relu relu6 remainder round rsqrt rsub selu sgn sigmoid sign silu sin sinh softplus softshrink sqrt square sub tan
+    relu  remainder round rsqrt rsub  sgn sigmoid sign silu sin sinh softplus softshrink sqrt  sub tan
     tanh threshold trunc where xlogy
 """.split()
 for _name in POINTWISE:
@@ -27,9 +26,9 @@ def same_places(ledger: Ledger, value: Marked, *args: Any, **kwargs: Any) -> Mar
     return replace(value)
 
 
-@rule("_prelu_kernel", "prelu")
+@rule("_prelu_kernel")
 def prelu(ledger: Ledger, x: Marked, weight: Marked) -> Marked:
-    return algebra.join(ledger, [x, weight if len(weight.shape) == len(x.shape) else on_axis(weight, 1, len(x.shape))])
+    return algebra.join(ledger, [x, weight])
 
 
 @rule(

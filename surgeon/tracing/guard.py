@@ -76,19 +76,40 @@ def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run the body with the model in eval mode; restore every module's attributes and the RNG afterwards.
 
-    The attributes are restored by reference: a forward that stores an activation on ``self`` leaves nothing behind.
-    In-place writes to parameters and buffers are held off by the recorder.
+    A forward that stores activations on ``self``, fills lists and dicts that it holds or registers hooks leaves
+    nothing behind. In-place writes to parameters, buffers and inputs are held off by the recorder.
     """
-    saved = [(m, _snapshot(m)) for m in model.modules()]
+    saved = [(m, dict(m.__dict__), _containers(m)) for m in model.modules()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
             set_mode(model, False)
             yield
     finally:
-        for module, state in saved:
+        for module, attributes, containers in saved:
             module.__dict__.clear()
-            module.__dict__.update(state)
+            module.__dict__.update(attributes)
+            for container, content in containers:
+                _refill(container, content)
+
+
+def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The lists, dicts and sets that a module holds, each with a copy of its content."""
+    held = [value for value in module.__dict__.values() if isinstance(value, dict | list | set)]
+    return [(value, value.copy()) for value in held]
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container its content back, in place: others may hold the same one."""
+    if _identities(container) == _identities(content):
+        return
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _identities(container: Any) -> list[int]:
+    held = [part for pair in container.items() for part in pair] if isinstance(container, dict) else container
+    return [id(part) for part in held]
 
 
 def set_mode(model: nn.Module, training: bool) -> None:
@@ -98,14 +119,6 @@ def set_mode(model: nn.Module, training: bool) -> None:
     """
     for module in model.modules():
         module.training = training and bool(module._modules)
-
-
-def _snapshot(module: nn.Module) -> dict[str, Any]:
-    """The module's attributes; the registries are copied so that a registration in the forward is undone as well."""
-    state = dict(module.__dict__)
-    for key in ("_parameters", "_buffers", "_modules"):
-        state[key] = state[key].copy()
-    return state
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ class Inputs:
         generator = torch.Generator().manual_seed(_RANDOM_SEED)
         try:
             return cls(tuple(_build(spec["args"], generator)), dict(_build(spec["kwargs"], generator)))
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as problem:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as problem:
             raise PlanError(f"the plan's description of the example inputs can't be read: {problem}") from problem
 
 

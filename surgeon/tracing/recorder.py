@@ -55,6 +55,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             node = self.graph.placeholder(f"input_{index}")
             self._describe(node, tensor)
             self._nodes[tensor] = node
+            self._storages.add(tensor.untyped_storage()._cdata)  # the caller's inputs stay as they are, too
 
     def add_output(self, value: Any) -> None:
         """Close the graph with the forward's return value; leaves that are no tensors are kept as they are."""
@@ -82,10 +83,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
         result = _run(func, args, kwargs)
         site = call_site(self._paths, skip=2)
-        func = _functional(func, args)
         if func is _aten.as_strided_.default:
             # the one in-place call that functionalisation leaves: pooling sets the strides of a result of its own
             func, node_args = _aten.alias.default, node_args[:1]
+        func = _functional(func, args)
         node = self.graph.create_node("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
         node.meta["extra"] = self.extra

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.errors import ModelError
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
@@ -36,6 +38,8 @@ class Trace:
         The tensor behind each ``get_attr`` target: qualified parameter and buffer names, ``_constant_N`` for others.
     outputs:
         Structure of the forward's return value.
+    steered:
+        Whether the forward's path depends on the data.
     """
 
     graph: fx.Graph
@@ -43,16 +47,12 @@ class Trace:
     inputs: Inputs
     tensors: Mapping[str, Tensor]
     outputs: Any
+    steered: bool
 
     @property
     def calls(self) -> list[fx.Node]:
         """The operator calls, in order of execution (picking one of several results is no call)."""
         return [n for n in self.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)]
-
-    @property
-    def steered(self) -> bool:
-        """Whether the forward's path depends on the data."""
-        return any(node.target.overloadpacket.__name__ in _STEERING for node in self.calls)  # type: ignore[union-attr]
 
 
 class Unfinished(Exception):
@@ -90,9 +90,23 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     except Unfinished as stop:
         error = stop.__cause__
         assert error is not None
-        with untouched(module), plain_kernels(module):
-            module(*inputs.args, **inputs.kwargs)  # the user's own error, with the user's own stack
+        _try_plainly(module, inputs, error)
         raise error from None
+
+
+def _try_plainly(model: nn.Module, inputs: Inputs, error: BaseException) -> None:
+    """Tell a forward that fails from one that can't be recorded: run a copy as it is."""
+    with plain_kernels(model), torch.random.fork_rng(devices=[]):
+        twin = copy.deepcopy(model)
+        set_mode(twin, False)
+        try:
+            twin(*inputs.map(Tensor.clone).args, **inputs.map(Tensor.clone).kwargs)
+        except type(error):
+            return
+    raise ModelError(
+        f"the forward runs, but can't be recorded: {type(error).__name__}: {error}; "
+        "it may leave PyTorch on the way (numpy, a custom kernel): move that out of the model"
+    ) from error
 
 
 def record(model: nn.Module, inputs: Inputs) -> Trace:
@@ -138,10 +152,16 @@ def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...]) -> Trace
         except Exception as error:
             raise Unfinished(recorder.graph) from error
         recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
+    steered = any(_is_steering(node) for node in recorder.graph.nodes)
     recorder.graph.eliminate_dead_code()  # functionalisation makes some views twice
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants))
+    return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants), steered)
+
+
+def _is_steering(node: fx.Node) -> bool:
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet is not None and packet.__name__ in _STEERING
 
 
 def _plain(tensor: Tensor) -> Tensor:
