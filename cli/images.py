@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from surgeon.errors import InputError, ModelError
@@ -153,16 +153,22 @@ def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
 
 
 def folder(
-    files: Mapping[str, Sequence[Path]], samples: int, preprocess: Preprocess, seed: int, *, strict: bool = False
+    files: Mapping[str, Sequence[Path]],
+    samples: int,
+    preprocess: Preprocess,
+    seed: int,
+    *,
+    strict: bool = False,
+    name: str | None = None,
 ) -> Images:
-    """Read images that :func:`scan` found, drawn evenly over the classes.
+    """Read images that :func:`scan` found, drawn evenly over the classes; `name` is what the user calls the folder.
 
     Raises
     ------
     InputError
         If none can be read; with `strict` also if one of those drawn can't.
     """
-    path = _root(files)
+    path = name or _root(files)
     chosen, broken = _read(files, samples, preprocess, seed)
     if broken and strict:
         raise InputError(f"{broken[0]}; {len(broken)} broken in {path}. Remove them, or go on without --strict")
@@ -233,8 +239,15 @@ def _read(
                 with Image.open(path) as image:
                     chosen.append((name, preprocess.pixels(image)))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-                broken.append(f"{path}: {problem}")
+                broken.append(f"{path}: {_why(problem)}")
     return chosen, broken
+
+
+def _why(problem: Exception) -> str:
+    """What is wrong with an image, without its path: Pillow would give the absolute one."""
+    if isinstance(problem, UnidentifiedImageError):
+        return "no image, or of a kind that Pillow doesn't know"
+    return getattr(problem, "strerror", None) or str(problem)
 
 
 # ---------------------------------------------------------------- targets and loss

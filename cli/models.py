@@ -86,7 +86,7 @@ def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | 
     InputError
         If the weights can't be had or don't fit.
     ModelError
-        If a factory gives something else than a module.
+        If a factory raises, or gives something else than a module.
     """
     torch.manual_seed(seed)
     if name.startswith("timm:"):
@@ -107,9 +107,11 @@ def import_factory(name: str) -> Callable[[], nn.Module]:
     Raises
     ------
     SelectionError
-        If the module or the name in it doesn't exist, or can't be called.
+        If the module or the name in it doesn't exist, or can't be called, or the module can't be imported.
     """
     module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise SelectionError(f"--model {name}: {module_name!r} names no module; expected package.module:factory")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does; a console script starts without it
@@ -119,8 +121,8 @@ def import_factory(name: str) -> Callable[[], nn.Module]:
         raise SelectionError(
             f"--model {name}: {module_name} can't be imported ({problem}); is it installed, or in {here}?"
         ) from problem
-    except ValueError as problem:
-        raise SelectionError(f"--model {name}: {problem}; expected package.module:factory") from problem
+    except (Exception, SystemExit) as problem:
+        raise SelectionError(f"--model {name}: importing {module_name} raised {_told(problem)}") from problem
     factory = getattr(module, attribute, None)
     if not callable(factory):
         near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
@@ -148,7 +150,7 @@ def _from_torchvision(name: str, weights: str | None) -> Subject:
     entry = models.get_model_weights(name).DEFAULT if len(models.get_model_weights(name)) else None
     preprocess = Preprocess.of_torchvision(entry)
     if _is_file(weights):
-        return _with_file(name, origin, preprocess, Path(str(weights)))
+        return _with_file(name, origin, preprocess, str(weights))
     url = None if entry is None else entry.url
     model = build_origin(origin)
     told, warnings = _pretrained(name, weights, lambda: _load_url(model, url))
@@ -173,17 +175,17 @@ def _load_url(model: nn.Module, url: str | None) -> str:
     return f"pretrained ({Path(url).name})"
 
 
-def _with_file(name: str, origin: dict[str, Any], preprocess: Preprocess, path: Path) -> Subject:
+def _with_file(name: str, origin: dict[str, Any], preprocess: Preprocess, path: str) -> Subject:
     """The model with a user's own weights, with as many classes as the file has."""
-    state = _tidied(sources.read(path))
+    state = _tidied(sources.read(Path(path)))
     model = build_origin(origin)
     last, own = list(model.state_dict().items())[-1]
     head = state.get(last, own)
     if head.shape != own.shape and head.shape[1:] == own.shape[1:]:
         origin["kwargs"]["num_classes"] = int(head.shape[0])
         model = build_origin(origin)
-    sources.fill(model, state, str(path))
-    return Subject(model, name, {**origin, "weights": path.name}, preprocess, str(path))
+    sources.fill(model, state, path)
+    return Subject(model, name, {**origin, "weights": Path(path).name}, preprocess, path)
 
 
 def _tidied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -251,7 +253,11 @@ def _load_timm(model: nn.Module, name: str) -> str:
 
 
 def _from_factory(name: str, weights: str | None) -> Subject:
-    model = import_factory(name)()
+    factory = import_factory(name)
+    try:
+        model = factory()
+    except (Exception, SystemExit) as problem:  # the user's code, which may raise anything
+        raise ModelError(f"--model {name}: the factory raised {_told(problem)}") from problem
     if not isinstance(model, nn.Module):
         raise ModelError(f"--model {name} gave {type(model).__name__}, expected a torch.nn.Module")
     told = "as the factory made them"
@@ -262,6 +268,11 @@ def _from_factory(name: str, weights: str | None) -> Subject:
         raise InputError(f"--weights DEFAULT: {name} is no zoo model; load the weights in the factory, or give a file")
     origin = {"factory": name, "weights": Path(told).name}
     return Subject(model.cpu(), name, origin, Preprocess(channels=_channels(model)), told)
+
+
+def _told(problem: BaseException) -> str:
+    first = (str(problem).splitlines() or [""])[0]
+    return f"{type(problem).__name__}: {first}" if first else type(problem).__name__
 
 
 def _channels(model: nn.Module) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from surgeon.errors import InputError
+from surgeon.checkpoint import Header, check_origin, read_header
+from surgeon.errors import CheckpointError, InputError
 from surgeon.tracing import check_model
 
 if TYPE_CHECKING:
     from .models import Subject
+
+_SUFFIXES = frozenset({".safetensors", ".st", ".pt", ".pth", ".bin", ".ckpt"})
 
 
 def pick_device(name: str) -> torch.device:
@@ -68,12 +73,38 @@ def try_forward(model: nn.Module, subject: Subject, device: torch.device) -> tup
 
 
 def is_file(name: str) -> bool:
-    """Whether an argument MODEL_OR_FILE means a pruned file."""
-    return Path(name).is_file() or name.endswith(".safetensors")
+    """Whether an argument MODEL_OR_FILE means a pruned file, be it there or not."""
+    path = Path(name)
+    if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix.lower() in _SUFFIXES:
+        return True
+    return os.sep in name and ":" not in name
 
 
 def factory_of(name: str | None) -> Callable[[], nn.Module] | None:
-    """The callable behind ``--factory package.module:factory``."""
-    from .models import import_factory
+    """What makes the dense model that `--model` names, for a file that doesn't say it in a way that is followed."""
+    from .models import resolve
 
-    return None if name is None else import_factory(name)
+    return None if name is None else lambda: resolve(name, "none").model
+
+
+def header_of(path: str, factory: Callable[[], nn.Module] | None) -> Header:
+    """The header of a pruned file, from which a dense model can be made.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or there is no `factory` and the file's origin is not followed.
+    OSError
+        If it can't be read.
+    """
+    header = read_header(path)
+    try:
+        if factory is None:
+            check_origin(header.origin or {})
+    except CheckpointError as problem:
+        origin = json.dumps(header.origin)[:200] if header.origin else "unknown"
+        raise CheckpointError(
+            f"{path}: holds a {header.class_name} whose origin ({origin}) is not followed; give "
+            "--model package.module:factory, a callable that makes the dense model"
+        ) from problem
+    return header

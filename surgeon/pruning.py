@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.criteria import Request, Scores, find_criterion, score
 from surgeon.criteria.table import Floats, ForwardLoss
-from surgeon.errors import InputError, NothingToCutError, ScoreError, SurgeonError
+from surgeon.errors import BudgetError, InputError, NothingToCutError, ScoreError, SurgeonError
 from surgeon.planning import Plan, make_plan
 from surgeon.report import Report, make_report, tensor_bytes
 from surgeon.rewriting import rewrite
 from surgeon.tracing import Inputs, check_model, error_site, outside_inference_mode, trace
+from surgeon.trial import find_misfit
+from surgeon.verification import Difference
 from surgeon.verification import verify as run_check
 
 
@@ -88,26 +90,53 @@ def prune(
         scores: Scores = score(
             graph, criterion, dataloader, loss_fn, forward_loss=forward_loss, seed=seed, progress=progress
         )
-    with clock("plan"):
-        plan = make_plan(
-            graph, scores, filters=filters, ratio=ratio, max_macs=max_macs, max_params=max_params, scope=scope,
-            round_to=round_to, ignored_layers=ignored_layers, min_channels=min_channels, seed=seed,
-        )  # fmt: skip
+
+    def planned(graph: ChannelGraph) -> tuple[Plan, nn.Module]:
+        with clock("plan"):
+            plan = make_plan(
+                graph, scores, filters=filters, ratio=ratio, max_macs=max_macs, max_params=max_params, scope=scope,
+                round_to=round_to, ignored_layers=ignored_layers, min_channels=min_channels, seed=seed,
+            )  # fmt: skip
+        if strict and plan.fitted is not None:
+            _refuse_pinned(plan.fitted.graph)
+        with clock("rewrite"):
+            return plan, rewrite(module, plan)
+
+    plan, small = planned(graph)
+    check, replans = None, 0
+    while verify and check is None:
+        try:
+            with clock("verify"):
+                check = run_check(module, small, plan, example_inputs, seed=seed)
+        except Difference as difference:  # noqa: PERF203  # it happens next to never
+            replans += 1
+            if replans > _MOST_REPLANS:
+                raise
+            try:
+                plan, small = planned(_without(plan, difference))
+            except (BudgetError, NothingToCutError):
+                raise difference from None  # without those channels there is nothing left to do
     assert plan.fitted is not None
     graph = plan.fitted.graph
-    if strict:
-        _refuse_pinned(graph)
-    with clock("rewrite"):
-        small = rewrite(module, plan)
-    check = None
-    if verify:
-        with clock("verify"):
-            check = run_check(module, small, plan, example_inputs, seed=seed)
     sizes = (tensor_bytes(module), tensor_bytes(small))
-    report = make_report(graph, plan.kept(graph), sizes, check, _notes(graph), clock.seconds)
+    report = make_report(graph, plan.kept(graph), sizes, check, _notes(graph, plan), clock.seconds)
     if inplace:
         small = rewrite(model, plan, inplace=True)
     return Result(small, replace(plan, fitted=None), report)
+
+
+#: How often a cut that the check found wrong is planned again without the channels that meet where it differs.
+_MOST_REPLANS = 8
+
+
+def _without(plan: Plan, difference: Difference) -> ChannelGraph:
+    """The graph with the channels at the difference pinned: what can't be cut exactly stays whole, and is named."""
+    assert plan.fitted is not None
+    graph = plan.fitted.graph
+    misfit = find_misfit(graph, {}, plan.fitted.kept, difference.node, str(difference), exactly=True)
+    if not len(misfit.channels):
+        raise difference
+    return graph.pin(misfit.channels, f"not exact at {difference.node.meta.get('site')}", misfit.source)
 
 
 class _Clock:
@@ -122,7 +151,7 @@ class _Clock:
         self._progress(stage, 0, 1)
         start = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
         self._progress(stage, 1, 1)
 
 
@@ -157,6 +186,8 @@ def _refuse_pinned(graph: ChannelGraph) -> None:
         )
 
 
-def _notes(graph: ChannelGraph) -> tuple[str, ...]:
-    constants = [p for p in graph.pinned if p.reason.startswith("constant")]
-    return tuple(f"{p.layer} keeps {p.channels} of {p.of} channels: {p.reason}" for p in constants)
+def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
+    constants = [p for p in graph.pinned if p.reason.startswith(("constant", "not exact"))]
+    kept = [f"{p.layer} keeps {p.channels} of {p.of} channels: {p.reason}" for p in constants]
+    held = plan.fitted.attributes if plan.fitted is not None else {}
+    return (*kept, *(f"{'.'.join(filter(None, name))} is now {value}" for name, value in held.items()))

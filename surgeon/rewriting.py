@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.channels import channel_graph
-from surgeon.errors import ConstantError, PlanError, SurgeonError
+from surgeon.errors import ConstantError, ModelError, PlanError
 from surgeon.planning import Plan
 from surgeon.tracing import Inputs, Trace, outside_inference_mode, trace, unwrap
 from surgeon.trial import Fit, Misfit, arrivals, named_tensors, replace_tensors, with_tensors
@@ -62,7 +62,7 @@ def _trace_by_plan(module: nn.Module, inputs: Inputs) -> Trace:
     """Trace with inputs made from the plan's own description; those may be wrong."""
     try:
         return trace(module, inputs)
-    except SurgeonError:
+    except ModelError:
         raise
     except Exception as problem:
         raise PlanError(

@@ -114,7 +114,6 @@ def _pointwise() -> list[Sample]:
         Sample("add", lambda x, y: x.flatten() + y, "3c 1-, 3c", "meets a view"),
         Sample("_prelu_kernel", F.prelu, "2c 3c 4c, 3c"),
         Sample("_prelu_kernel", F.prelu, "2c 3c 4c, 1-", "one slope"),
-        direct("prelu", aten.prelu, "2c 3c 4c, 3c"),
     ]
 
 
@@ -260,7 +259,6 @@ def _pieces() -> list[Sample]:
         Sample("unbind", lambda x: x.unbind(1), "3c 4p"),
         Sample("unbind", lambda x: x.unflatten(1, (2, -1)).unbind(1), "3c 4b", "halves"),
         Sample("unsafe_split", lambda x: aten.unsafe_split(x, x.shape[1] // 2, 1), "3c 4b"),
-        direct("unsafe_chunk", lambda x: aten.unsafe_chunk(x, 2, 1), "3c 4bc"),
         Sample("cat", lambda x, y: torch.cat([x, y], 1), "3c 4c, 3c 2c"),
         Sample("cat", lambda x, y: torch.cat([x, y], 1), "3p 4c, 3i 2i", "meets an input"),
         direct("concat", lambda x, y: aten.concat([x, y], 1), "3c 4c, 3c 2c"),

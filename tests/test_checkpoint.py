@@ -145,6 +145,56 @@ def test_a_place_that_cannot_be_written_to(name: str, kind: type[OSError], tmp_p
         surgeon.save(tmp_path / name, result.model, result.plan)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_refused_and_stays(linked: bool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(OSError, match="no regular file"), checkpoint.write_beside(tmp_path / ("pipe", "link")[linked]):
+        raise AssertionError
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_device_behind_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="no regular file"), checkpoint.write_beside(tmp_path / "link"):
+        raise AssertionError
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_the_target_of_a_link_is_replaced_and_the_link_stays(exists: bool, tmp_path: Path) -> None:
+    link, target = tmp_path / "link", tmp_path / "deep" / "target"
+    target.parent.mkdir()
+    link.symlink_to("deep/target")
+    if exists:
+        target.write_text("old")
+    with checkpoint.write_beside(link) as temporary:
+        assert temporary.parent == target.parent
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("link")
+    with pytest.raises(OSError, match="leads to itself"), checkpoint.write_beside(tmp_path / "link"):
+        raise AssertionError
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, **_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(PermissionError) as caught, checkpoint.write_beside(tmp_path / "s"):
+        raise AssertionError
+    assert caught.value.filename == str(tmp_path / "s")
+
+
 def test_the_file_has_the_rights_that_the_umask_says(file: Path) -> None:
     before = os.umask(0)
     os.umask(before)

@@ -20,7 +20,7 @@ def pruned(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_timed_against_its_own_dense_origin(pruned: Path) -> None:
-    words = ("--factory", SMALL, "--rounds", 3, "--threads", 1, "--device", "cpu", "--batch-size", 1, "--batch-size", 3)
+    words = ("--model", SMALL, "--rounds", 3, "--threads", 1, "--device", "cpu", "--batch-size", 1, "--batch-size", 3)
     ran = surgeon_cli("bench", pruned, *words, "--json")
     assert ran.code == 0, ran.err
     results = ran.json["results"]
@@ -47,6 +47,7 @@ def test_models_are_compared_with_the_first() -> None:
     [
         ((), "MODEL_OR_FILE"),
         (("gone.safetensors",), "No such file"),
+        (("/nosuch.st",), "/nosuch.st: No such file"),
         ((SMALL, SMALL), "twice"),
         ((SMALL, "--rounds", 0), "--rounds"),
         ((SMALL, "--device", "abacus"), "abacus"),

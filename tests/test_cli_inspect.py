@@ -46,7 +46,13 @@ def test_a_pruned_file_and_a_dot_file(tmp_path: Path) -> None:
     ("words", "told"),
     [
         (("resnet81",), "did you mean"),
-        (("gone.safetensors",), "No such file"),
+        (("gone.safetensors",), "gone.safetensors: No such file"),
+        (("/nosuch.safetensors",), "/nosuch.safetensors: No such file"),
+        (("/nosuch.st",), "/nosuch.st: No such file"),
+        (("nosuch.pth",), "nosuch.pth: No such file"),
+        (("no/such",), "no/such: No such file"),
+        (("/",), "Is a directory"),
+        (("tests.factories",), "unknown model"),
         ((SMALL, "--dot", "gone/x.dot"), "no such folder"),
         (("alexnet", "--image-size", 8), "rejects"),
     ],
@@ -61,9 +67,24 @@ def test_a_file_from_elsewhere_asks_for_its_factory(tmp_path: Path) -> None:
     file = tmp_path / "s.safetensors"
     words = ("--model", SMALL, "--image-size", 16, "--filters", 6, "--criterion", "random", "--output", file)
     assert surgeon_cli("prune", *words).code == 0
-    ran = surgeon_cli("inspect", file)
+    for command in ("inspect", "bench"):
+        ran = surgeon_cli(command, file)
+        assert ran.code == 2
+        assert "tests.factories:small" in ran.err
+        assert "give --model package.module:factory" in ran.err
+        assert "factory=" not in ran.err
+    assert surgeon_cli("inspect", file, "--model", SMALL).code == 0
+
+
+@pytest.mark.parametrize("option", ["--model", "--factory"])
+@pytest.mark.parametrize("command", ["inspect", "bench"])
+def test_a_factory_that_raises_is_told(command: str, option: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.safetensors"
+    words = ("--model", SMALL, "--image-size", 16, "--filters", 6, "--criterion", "random", "--output", file)
+    assert surgeon_cli("prune", *words).code == 0
+    ran = surgeon_cli(command, file, option, "tests.test_cli_prune:raises")
     assert ran.code == 2
-    assert "factory" in ran.err
+    assert "tests.test_cli_prune:raises: the factory raised RuntimeError: no config.yaml" in ran.err
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,13 @@ def test_a_seed_makes_a_run_repeatable() -> None:
     assert plans[0] == plans[1]
 
 
+@pytest.mark.parametrize("criterion", ["taylor", "random"])
+def test_the_largest_seed(criterion: str) -> None:
+    ran = prune("--filters", 5, "--seed", 2**63 - 1, "--criterion", criterion, "--output", "out.safetensors")
+    assert ran.code == 0, ran.err
+    assert isinstance(surgeon.load("out.safetensors", factories.small), torch.nn.Module)
+
+
 @pytest.mark.parametrize("criterion", ["taylor", "magnitude", "random"])
 def test_criteria(criterion: str) -> None:
     ran = prune("--ratio", 0.5, "--criterion", criterion, "--dry-run", "--json")
@@ -165,6 +173,43 @@ def test_a_broken_image_is_named_and_skipped_or_refused(tmp_path: Path) -> None:
     assert "bad.jpg" in ran.err
 
 
+def test_places_are_told_as_the_user_gave_them(tmp_path: Path) -> None:
+    data = folder(tmp_path / "d", cat=2, dog=2)
+    (data / "cat" / "bad.jpg").write_bytes(b"no image")
+    torch.save(factories.Small().state_dict(), "w.pt")
+    ran = prune("--filters", 2, "--data", "./d/", "--weights", "./w.pt", "--dry-run", "--json")
+    assert ran.code == 0, ran.err
+    assert "ranked on 4 images of ./d/ (2 classes)" in ran.json["report"]["notes"]
+    assert "weights: ./w.pt" in ran.json["report"]["notes"]
+    assert "bad.jpg" in ran.err
+    assert str(tmp_path) not in ran.out + ran.err
+
+
+def test_a_module_that_raises_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken_module_for_surgeon.py").write_text("1 / 0")
+    ran = prune("--filters", 2, model="broken_module_for_surgeon:make")
+    assert ran.code == 2
+    assert "importing broken_module_for_surgeon raised ZeroDivisionError: division by zero" in ran.err
+
+
+def test_an_output_that_is_no_regular_file_is_refused_and_stays(tmp_path: Path) -> None:
+    os.mkfifo("pipe")
+    ran = prune("--filters", 2, "--output", "pipe")
+    assert ran.code == 2
+    assert "pipe: is a device or a pipe" in ran.err
+    assert Path("pipe").is_fifo()
+    assert list(Path().iterdir()) == [Path("pipe")]
+
+
+def test_an_output_that_is_a_link_stays_one() -> None:
+    Path("deep").mkdir()
+    Path("link").symlink_to("deep/small.safetensors")
+    ran = prune("--filters", 2, "--output", "link")
+    assert ran.code == 0, ran.err
+    assert Path("link").is_symlink()
+    assert isinstance(surgeon.load("deep/small.safetensors", factories.small), torch.nn.Module)
+
+
 def test_images_that_nobody_looks_at_are_told(tmp_path: Path) -> None:
     data = folder(tmp_path / "d", cat=1, dog=1)
     ran = prune("--filters", 2, "--criterion", "random", "--data", data, "--dry-run")
@@ -173,6 +218,15 @@ def test_images_that_nobody_looks_at_are_told(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- bad input
+
+
+def raises() -> torch.nn.Module:
+    raise RuntimeError("no config.yaml\nsecond line")
+
+
+def leaves() -> torch.nn.Module:
+    raise SystemExit(3)
+
 
 BAD: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "unknown model": (("--model", "resnet81", "--filters", 1), ("resnet81", "did you mean", "resnet18")),
@@ -208,6 +262,17 @@ BAD: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
     "no weights file": (("--filters", 1, "--weights", "gone.pt"), ("gone.pt", "No such file")),
     "output in no folder": (("--filters", 1, "--output", "gone/x.safetensors"), ("gone", "no such folder")),
     "output is a folder": (("--filters", 1, "--output", "."), ("folder",)),
+    "negative seed": (("--filters", 1, "--seed", -1), ("--seed", "-1")),
+    "huge seed": (("--filters", 1, "--seed", 99999999999999999999999), ("--seed", "9999")),
+    "factory raises": (
+        ("--filters", 1, "--model", "tests.test_cli_prune:raises"),
+        ("tests.test_cli_prune:raises", "RuntimeError: no config.yaml"),
+    ),
+    "factory leaves": (
+        ("--filters", 1, "--model", "tests.test_cli_prune:leaves"),
+        ("tests.test_cli_prune:leaves", "SystemExit"),
+    ),
+    "relative module": (("--filters", 1, "--model", ".factories:small"), ("package.module:factory",)),
 }
 
 

@@ -64,9 +64,11 @@ class Entry:
     help="Side of the images.  [default: the model's]",
 )
 @click.option(
+    "--model",
     "--factory",
+    "factory",
     metavar="package.module:factory",
-    help="Makes the dense model of files from elsewhere than torchvision.",
+    help="Makes the dense model of files from elsewhere than torchvision; timm:NAME too.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
 def command(
@@ -130,10 +132,12 @@ def _entries(
 
 def _pair(path: str, factory: Callable[[], nn.Module] | None) -> Iterator[Entry]:
     import surgeon
-    from surgeon.checkpoint import load_dense, read_header
+    from surgeon.checkpoint import load_dense
     from surgeon.tracing import Inputs
 
-    inputs = Inputs.from_spec(read_header(path).plan.inputs)
+    from ..runtime import header_of
+
+    inputs = Inputs.from_spec(header_of(path, factory).plan.inputs)
     small = surgeon.load(path, factory)
     dtype = next((p.dtype for p in small.parameters() if p.is_floating_point()), None)
     dense = f"dense of {Path(path).name}"

@@ -21,9 +21,11 @@ _COLOURS = {"layer": "lightblue", "group": "palegreen"}
 @click.command(name="inspect", short_help="Show groups, couplings, and why layers are left whole.")
 @click.argument("model_or_file")
 @click.option(
+    "--model",
     "--factory",
+    "factory",
     metavar="package.module:factory",
-    help="Makes the dense model of a file from elsewhere than torchvision.",
+    help="Makes the dense model of a file from elsewhere than torchvision; timm:NAME too.",
 )
 @click.option(
     "--image-size",
@@ -62,15 +64,15 @@ def _graph(name: str, factory: str | None, image_size: int | None) -> tuple[Chan
     import torch
 
     import surgeon
-    from surgeon.checkpoint import read_header
     from surgeon.tracing import Inputs
 
     from ..models import resolve
-    from ..runtime import factory_of, is_file, try_forward
+    from ..runtime import factory_of, header_of, is_file, try_forward
 
     if is_file(name):
-        header = read_header(name)
-        model = surgeon.load(name, factory_of(factory))
+        dense = factory_of(factory)
+        header = header_of(name, dense)
+        model = surgeon.load(name, dense)
         inputs: Any = Inputs.from_spec(header.plan.inputs)
         removed = {group: len(channels) for group, channels in header.plan.removed.items()}
         about = {"model": header.class_name, "file": name, "origin": header.origin, "removed": removed}

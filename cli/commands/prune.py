@@ -38,7 +38,7 @@ class Options:
     min_channels: int
     ignore: tuple[str, ...]
     weights: str | None
-    data: Path | None
+    data: str | None
     samples: int | None
     batch_size: int
     image_size: int | None
@@ -108,7 +108,7 @@ class Options:
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=click.Path(),
     metavar="DIR",
     help="Images to rank on, as DIR/CLASS/*.jpg. Without it: crops of two photographs.",
 )
@@ -134,7 +134,14 @@ class Options:
     help="File to write.  [default: MODEL-pruned.safetensors]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ...")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Makes a run repeatable.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Makes a run repeatable.",
+)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove that the cut was right.")
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and what it would give; write nothing.")
@@ -195,10 +202,10 @@ def _check_budget(options: Options) -> None:
         raise click.UsageError(f"--ratio {options.ratio}: give a share between 0 and 1, such as 0.5")
 
 
-def _scan(path: Path) -> dict[str, list[Path]]:
+def _scan(path: str) -> dict[str, list[Path]]:
     from ..images import scan
 
-    return scan(path)
+    return scan(Path(path))
 
 
 def _material(
@@ -219,7 +226,7 @@ def _material(
     if files is None:
         images = photographs(samples, subject.preprocess, options.seed)
     else:
-        images = folder(files, samples, subject.preprocess, options.seed, strict=options.strict)
+        images = folder(files, samples, subject.preprocess, options.seed, strict=options.strict, name=options.data)
     return images, batches(images, outputs, subject.preprocess, options.batch_size, device)
 
 

@@ -178,21 +178,25 @@ class ChannelGraph:
         whole = set(self.named) - {group.name for group in self.groups}
         stuck = {int(n): self._first_extra(self.named[name]) for name in whole for n in self.named[name].numbers}
         rows_: dict[str, Pin] = {}
+        sizes: Counter[str] = Counter()
         space = s.labels.space
         for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True):
             if not s.produced[start]:
                 continue
+            sizes[layer_of(tensor)] += size
             for number in s.channel[start : start + size]:
                 found = self._reason(int(number), stuck)
                 if found is not None:
                     layer = layer_of(tensor)
-                    row = rows_.setdefault(layer, Pin(layer, *found, 0, size))
+                    row = rows_.setdefault(layer, Pin(layer, *found, 0, 0))
                     rows_[layer] = replace(row, channels=row.channels + 1)
-        return tuple(rows_.values())
+        return tuple(replace(row, of=sizes[row.layer]) for row in rows_.values())
 
     def _reason(self, number: int, stuck: dict[int, tuple[str, str | None]]) -> tuple[str, str | None] | None:
         s = self.structure
         index = int(s.pinned[number])
+        if self.extra.get(number, ("",))[0] == "ignored":
+            return self.extra[number]
         if index >= 0:
             if index >= len(s.pins):
                 return ("tied to places that stay", None)

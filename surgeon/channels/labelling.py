@@ -108,6 +108,14 @@ class LabelPass(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Mark one node."""
         self._ledger.node, self._ledger.dense = n, self._dense(n)
+        try:
+            return self._mark(n)
+        except (RuntimeError, IndexError, ValueError) as problem:
+            if self._guide is None:
+                raise
+            raise Mismatch(self._ledger.dense, str(problem)) from problem
+
+    def _mark(self, n: fx.Node) -> Any:
         if n.op == "placeholder":
             result: Any = self._input(n)
         elif n.op == "get_attr":
@@ -174,13 +182,7 @@ class LabelPass(fx.Interpreter):
         rule = TABLE.get(packet.__name__) if packet is not None else None
         if rule is None:
             return self._unknown(node, args, kwargs)
-        try:
-            result = rule(self._ledger, *args, **kwargs)
-        except (RuntimeError, IndexError, ValueError) as problem:
-            if self._guide is None:
-                raise
-            raise Mismatch(self._ledger.dense, str(problem)) from problem
-        return result
+        return rule(self._ledger, *args, **kwargs)
 
     def _unknown(self, node: fx.Node, args: Any, kwargs: Any) -> Marked:
         """No rule: everything that flows in is pinned, by the operator's name."""
@@ -239,8 +241,8 @@ def _narrow(dense: fx.Node, plane: Plane, axes: frozenset[int], shape: tuple[int
     if labels.ndim != len(shape) or max(axes, default=-1) >= labels.ndim:
         raise Mismatch(dense, "the result has another number of axes than in the dense model")
     for axis in range(labels.ndim):
-        first = labels.narrow(axis, 0, 1)
         if axis not in axes and labels.shape[axis] > 1:
+            first = labels.narrow(axis, 0, 1)
             if not bool((labels == first).all()):
                 raise Mismatch(dense, "channels arrive along other axes than in the dense model")
             labels = first

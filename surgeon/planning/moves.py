@@ -64,13 +64,16 @@ def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> list[int]:
     """Levels at which every layer that makes the bundle's channels has a width that is wanted and possible."""
     blocked = steps.blocked.get(bundle.groups[0].name, ())
     levels = [level for level in range(1, bundle.steps + bundle.even) if level not in blocked]
-    if steps.round_to == 1:
+    if steps.round_to == 1 and bundle.even:
         return levels
     widths = _lead_widths(graph, bundle)
     per_level = [(width, part if not bundle.even else step * bundle.steps) for width, part, step in widths]
-    return [
-        level for level in levels if all((w - p * level // bundle.steps) % steps.round_to == 0 for w, p in per_level)
-    ]
+
+    def fits(level: int) -> bool:
+        left = [width - part * level // bundle.steps for width, part in per_level]
+        return all(w % steps.round_to == 0 for w in left) and (bundle.even or min(left) >= steps.min_channels)
+
+    return [level for level in levels if fits(level)]
 
 
 def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int, int]]:
@@ -91,18 +94,25 @@ def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int, in
 def _staircase(index: int, bundle: Bundle, scores: Scores, min_channels: int, stops: Sequence[int]) -> list[Move]:
     ranked = [group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")] for group in bundle.groups]
     worth = [np.concatenate([[0.0], np.cumsum(scores.normalised[order])]) for order in ranked]
-    moves, taken = [], [0] * len(ranked)
+    moves: list[Move] = []
+    taken = [0] * len(ranked)
     for level in stops:
         counts = [level if bundle.even else round(len(order) * level / bundle.steps) for order in ranked]
         if bundle.even and any(len(o) - c < min_channels for o, c in zip(ranked, counts, strict=True)):
             break
         gone = [order[a:b] for order, a, b in zip(ranked, taken, counts, strict=True)]
         removed = gone[0] if len(gone) == 1 else np.concatenate(gone)
-        filters = sum(len(part) * group.filters for part, group in zip(gone, bundle.groups, strict=True))
+        filters = _filters(bundle, level) - _filters(bundle, moves[-1].level if moves else 0)
         total = sum(float(w[b] - w[a]) for w, a, b in zip(worth, taken, counts, strict=True))
         moves.append(Move(index, level, removed, filters, len(removed), total / max(len(removed), 1)))
         taken = counts
     return moves
+
+
+def _filters(bundle: Bundle, level: int) -> int:
+    """Convolution filters that are gone after `level` steps; shares of a width are whole on every axis."""
+    total = sum(group.filters * (1 if bundle.even else group.size) for group in bundle.groups)
+    return total * level if bundle.even else total * level // bundle.steps
 
 
 def in_order(stairs: Sequence[Sequence[Move]]) -> Iterator[Move]:

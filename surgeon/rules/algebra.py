@@ -133,7 +133,7 @@ def product_sum(ledger: Ledger, one: Marked, other: Marked, summed: int, *, filt
                 ledger.consumed.append(plane.labels)
             elif value.constant:
                 ledger.produced.append((plane.labels, filters))
-    return replace(joint, planes=tuple(p for p in joint.planes if summed not in p.axes))
+    return replace(joint, planes=tuple(p for p in joint.planes if summed not in p.axes), free=False)
 
 
 def drop_axis(value: Marked, axis: int) -> Marked:
@@ -184,7 +184,8 @@ def assemble(ledger: Ledger, parts: Sequence[Marked], dim: int, combine: Callabl
     ]
     across = [replace(part, span=_one(part.span, dim)) for part in across]
     joint = join(ledger, across)
-    return replace(joint, planes=(*planes, *joint.planes), shape=())
+    # parts of other values: places differ, even where each part was made in the size that it needed
+    return replace(joint, planes=(*planes, *joint.planes), shape=(), free=False)
 
 
 def _one(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
@@ -215,7 +216,7 @@ def mix(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
     """An operator whose results along `axes` depend on each other (softmax, sort): its labels stay."""
     mixed = [p for p in value.planes if p.axes & frozenset(axes)]
     ledger.pin(mixed, f"mixes channels in {operator_name(ledger)}")
-    return replace(value, planes=tuple(p for p in value.planes if not p.axes & frozenset(axes)), value=None)
+    return replace(value, planes=tuple(p for p in value.planes if not p.axes & frozenset(axes)), value=None, free=False)
 
 
 def reduce(ledger: Ledger, value: Marked, axes: Sequence[int], keepdim: bool) -> Marked:
@@ -232,4 +233,4 @@ def reduce(ledger: Ledger, value: Marked, axes: Sequence[int], keepdim: bool) ->
             replace(p, labels=p.labels.squeeze(tuple(gone)), axes=frozenset(left.index(a) for a in p.axes))
             for p in planes
         ]
-    return replace(value, planes=tuple(planes), value=None)
+    return replace(value, planes=tuple(planes), value=None, free=False)

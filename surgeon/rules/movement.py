@@ -71,7 +71,7 @@ def slice_(
     return move(ledger, torch.ops.aten.slice, x, dim, start, end, step)
 
 
-@rule("split", "split_with_sizes", "unbind", "unsafe_split", "unsafe_chunk")
+@rule("split", "split_with_sizes", "unbind", "unsafe_split")
 def split(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
     packet = ledger.node.target.overloadpacket  # type: ignore[union-attr]
     parts = algebra.move_many(ledger, packet, x, *args, **kwargs)
@@ -141,7 +141,7 @@ def constant_pad_nd(ledger: Ledger, x: Marked, pad: Sequence[int], value: Any = 
             amounts[position : position + 2] = list(pad[position : position + 2]) or [0, 0]
         labels = torch.constant_pad_nd(plane.labels, amounts, 0)
         planes.append(replace(plane, labels=labels))
-    return replace(x, planes=tuple(planes))
+    return replace(x, planes=tuple(planes), free=False)
 
 
 def _given(call: fx.Node) -> bool:

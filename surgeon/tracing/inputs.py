@@ -95,7 +95,7 @@ def _describe(value: Any) -> Any:
     return {"opaque": type(value).__name__}
 
 
-_MAX_ELEMENTS = 2**31
+_MAX_ELEMENTS = 2**27  # a plan may come from anywhere
 
 
 def _build(spec: Any, generator: torch.Generator) -> Any:
@@ -116,7 +116,7 @@ def _build_tensor(spec: Any, generator: torch.Generator) -> Tensor:
     dtype = getattr(torch, str(spec["dtype"]))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{spec['dtype']!r} is no dtype")
-    if any(size < 0 for size in shape) or torch.Size(shape).numel() > _MAX_ELEMENTS:
+    if any(size < 1 for size in shape) or torch.Size(shape).numel() > _MAX_ELEMENTS:
         raise ValueError(f"a tensor of shape {shape} is out of bounds")
     if dtype.is_floating_point or dtype.is_complex:
         return torch.randn(shape, generator=generator).to(dtype)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.errors import ModelError
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
@@ -90,23 +88,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     except Unfinished as stop:
         error = stop.__cause__
         assert error is not None
-        _try_plainly(module, inputs, error)
         raise error from None
-
-
-def _try_plainly(model: nn.Module, inputs: Inputs, error: BaseException) -> None:
-    """Tell a forward that fails from one that can't be recorded: run a copy as it is."""
-    with plain_kernels(model), torch.random.fork_rng(devices=[]):
-        twin = copy.deepcopy(model)
-        set_mode(twin, False)
-        try:
-            twin(*inputs.map(Tensor.clone).args, **inputs.map(Tensor.clone).kwargs)
-        except type(error):
-            return
-    raise ModelError(
-        f"the forward runs, but can't be recorded: {type(error).__name__}: {error}; "
-        "it may leave PyTorch on the way (numpy, a custom kernel): move that out of the model"
-    ) from error
 
 
 def record(model: nn.Module, inputs: Inputs) -> Trace:
@@ -115,7 +97,12 @@ def record(model: nn.Module, inputs: Inputs) -> Trace:
     Where eval mode leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the
     first, so that what feeds them is known; a model that can't run so keeps the first pass alone.
     """
-    first = _record(model, inputs, (False,))
+    try:
+        first = _record(model, inputs, (False,))
+    except Unfinished:
+        # the user's own error comes from a plain run; a forward that only functionalisation can't follow (a custom
+        # autograd.Function of the older form, numpy) is recorded without it
+        return _record(model, inputs, (False,), functional=False)
     unused = {name for name, _ in model.named_parameters()} - first.tensors.keys()
     if not unused:
         return first
@@ -126,7 +113,7 @@ def record(model: nn.Module, inputs: Inputs) -> Trace:
     return both if len(both.tensors) > len(first.tensors) else first
 
 
-def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...]) -> Trace:
+def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...], *, functional: bool = True) -> Trace:
     """Record one forward for each entry of `passes`: False in eval mode, True in train mode."""
     known = {name: _plain(tensor) for name, tensor in _named_tensors(model)}
     flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
@@ -148,7 +135,8 @@ def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...]) -> Trace
     with untouched(model), plain_kernels(model):
         try:
             with CanonicalProducts(), recorder:
-                outputs = iter(torch.func.functionalize(forward)(known, tensors))
+                run = torch.func.functionalize(forward) if functional else forward
+                outputs = iter(run(known, tensors))
         except Exception as error:
             raise Unfinished(recorder.graph) from error
         recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])

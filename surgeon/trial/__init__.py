@@ -2,8 +2,9 @@
 
 from surgeon.trial.alignment import align, calls
 from surgeon.trial.arrivals import arrivals
-from surgeon.trial.blame import Misfit
+from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.fitting import Fit, fit, fit_recording, settle
+from surgeon.trial.places import find_places
 from surgeon.trial.running import widths_of
 from surgeon.trial.skeleton import named_tensors, replace_tensors, with_tensors
 
@@ -13,6 +14,8 @@ __all__ = [
     "align",
     "arrivals",
     "calls",
+    "find_misfit",
+    "find_places",
     "fit",
     "fit_recording",
     "named_tensors",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from surgeon.trial.arrivals import Attributes
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold
 from surgeon.trial.held import held_widths
+from surgeon.trial.places import find_places
 from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
 from surgeon.trial.skeleton import named_tensors
 
@@ -132,16 +132,31 @@ def fit(graph: ChannelGraph, kept: Flags) -> Fit:
     Misfit
         If the forward doesn't follow.
     """
-    attributes: dict[tuple[str, str], Any] = {}
-    while True:
-        try:
-            run = run_at(graph, widths_of(graph, kept), kept, attributes)
-            return replace(_match(graph, run, kept), attributes=attributes)
-        except Misfit as misfit:  # noqa: PERF203  # a trial takes a thousand times longer than the try
-            more = held_widths(graph, misfit, kept)
-            if not more.keys() - attributes.keys():
-                raise
-            attributes.update(more)
+    attributes: Attributes = {}
+    outcome = _outcome(graph, kept, attributes)
+    while isinstance(outcome, Misfit):
+        tried = [
+            {**attributes, **change} for change in held_widths(graph, outcome, kept) if not change.keys() & attributes
+        ]
+        better = [(more, found) for more in tried if _further(graph, outcome, found := _outcome(graph, kept, more))]
+        if len(better) != 1:
+            raise outcome  # nothing helps, or it isn't clear what the forward means
+        ((attributes, outcome),) = better
+    return outcome
+
+
+def _outcome(graph: ChannelGraph, kept: Flags, attributes: Attributes) -> Fit | Misfit:
+    try:
+        run = run_at(graph, widths_of(graph, kept), kept, attributes)
+        return replace(_match(graph, run, kept), attributes=attributes)
+    except Misfit as misfit:
+        return misfit
+
+
+def _further(graph: ChannelGraph, before: Misfit, after: Fit | Misfit) -> bool:
+    """Whether a trial got past the place where the one before it failed."""
+    order = list(graph.trace.graph.nodes)
+    return isinstance(after, Fit) or order.index(after.node) > order.index(before.node)
 
 
 def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
@@ -161,7 +176,27 @@ def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
         wanted = int(kept[group.numbers].sum())
         if counts[group.name] != wanted:
             raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
-    return Fit(graph, run.structure, run.nodes, _assign(graph.structure, run.structure, kept), kept, folds=run.folds)
+    channel = _assign(graph.structure, run.structure, kept)
+    disorder = _disorder(graph, run, channel)
+    if disorder is not None:
+        raise find_misfit(
+            graph, run.nodes, kept, disorder, "other channels arrive here than in the dense model", exactly=True
+        )
+    return Fit(graph, run.structure, run.nodes, channel, kept, folds=run.folds)
+
+
+def _disorder(graph: ChannelGraph, run: Run, channel: Ints) -> fx.Node | None:
+    """The first dense call whose kept channels aren't those of the small call."""
+    dense, small = graph.structure, run.structure
+    partner: dict[fx.Node, fx.Node] = {}
+    for node, theirs in run.nodes.items():
+        partner.setdefault(theirs, node)
+    for theirs, mark in dense.labels.marks.items():
+        ours = small.labels.marks.get(partner[theirs]) if theirs in partner else None
+        known = theirs.op == "call_function" and ours is not None
+        if known and find_places(dense, small, channel, mark, ours) is None:  # type: ignore[arg-type]  # known: not None
+            return theirs
+    return None
 
 
 def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:

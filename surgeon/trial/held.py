@@ -14,23 +14,19 @@ from surgeon.trial.arrivals import Attributes
 from surgeon.trial.blame import Misfit
 
 
-def held_widths(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> Attributes:
-    """Attributes of the modules around the misfit that equal a dense width there, with the small width instead.
+def held_widths(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Attributes]:
+    """Single attributes of the modules around the misfit that equal a dense width there, with the small one instead.
 
-    Whether they mean that width is for the next trial to say: a wrong guess fails it, or the check.
+    Which of them the forward means is for trials to say: the one that gets it past this place.
     """
     pairs = dict(_widths(graph, misfit, kept))
     site = misfit.node.meta.get("site")
     if site is None or not pairs:
-        return {}
+        return []
     parts = site.path.split(".") if site.path else []
-    for depth in range(len(parts), -1, -1):
-        path = ".".join(parts[:depth])
-        module = graph.trace.model.get_submodule(path)
-        changes = {(path, name): value for name, value in _changes(module, pairs)}
-        if changes:
-            return changes
-    return {}
+    paths = [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
+    modules = [(path, graph.trace.model.get_submodule(path)) for path in paths]
+    return [{(path, name): value} for path, module in modules for name, value in _changes(module, pairs)]
 
 
 def _widths(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> Iterator[tuple[int, int]]:

@@ -99,6 +99,9 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
         labels = label(recording, Guide(graph.structure.labels, nodes))
     except Mismatch as stop:
         raise find_misfit(graph, nodes, kept, stop.node, stop.why) from stop
+    resized = None if graph.trace.steered else _resized_output(recording, graph.trace)
+    if resized is not None:
+        raise find_misfit(graph, nodes, kept, resized, "the size of a result depends on the width", exactly=True)
     folds = []
     for changed, other in changed_numbers(recording, graph.trace, nodes):
         found = find_fold(graph, changed, other)
@@ -106,6 +109,17 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
             raise find_misfit(graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True)
         folds.append(found)
     return Run(analyse(labels, nodes), nodes, tuple(folds))
+
+
+def _resized_output(small: Trace, dense: Trace) -> fx.Node | None:
+    """The first result of the dense forward that has another shape at the small widths."""
+    pairs = zip(_results(dense), _results(small), strict=False)
+    return next((d for d, s in pairs if d is not None and s is not None and d.meta["shape"] != s.meta["shape"]), None)
+
+
+def _results(trace: Trace) -> list[fx.Node | None]:
+    (output,) = (node for node in trace.graph.nodes if node.op == "output")
+    return list(output.args[0])
 
 
 def _resized(graph: ChannelGraph, name: str, tensor: Tensor, widths: Widths, device: str | None) -> Tensor:

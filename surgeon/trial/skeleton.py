@@ -38,7 +38,10 @@ def with_tensors(
         if new is not None:
             memo[id(old)] = new
             keep.append(old)
-    small = copy.deepcopy(model, memo)
+    for tensor in _computed(model):
+        memo[id(tensor)] = tensor.detach().clone()
+        keep.append(tensor)
+    small = _copy(model, memo)
     _follow_all(model, small)
     set_attributes(small, found)
     return small
@@ -47,12 +50,60 @@ def with_tensors(
 def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Attributes) -> None:
     """:func:`with_tensors` in place: `model` itself becomes the cut model."""
     shadow = with_tensors(model, tensors, found, share=True)  # everything that can fail happens on a copy
-    for own, new in zip(model.modules(), shadow.modules(), strict=True):
-        own._parameters.update(new._parameters)
-        own._buffers.update(new._buffers)
-        for name, value in new.__dict__.items():
-            if isinstance(value, int | tuple | list) and not name.startswith("_"):
-                own.__dict__[name] = value
+    new = {id(old): new for old, new in zip(_registered(model), _registered(shadow), strict=True) if old is not new}
+    for own, other in zip(model.modules(), shadow.modules(), strict=True):
+        for name, value in vars(own).items():
+            width = vars(other).get(name) if _is_width(value) and not name.startswith("_") else value
+            own.__dict__[name] = _substituted(width, new)
+
+
+def _registered(model: nn.Module) -> list[Tensor]:
+    return [t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+
+
+def _substituted(value: object, new: Mapping[int, Tensor]) -> object:
+    """`value` with the new tensors for the old ones; lists and dicts stay the objects that they are."""
+    if isinstance(value, Tensor):
+        return new.get(id(value), value)
+    if isinstance(value, dict):
+        for key in value:
+            value[key] = _substituted(value[key], new)
+    elif isinstance(value, list):
+        value[:] = [_substituted(item, new) for item in value]
+    elif type(value) is tuple:
+        return tuple(_substituted(item, new) for item in value)
+    return value
+
+
+def _computed(model: nn.Module) -> list[Tensor]:
+    """Tensors with a history that modules hold: results of an earlier forward, or weights made by a hook."""
+    held = [value for module in model.modules() for value in vars(module).values()]
+    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+
+
+def _copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:
+    """Copy deeply; what can't be copied (locks, open files) is shared."""
+    try:
+        return copy.deepcopy(model, dict(memo))
+    except TypeError:
+        for module in model.modules():
+            memo |= {id(value): value for value in vars(module).values() if not _can_copy(value)}
+        return copy.deepcopy(model, memo)
+
+
+def _can_copy(value: object) -> bool:
+    if isinstance(value, Tensor | nn.Module | dict | list):
+        return True  # copied piece by piece
+    try:
+        copy.deepcopy(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _is_width(value: object) -> bool:
+    """A number or a sequence of numbers; other containers hold the model's own layers, not the shadow's."""
+    return isinstance(value, int) or (isinstance(value, tuple | list) and all(isinstance(v, int) for v in value))
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:

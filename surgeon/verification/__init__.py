@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
@@ -17,11 +18,19 @@ from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
 from surgeon.verification.twin import redraw
 
-__all__ = ["OWN_TOLERANCE", "TWIN_TOLERANCE", "Check", "Silencer", "verify"]
+__all__ = ["OWN_TOLERANCE", "TWIN_TOLERANCE", "Check", "Difference", "Silencer", "verify"]
 
 #: Largest relative error at any node, on redrawn weights in float64 and on the user's own in float32.
 TWIN_TOLERANCE, OWN_TOLERANCE = 1e-9, 1e-4
 _DRAWS = 4
+
+
+class Difference(VerificationError):
+    """A verification that failed at a known dense node."""
+
+    def __init__(self, message: str, node: fx.Node) -> None:
+        super().__init__(message)
+        self.node = node
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
     doubles = any(t.dtype == torch.float64 for t in own[0].values())
     second = compare(fitted, silenced, *own, torch.float64 if doubles else torch.float32, OWN_TOLERANCE)
     _raise(second, "on the model's own weights", OWN_TOLERANCE)
+    _same_weights(fitted, *own)
     return _check(fitted, first, second)
 
 
@@ -86,6 +96,19 @@ def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit
     except Misfit as misfit:
         site = misfit.node.meta.get("site")
         raise VerificationError(f"the cut model differs from the dense one at {site}: {misfit.why}") from misfit
+
+
+def _same_weights(fitted: Fit, dense: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> None:
+    """Every tensor of the small model holds the dense model's numbers: behind dead channels no run would tell."""
+    nodes = {str(n.target): n for n in fitted.graph.trace.graph.nodes if n.op == "get_attr"}
+    for name, tensor in small.items():
+        if name.startswith("_constant_") or name not in dense:
+            continue
+        expected = fitted.gather(name, dense[name].detach())
+        if not torch.equal(torch.nan_to_num(expected), torch.nan_to_num(tensor)):
+            users = list(nodes[name].users) if name in nodes else []
+            where = f", first read by {_describe(users[0])}" if users else ""
+            raise VerificationError(f"{name} of the cut model doesn't hold the dense model's numbers{where}")
 
 
 def _on_twins(fitted: Fit, silenced: Silencer, seed: int) -> Comparison:
@@ -112,9 +135,10 @@ def _needed(fitted: Fit) -> set[fx.Node]:
 def _raise(result: Comparison, where: str, tolerance: float) -> None:
     if result.failure is not None:
         node, error = result.failure
-        raise VerificationError(
+        raise Difference(
             f"the cut model differs from the silenced dense one {where}: first at {_describe(node)}, "
-            f"relative error {error:.2g} (allowed {tolerance:.0e}); nothing was returned"
+            f"relative error {error:.2g} (allowed {tolerance:.0e}); nothing was returned",
+            node,
         )
 
 

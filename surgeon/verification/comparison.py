@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from surgeon.channels.structure import Ints, rows
-from surgeon.rules import Plane
+from surgeon.channels.structure import Ints
 from surgeon.tracing import Call, Inputs, Replay, plain_call
-from surgeon.trial import Fit
+from surgeon.trial import Fit, find_places
 from surgeon.verification.twin import in_dtype
 
 
@@ -86,9 +85,11 @@ def compare(
 
 def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
     """Whether a dense value is one to compare: numbers that somebody reads, not made in the size that is needed."""
-    if node.op != "call_function" or not isinstance(value, Tensor) or not value.is_floating_point():
+    if node.op != "call_function" or not isinstance(value, Tensor) or not value.numel():
         return False
-    return bool(value.numel() and node.users) and not fitted.graph.structure.labels.marks[node].free
+    result = any(user.op == "output" for user in node.users)
+    number = value.is_floating_point() or (result and not value.is_complex())
+    return bool(number and node.users) and not fitted.graph.structure.labels.marks[node].free
 
 
 class _Waiting:
@@ -124,6 +125,7 @@ def _error(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor, small: Any
         return math.inf
     if not kept.numel():
         return math.nan
+    kept, small = kept.double(), small.double()
     scale = float(kept.abs().max())
     difference = float((kept - small).abs().max())
     return difference / scale if scale > 0 and math.isfinite(scale) and math.isfinite(difference) else math.nan
@@ -139,39 +141,20 @@ def kept_places(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor) -> Te
             dense = dense * (factor.to(dense) if isinstance(factor, Tensor) else factor)
     if theirs is None or ours is None:
         return dense
-    pairs = list(zip(theirs.planes, ours.planes, strict=True))
-    for axes in dict.fromkeys(plane.axes for plane in theirs.planes):
-        chosen = _take(fitted, [(d, s) for d, s in pairs if d.axes == axes], dense)
-        if chosen is None:
-            return None
-        dense = chosen
+    found = find_places(fitted.graph.structure, fitted.small, fitted.channel, theirs, ours)
+    if found is None:
+        return None
+    for axes, index, sizes in found:
+        dense = _take(dense, axes, index, sizes)
     return dense
 
 
-def _take(fitted: Fit, pairs: list[tuple[Plane, Plane]], dense: Tensor) -> Tensor | None:
-    """Pick along the axes that these planes share: a place is known by its channels in all of them."""
-    axes = sorted(pairs[0][0].axes)
-    theirs, ours = _keys(fitted, pairs)
-    kept = np.flatnonzero(np.isin(theirs, ours))
-    kept = kept[np.argsort(theirs[kept], kind="stable")]
-    order = np.argsort(ours, kind="stable")
-    if len(kept) != len(order) or (theirs[kept] != ours[order]).any():
-        return None
-    index = np.empty(len(order), dtype=np.int64)
-    index[order] = kept
-    if len(index) == len(theirs) and (index == np.arange(len(index))).all():
+def _take(dense: Tensor, axes: list[int], index: Ints, sizes: list[int]) -> Tensor:
+    """Pick places along these axes together."""
+    ends = list(range(-len(axes), 0))
+    moved = dense.movedim(axes, ends).flatten(-len(axes))
+    if len(index) == moved.shape[-1] and (index == np.arange(len(index))).all():
         return dense
-    moved = dense.movedim(axes, list(range(-len(axes), 0))).flatten(-len(axes))
     picked = moved.index_select(-1, torch.from_numpy(index).to(dense.device))
-    picked = picked.reshape(*picked.shape[:-1], *(pairs[0][1].labels.shape[a] for a in axes))
-    result: Tensor = picked.movedim(list(range(-len(axes), 0)), axes)
+    result: Tensor = picked.reshape(*picked.shape[:-1], *sizes).movedim(ends, axes)
     return result
-
-
-def _keys(fitted: Fit, pairs: list[tuple[Plane, Plane]]) -> tuple[Ints, Ints]:
-    """One number per place of the dense and of the small value: equal where all dense channels are."""
-    theirs = np.stack([fitted.graph.structure.of(dense.labels) for dense, _ in pairs], axis=1)
-    slots = np.stack([fitted.small.of(small.labels) for _, small in pairs], axis=1)
-    ours = np.where(slots >= 0, fitted.channel[slots], -1)
-    numbers = rows(np.concatenate([theirs, ours]))
-    return numbers[: len(theirs)], numbers[len(theirs) :]
