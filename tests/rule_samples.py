@@ -261,7 +261,6 @@ def _pieces() -> list[Sample]:
         Sample("unsafe_split", lambda x: aten.unsafe_split(x, x.shape[1] // 2, 1), "3c 4b"),
         Sample("cat", lambda x, y: torch.cat([x, y], 1), "3c 4c, 3c 2c"),
         Sample("cat", lambda x, y: torch.cat([x, y], 1), "3p 4c, 3i 2i", "meets an input"),
-        direct("concat", lambda x, y: aten.concat([x, y], 1), "3c 4c, 3c 2c"),
         Sample("stack", lambda x, y: torch.stack([x, y], 1), "3c 4c, 3c 4c"),
         Sample("slice_scatter", lambda x, y: torch.slice_scatter(x, y, 1, 1, 1 + y.shape[1]), "3c 5ck, 3c 2k"),
         Sample("select_scatter", lambda x, y: torch.select_scatter(x, y, 1, 0), "3c 4ck, 3c"),
@@ -353,12 +352,10 @@ def _other_reductions() -> list[Sample]:
 
 
 def _along() -> list[Sample]:
-    direct_names = ["softmax", "log_softmax"]
     return [
         Sample("_softmax", lambda x: x.softmax(1), "3c 4p"),
         Sample("_softmax", lambda x: x.softmax(-2), "3p 4c", "from the right"),
         Sample("_log_softmax", lambda x: x.log_softmax(1), "3c 4p"),
-        *(direct(n, _with(aten, n, 1), "3c 4p") for n in direct_names),
         Sample("_safe_softmax", lambda x: aten._safe_softmax(x, 1), "3c 4p"),
         *(Sample(n, _with(torch, n, 0), "3p 4c") for n in ["cumsum", "cumprod", "logcumsumexp"]),
         Sample("sort", lambda x: x.sort(1), "3c 4p"),
@@ -408,24 +405,17 @@ def _grid_sample(x: Tensor, grid: Tensor) -> Tensor:
 
 def _pooling(one: str, two: str, three: str) -> list[Sample]:
     return [
-        direct("avg_pool1d", lambda x: aten.avg_pool1d(x, [2]), one),
-        direct("max_pool1d", lambda x: aten.max_pool1d(x, [2]), one),
-        direct("adaptive_avg_pool1d", lambda x: aten.adaptive_avg_pool1d(x, [2]), one),
-        direct("adaptive_max_pool1d", lambda x: aten.adaptive_max_pool1d(x, [2]), one),
         Sample("avg_pool2d", lambda x: F.avg_pool2d(x, 3, 1, 1), two),
         Sample("avg_pool2d", lambda x: F.avg_pool2d(x, 2), "3c 6p 6p", "no batch"),
-        direct("max_pool2d", lambda x: aten.max_pool2d(x, [2, 2]), two),
         Sample("max_pool2d_with_indices", lambda x: F.max_pool2d(x, 2), two),
         Sample("max_pool2d_with_indices", lambda x: F.max_pool2d(x, 2, return_indices=True), two, "indices"),
         Sample("_adaptive_avg_pool2d", lambda x: F.adaptive_avg_pool2d(x, 2), two),
         Sample("mean", lambda x: F.adaptive_avg_pool2d(x, 1), "2c 3c 1- 1-", "global pool"),
-        direct("adaptive_avg_pool2d", lambda x: aten.adaptive_avg_pool2d(x, [2, 2]), two),
         Sample("adaptive_max_pool2d", lambda x: F.adaptive_max_pool2d(x, 2), two),
         Sample("fractional_max_pool2d", _fractional, two),
         Sample("avg_pool3d", lambda x: F.avg_pool3d(x, 2), three),
         Sample("max_pool3d_with_indices", lambda x: F.max_pool3d(x, 2), three),
         Sample("_adaptive_avg_pool3d", lambda x: F.adaptive_avg_pool3d(x, 2), three),
-        direct("adaptive_avg_pool3d", lambda x: aten.adaptive_avg_pool3d(x, [2, 2, 2]), three),
         Sample("adaptive_max_pool3d", lambda x: F.adaptive_max_pool3d(x, 2), three),
     ]
 

@@ -85,7 +85,7 @@ def split(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
     return parts
 
 
-@rule("cat", "concat")
+@rule("cat")
 def cat(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
     # torch skips empty one-dimensional tensors here, a leftover from before zero-size axes
     parts = [t for t in tensors if t.shape != (0,)] or list(tensors)

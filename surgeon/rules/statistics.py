@@ -98,7 +98,7 @@ def other_reduction(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any
     return [result, result] if shape is None else result
 
 
-@rule("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk",
+@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk",
       "logcumsumexp")  # fmt: skip
 def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     name = algebra.operator_name(ledger)

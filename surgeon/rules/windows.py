@@ -21,16 +21,16 @@ def _window(names: str, spatial: int) -> None:
     rule(*names.split())(run)
 
 
-_window("""avg_pool1d max_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_linear1d upsample_nearest1d
+_window("""upsample_linear1d upsample_nearest1d
            _upsample_nearest_exact1d reflection_pad1d replication_pad1d""", 1)  # fmt: skip
 _window(
-    """avg_pool2d max_pool2d max_pool2d_with_indices mkldnn_max_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d
+    """avg_pool2d max_pool2d_with_indices mkldnn_max_pool2d _adaptive_avg_pool2d
            adaptive_max_pool2d upsample_bilinear2d upsample_nearest2d upsample_bicubic2d _upsample_nearest_exact2d
            _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d fractional_max_pool2d""",
     2,
 )
 _window(
-    """avg_pool3d max_pool3d_with_indices adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d
+    """avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d
            upsample_trilinear3d upsample_nearest3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d""",
     3,
 )
