@@ -231,6 +231,27 @@ def oracle(found: Results) -> str:
     )
 
 
+def families(found: Results) -> str:
+    """One row per torchvision network: parameters left and the check's error under both plans."""
+    plans = list(found["settings"]["plans"])
+    names = list(dict.fromkeys(key.partition("/")[0] for key in found["rows"]))
+    rows = []
+    for name in names:
+        cells = [found["rows"].get(f"{name}/{plan}") for plan in plans]
+        rows.append([name, *(family_cell(cell) for cell in cells)])
+    head = ["network", *(f"{plan}: parameters left, error" for plan in plans)]
+    return grid(head, rows) + "\n\n" + source(found["environment"])
+
+
+def family_cell(row: Results | None) -> str:
+    """What one plan came to."""
+    if row is None:
+        return "not measured"
+    return f"{row['params_left']:.1%}, {row['error']:.0e}" + (
+        "" if row["status"] == "passed" else f" ({row['status']})"
+    )
+
+
 def example(found: Results) -> str:
     """What the command printed from the table of layers on, as an indented block."""
     lines = found["lines"]
@@ -247,6 +268,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dogs-cats": ("dogs_cats", dogs_cats),
     "oracle": ("oracle", oracle),
     "example": ("example", example),
+    "families": ("families", families),
 }
 
 if __name__ == "__main__":
