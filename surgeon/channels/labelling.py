@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.rules import TABLE, Ledger, Marked, Plane, compact
-from surgeon.tracing import Trace
+from surgeon.tracing import Trace, operator_name
 
 #: Example planes use negative numbers, so they can never be mistaken for labels.
 _FIRST_EXAMPLE = -1
@@ -178,8 +178,7 @@ class LabelPass(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(node)
         if node.target is operator.getitem:
             return args[0][args[1]] if isinstance(args[0], list | tuple) else Marked((), ())
-        packet = getattr(node.target, "overloadpacket", None)
-        rule = TABLE.get(packet.__name__) if packet is not None else None
+        rule = TABLE.get(operator_name(node))
         if rule is None:
             return self._unknown(node, args, kwargs)
         return rule(self._ledger, *args, **kwargs)

@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, Summed, spread
+from surgeon.tracing import operator_name
 
 NO_CHANNEL = "meets a tensor without channels in {}"
 
 
-def operator_name(ledger: Ledger) -> str:
+def running(ledger: Ledger) -> str:
     """The running operator's name, for reasons."""
-    target = ledger.node.target
-    packet = getattr(target, "overloadpacket", None)
-    return packet.__name__ if packet is not None else str(target)
+    return operator_name(ledger.node)
 
 
 def lift(value: Marked, places: Mapping[int, int], ndim: int) -> Marked:
@@ -99,7 +98,7 @@ def _confront(ledger: Ledger, plane: Plane, other: Marked) -> None:
         return
     met = {axis for axis in plane.axes if other.span[axis] > 1}
     if met == plane.axes:
-        ledger.pin([plane], NO_CHANNEL.format(operator_name(ledger)))
+        ledger.pin([plane], NO_CHANNEL.format(running(ledger)))
     elif met:
         ledger.anchor(plane, met, "meets")
 
@@ -206,7 +205,7 @@ def slide(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
             if rest.axes:
                 planes.append(rest)
             else:
-                ledger.pin([plane], f"mixes channels in {operator_name(ledger)}")
+                ledger.pin([plane], f"mixes channels in {running(ledger)}")
         else:
             planes.append(plane)
     return replace(value, planes=tuple(planes))
@@ -215,7 +214,7 @@ def slide(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
 def mix(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
     """An operator whose results along `axes` depend on each other (softmax, sort): its labels stay."""
     mixed = [p for p in value.planes if p.axes & frozenset(axes)]
-    ledger.pin(mixed, f"mixes channels in {operator_name(ledger)}")
+    ledger.pin(mixed, f"mixes channels in {running(ledger)}")
     return replace(value, planes=tuple(p for p in value.planes if not p.axes & frozenset(axes)), value=None, free=False)
 
 

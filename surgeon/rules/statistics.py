@@ -87,7 +87,7 @@ def mean(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_:
       "max", "min", "var_mean", "std_mean", "median")  # fmt: skip
 def other_reduction(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """Reductions over places inside a channel are fine; over channels they mix."""
-    name = algebra.operator_name(ledger)
+    name = algebra.running(ledger)
     numbers = [a for a in args if isinstance(a, list | tuple) or (isinstance(a, int) and not isinstance(a, bool))]
     dims = _dims(x, kwargs.get("dim", numbers[-1] if name in ("linalg_vector_norm", "norm") and len(numbers) > 1 else (
         numbers[0] if numbers and name not in ("linalg_vector_norm", "norm") else None)))  # fmt: skip
@@ -101,7 +101,7 @@ def other_reduction(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any
 @rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk",
       "logcumsumexp")  # fmt: skip
 def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
-    name = algebra.operator_name(ledger)
+    name = algebra.running(ledger)
     numbers = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
     position = 1 if name == "topk" else 0
     dim = kwargs.get("dim", numbers[position] if len(numbers) > position else -1)

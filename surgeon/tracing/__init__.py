@@ -4,9 +4,9 @@ from surgeon.tracing.guard import check_model, outside_inference_mode, unwrap
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recording import Trace, Unfinished, record, trace
 from surgeon.tracing.replay import Call, Replay, plain_call
-from surgeon.tracing.source import Site, Source, error_site
+from surgeon.tracing.source import Site, Source, error_site, operator_name
 
 __all__ = [
-    "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "check_model", "error_site",
+    "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "check_model", "error_site", "operator_name",
     "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
 ]  # fmt: skip

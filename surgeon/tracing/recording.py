@@ -15,6 +15,7 @@ from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recorder import Recorder
+from surgeon.tracing.source import operator_name
 
 #: Calls whose outcome steers the Python program: another batch may take another path.
 _STEERING = ("_local_scalar_dense", "nonzero", "nms", "is_nonzero", "unique", "masked_select")
@@ -140,16 +141,11 @@ def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...], *, funct
         except Exception as error:
             raise Unfinished(recorder.graph) from error
         recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
-    steered = any(_is_steering(node) for node in recorder.graph.nodes)
+    steered = any(operator_name(node) in _STEERING for node in recorder.graph.nodes)
     recorder.graph.eliminate_dead_code()  # functionalisation makes some views twice
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants), steered)
-
-
-def _is_steering(node: fx.Node) -> bool:
-    packet = getattr(node.target, "overloadpacket", None)
-    return packet is not None and packet.__name__ in _STEERING
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -12,11 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
 _SURGEON = str(Path(__file__).resolve().parents[1]) + os.sep
 _MODULE_CALL = nn.Module._call_impl.__code__
+
+
+def operator_name(node: fx.Node) -> str:
+    """The ATen name of a recorded call, without its overload: ``"convolution"``; of other nodes what they stand for."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return packet.__name__ if packet is not None else str(node.target)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import fx
 
+from surgeon.tracing import operator_name
+
 #: Calls that allocate scratch memory differ between devices and mean nothing.
 _SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
 #: Calls that change nothing; a reshape makes or saves a copy depending on the sizes.
@@ -17,8 +19,8 @@ _VIEWS = frozenset({"view", "_unsafe_view", "reshape"})
 
 
 def _name(node: fx.Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
-    name: str = packet.__name__ if packet is not None else str(node.target)
+    """The operator's name; a reshape makes or saves a copy depending on the sizes, so its forms are one."""
+    name = operator_name(node)
     return "view" if name in _VIEWS else name
 
 

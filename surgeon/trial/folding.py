@@ -16,6 +16,7 @@ from torch import Tensor, fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints, flat
+from surgeon.tracing import operator_name
 
 #: Operators through which a factor passes unchanged.
 _LINEAR = frozenset({
@@ -65,12 +66,12 @@ def find_fold(graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> Fold | Non
     rows = _rows(graph, product, labels)
     if rows is None:
         return None
-    turned = _turned(product, _PRODUCTS[_name(product)][1])[1]
+    turned = _turned(product, _PRODUCTS[operator_name(product)][1])[1]
     return Fold(factor, rows, labels, frozenset([*path, *turned]))
 
 
 def _factor(dense: fx.Node, small: fx.Node) -> float | None:
-    name, before, after = _name(dense), dense.args[1:], small.args[1:]
+    name, before, after = operator_name(dense), dense.args[1:], small.args[1:]
     numbers = [v for v in (*before, *after) if isinstance(v, int | float)]
     if name not in ("mul", "div") or len(before) != 1 or len(after) != 1 or len(numbers) != 2 or not all(numbers):
         return None
@@ -88,7 +89,7 @@ def _walk_back(graph: ChannelGraph, dense: fx.Node) -> tuple[list[fx.Node], Ints
             labels = _labels_at(graph, node)
         if not len(labels) and len(node.users) > 1:
             return path, labels, None
-        name = _name(node)
+        name = operator_name(node)
         if name in _PRODUCTS:
             return path, labels, node
         scaled = name in ("mul", "div") and isinstance(node.args[1], int | float)
@@ -132,7 +133,7 @@ def _rows(graph: ChannelGraph, product: fx.Node, labels: Ints) -> dict[tuple[str
         return None
     name, axis = space.places[places[0]]
     offsets = labels - space.starts[places[0]]
-    bias_index, weight_index = _PRODUCTS[_name(product)]
+    bias_index, weight_index = _PRODUCTS[operator_name(product)]
     if _parameter(product, weight_index) != name:
         return None
     rows = {(name, axis): offsets}
@@ -154,12 +155,11 @@ def _turned(product: fx.Node, index: int) -> tuple[Any, list[fx.Node]]:
     """What stands at this argument before it was turned, and the calls that turned it."""
     node: Any = product.args[index]
     calls = []
-    while isinstance(node, fx.Node) and node.op == "call_function" and _name(node) in ("t", "transpose", "permute"):
+    while (
+        isinstance(node, fx.Node)
+        and node.op == "call_function"
+        and operator_name(node) in ("t", "transpose", "permute")
+    ):
         calls.append(node)
         node = node.args[0]
     return node, calls
-
-
-def _name(node: fx.Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
-    return packet.__name__ if packet is not None else str(node.target)

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.rules import POINTWISE
-from surgeon.tracing import Trace
+from surgeon.tracing import Trace, operator_name
 
 
 def changed_numbers(small: Trace, dense: Trace, nodes: Mapping[fx.Node, fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
@@ -27,8 +27,7 @@ def changed_numbers(small: Trace, dense: Trace, nodes: Mapping[fx.Node, fx.Node]
 
 def _numbers(node: fx.Node) -> list[Any]:
     """Numbers among the arguments: floats of any call, whole ones of elementwise calls."""
-    packet = getattr(node.target, "overloadpacket", None)
-    kinds = (int, float) if packet is not None and packet.__name__ in POINTWISE else (float,)
+    kinds = (int, float) if operator_name(node) in POINTWISE else (float,)
     leaves = pytree.tree_leaves((node.args, node.kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, kinds) and not isinstance(leaf, bool)]
 

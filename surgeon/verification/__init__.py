@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
 from surgeon.planning import Plan
-from surgeon.tracing import Inputs, check_model, outside_inference_mode, record, trace, unwrap
+from surgeon.tracing import Inputs, check_model, operator_name, outside_inference_mode, record, trace, unwrap
 from surgeon.trial import Fit, Misfit, fit_recording, named_tensors
 from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
@@ -143,8 +143,7 @@ def _raise(result: Comparison, where: str, tolerance: float) -> None:
 
 
 def _describe(node: fx.Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
-    return f"{packet.__name__ if packet is not None else node.name} in {node.meta.get('site')}"
+    return f"{operator_name(node)} in {node.meta.get('site')}"
 
 
 def _check(fitted: Fit, first: Comparison, second: Comparison) -> Check:

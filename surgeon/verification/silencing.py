@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, flat
 from surgeon.rules import Plane, Summed
-from surgeon.tracing import plain_call
+from surgeon.tracing import operator_name, plain_call
 
 
 class Silencer:
@@ -46,8 +46,7 @@ class Silencer:
         if planes:
             kept = functools.reduce(torch.logical_and, [self._kept(plane) for plane in planes])
             if not bool(kept.all()):
-                packet = node.target.overloadpacket.__name__  # type: ignore[union-attr]  # recorded calls are overloads
-                return STATISTICS[packet](kept.to(args[0].device), *args, **kwargs)
+                return STATISTICS[operator_name(node)](kept.to(args[0].device), *args, **kwargs)
         for fact in self._summed.get(node, ()):
             kept = self._kept(fact.plane)
             if not bool(kept.all()):
