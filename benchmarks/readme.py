@@ -240,7 +240,7 @@ def families(found: Results) -> str:
         cells = [found["rows"].get(f"{name}/{plan}") for plan in plans]
         rows.append([name, *(family_cell(cell) for cell in cells)])
     head = ["network", *(f"{plan}: parameters left, error" for plan in plans)]
-    return grid(head, rows) + "\n\n" + source(found["environment"])
+    return grid(head, rows)
 
 
 def family_cell(row: Results | None) -> str:
