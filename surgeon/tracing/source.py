@@ -21,8 +21,8 @@ _MODULE_CALL = nn.Module._call_impl.__code__
 
 def operator_name(node: fx.Node) -> str:
     """The ATen name of a recorded call, without its overload: ``"convolution"``; of other nodes what they stand for."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return packet.__name__ if packet is not None else str(node.target)
+    target = getattr(node.target, "overloadpacket", node.target)
+    return str(getattr(target, "__name__", target))
 
 
 @dataclass(frozen=True)
