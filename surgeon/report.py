@@ -93,7 +93,8 @@ def make_report(
     seconds: Mapping[str, float],
 ) -> Report:
     """Put the report together; `sizes` are the bytes before and after."""
-    cost, dense = Cost(graph), Cost(graph).everything()
+    cost = Cost(graph)
+    dense = cost.everything()
     before, after = filter_counts(graph, kept)
     return Report(
         layer_rows(graph, kept), before, after, cost.macs(dense), cost.macs(kept),

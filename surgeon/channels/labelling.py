@@ -36,6 +36,8 @@ class Space:
     ----------
     starts, sizes:
         First label and number of labels of each place; a place is a ``(tensor name, axis)``.
+    index:
+        Number of each place.
     """
 
     places: list[tuple[str, int]] = field(default_factory=list)
@@ -43,9 +45,11 @@ class Space:
     sizes: list[int] = field(default_factory=list)
     planes: dict[str, tuple[Plane, ...]] = field(default_factory=dict)
     total: int = 1
+    index: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def add(self, name: str, axis: int, size: int) -> Tensor:
         """Number `size` new labels for axis `axis` of tensor `name`."""
+        self.index[name, axis] = len(self.places)
         self.places.append((name, axis))
         self.starts.append(self.total)
         self.sizes.append(size)

@@ -1,6 +1,6 @@
 """Trial: what really happens to the channels when the user's own forward runs at other widths."""
 
-from surgeon.trial.alignment import align, calls
+from surgeon.trial.alignment import align, calls, partners
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.fitting import Fit, fit, fit_recording, settle
@@ -19,6 +19,7 @@ __all__ = [
     "fit",
     "fit_recording",
     "named_tensors",
+    "partners",
     "replace_tensors",
     "settle",
     "widths_of",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -86,6 +86,14 @@ def _align_copy(node: fx.Node, found: dict[fx.Node, fx.Node]) -> None:
     theirs = found.get(node.all_input_nodes[0])
     if theirs is not None:
         found[node] = next((u for u in theirs.users if _name(u) == _name(node)), theirs)
+
+
+def partners(nodes: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """The small node of each dense node; of a call and copies of its result, which share a dense node, the call."""
+    found: dict[fx.Node, fx.Node] = {}
+    for small, dense in nodes.items():
+        found.setdefault(dense, small)
+    return found
 
 
 def alike(small: fx.Graph, dense: fx.Graph) -> bool:

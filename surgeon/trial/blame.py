@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints, flat
+from surgeon.trial.alignment import partners
 
 
 class Misfit(Exception):
@@ -53,7 +54,7 @@ def find_misfit(
 
 
 def _first_deviation(graph: ChannelGraph, nodes: dict[fx.Node, fx.Node], kept: Flags) -> fx.Node | None:
-    backwards = {theirs: ours for ours, theirs in nodes.items()}
+    backwards = partners(nodes)
     for candidate in graph.trace.graph.nodes:
         small = backwards.get(candidate)
         marked = candidate in graph.structure.labels.marks

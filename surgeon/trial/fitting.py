@@ -12,6 +12,7 @@ from surgeon.channels import ChannelGraph, Group, Structure
 from surgeon.channels.structure import Flags, Ints
 from surgeon.errors import PlanError
 from surgeon.tracing import Trace
+from surgeon.trial.alignment import partners
 from surgeon.trial.arrivals import Attributes
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold
@@ -188,9 +189,7 @@ def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
 def _disorder(graph: ChannelGraph, run: Run, channel: Ints) -> fx.Node | None:
     """The first dense call whose kept channels aren't those of the small call."""
     dense, small = graph.structure, run.structure
-    partner: dict[fx.Node, fx.Node] = {}
-    for node, theirs in run.nodes.items():
-        partner.setdefault(theirs, node)
+    partner = partners(run.nodes)
     for theirs, mark in dense.labels.marks.items():
         ours = small.labels.marks.get(partner[theirs]) if theirs in partner else None
         known = theirs.op == "call_function" and ours is not None

@@ -10,11 +10,12 @@ from torch.utils import _pytree as pytree
 
 from surgeon.rules import POINTWISE
 from surgeon.tracing import Trace, operator_name
+from surgeon.trial.alignment import partners
 
 
 def changed_numbers(small: Trace, dense: Trace, nodes: Mapping[fx.Node, fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """Dense calls whose numbers are others at the small widths, each with the small call; sizes of movement apart."""
-    theirs = {dense_node: node for node, dense_node in nodes.items()}
+    theirs = partners(nodes)
     for node in dense.graph.nodes:
         other = theirs.get(node)
         if other is None:

@@ -46,7 +46,7 @@ def widths_of(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, int], int]:
 def slot(structure: Structure, name: str, axis: int) -> tuple[int, int]:
     """First label and number of labels of one axis of a tensor."""
     space = structure.labels.space
-    index = space.places.index((name, axis))
+    index = space.index[name, axis]
     return space.starts[index], space.sizes[index]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from surgeon.channels.structure import Ints
 from surgeon.tracing import Call, Inputs, Replay, plain_call
-from surgeon.trial import Fit, find_places
+from surgeon.trial import Fit, find_places, partners
 from surgeon.verification.twin import in_dtype
 
 
@@ -61,9 +61,7 @@ def compare(
     dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
     run = Replay(dense_trace, _cast(dense, dtype), in_dtype(silenced, dtype)).steps(_in(dense_trace.inputs, dtype))
     ours = Replay(small_trace, _cast(small, dtype), in_dtype(plain_call, dtype)).steps(_in(small_trace.inputs, dtype))
-    partner: dict[fx.Node, fx.Node] = {}
-    for node, theirs in fitted.nodes.items():
-        partner.setdefault(theirs, node)
+    partner = partners(fitted.nodes)
     result, waiting = Comparison(), _Waiting(ours)
     seen: set[fx.Node] = set()
     try:
