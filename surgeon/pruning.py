@@ -189,5 +189,5 @@ def _refuse_pinned(graph: ChannelGraph) -> None:
 def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
     constants = [p for p in graph.pinned if p.reason.startswith(("constant", "not exact"))]
     kept = [f"{p.layer} keeps {p.channels} of {p.of} channels: {p.reason}" for p in constants]
-    held = plan.fitted.attributes if plan.fitted is not None else {}
-    return (*kept, *(f"{'.'.join(filter(None, name))} is now {value}" for name, value in held.items()))
+    held = plan.fitted.settings if plan.fitted is not None else {}
+    return (*kept, *(f"{target} is now {value}" for target, value in held.items()))

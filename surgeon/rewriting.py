@@ -92,7 +92,7 @@ def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace
     module = unwrap(model)
     now = named_tensors(module)
     tensors = {name: small_tensor(fitted, name, now[name]) for name in fitted.cut}
-    found = {**arrivals(fitted.graph, fitted.kept), **fitted.attributes}
+    found = {**arrivals(fitted.graph, fitted.kept), **fitted.settings}
     if inplace:
         replace_tensors(module, tensors, found)
         return model

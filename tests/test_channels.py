@@ -98,7 +98,7 @@ def test_groups_of_a_grouped_convolution_are_one_bundle() -> None:
     graph = graph_of("ChannelShuffle")
     four = ["", "#2", "#3", "#4"]
     assert bundles(graph) == [[f"conv{n}" for n in four], [f"grouped{n}" for n in four], ["last"]]
-    assert [b.steps for b in graph.bundles] == [3, 3, 7]
+    assert [b.steps for b in graph.bundles] == [4, 4, 8]
     channels = [group.channels for group in graph.groups]
     assert channels[:4] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13, 14, 15)]
     assert channels[4:8] == channels[:4]

@@ -222,7 +222,7 @@ def shuffles() -> tuple[nn.Module, ChannelGraph]:
 @pytest.mark.parametrize("amount", [50, 300])
 def test_never_more_filters_where_bundles_are_cut_by_shares(amount: int) -> None:
     model, graph = shuffles()
-    assert not all(bundle.even for bundle in graph.bundles)
+    assert not all(bundle.takes for bundle in graph.bundles)
     small = surgeon.rewrite(model, plan_of(graph, criterion="random", filters=amount))
     assert 0 < filters_of(model) - filters_of(small) <= amount
 

@@ -1,11 +1,11 @@
 """Channels: which positions of which tensors live and die together, and what may not be cut."""
 
-from surgeon.channels.bundles import Bundle
+from surgeon.channels.bundles import Bundle, Link
 from surgeon.channels.graph import ChannelGraph, Group, Member, Pin, channel_graph
 from surgeon.channels.labelling import Guide, Labels, Mismatch, Space, label
 from surgeon.channels.structure import Structure, analyse, layer_of
 
 __all__ = [
-    "Bundle", "ChannelGraph", "Group", "Guide", "Labels", "Member", "Mismatch", "Pin", "Space", "Structure", "analyse",
-    "channel_graph", "label", "layer_of",
+    "Bundle", "ChannelGraph", "Group", "Guide", "Labels", "Link", "Member", "Mismatch", "Pin", "Space", "Structure",
+    "analyse", "channel_graph", "label", "layer_of",
 ]  # fmt: skip

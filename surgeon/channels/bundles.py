@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from surgeon.channels.graph import Group
 
 
+#: Names of groups whose widths stay in proportion.
+Link = frozenset[str]
+
+
 @dataclass(frozen=True)
 class Bundle:
     """Groups that are cut together.
@@ -30,18 +34,24 @@ class Bundle:
     groups:
         One group, or several with linked widths.
     steps:
-        How often the bundle can be cut before a group is empty.
-    even:
-        True: a step takes one channel from each group. False: a step takes the share ``1 / steps`` of each (rounded;
-        a trial settles the exact numbers), as where channel shuffles split a layer again and again.
+        In how many steps it would be empty.
+    takes:
+        Channels of each group that a step takes. None: a step takes the share ``1 / steps`` of each (rounded; a trial
+        settles the exact numbers), as where channel shuffles split a layer again and again.
     stuck:
         No step keeps the parts equal: the bundle stays whole.
     """
 
     groups: tuple[Group, ...]
     steps: int
-    even: bool = True
+    takes: tuple[int, ...] | None
     stuck: bool = False
+
+    def gone(self, level: int) -> tuple[int, ...]:
+        """Channels of each group that are gone after `level` steps."""
+        if self.takes is not None:
+            return tuple(level * take for take in self.takes)
+        return tuple(round(group.size * level / self.steps) for group in self.groups)
 
 
 @dataclass(frozen=True)
@@ -53,31 +63,39 @@ class _Demand:
     groups: tuple[int, ...]
 
 
-def find_bundles(structure: Structure, groups: Sequence[Group]) -> tuple[Bundle, ...]:
-    """Link `groups` by the demands that the label pass met."""
+def find_bundles(structure: Structure, groups: Sequence[Group], links: Iterable[Link]) -> tuple[Bundle, ...]:
+    """Link `groups` by the demands that the label pass met, and by `links`: names of groups of proportional widths."""
     demands = [d for d in _demands(structure, groups) if d is not None]
-    links: nx.Graph = nx.Graph()
-    links.add_nodes_from(range(len(groups)))
-    for demand in demands:
-        nx.add_path(links, demand.groups)
-    found = [_bundle(structure, groups, sorted(c), demands) for c in nx.connected_components(links)]
     order = {group.name: index for index, group in enumerate(groups)}
+    linked = [sorted(order[name] for name in link if name in order) for link in links]
+    graph: nx.Graph = nx.Graph()
+    graph.add_nodes_from(range(len(groups)))
+    for chain in (*(demand.groups for demand in demands), *linked):
+        nx.add_path(graph, chain)
+    proportional = {index for link in linked for index in link if len(link) > 1}
+    found = []
+    for component in nx.connected_components(graph):
+        own = [d for d in demands if component.issuperset(d.groups)]
+        found.append(_bundle(structure, groups, sorted(component), own, proportional=bool(component & proportional)))
     return tuple(sorted(found, key=lambda bundle: order[bundle.groups[0].name]))
 
 
-def _bundle(structure: Structure, groups: Sequence[Group], indices: list[int], demands: list[_Demand]) -> Bundle:
-    inside = set(indices)
-    own = [d for d in demands if set(d.groups) <= inside]
+def _bundle(
+    structure: Structure, groups: Sequence[Group], indices: list[int], demands: list[_Demand], *, proportional: bool
+) -> Bundle:
     chosen = tuple(groups[i] for i in indices)
-    if len(chosen) == 1 and not own:
-        return Bundle(chosen, chosen[0].size - 1)
-    one_each = [d.counts[:, list(d.groups)].sum(axis=1) for d in own]
-    if all((taken == taken[0]).all() for taken in one_each):
-        return Bundle(chosen, min(g.size for g in chosen) - 1)
-    if any((d.fixed != d.fixed[0]).any() for d in own):
-        return Bundle(chosen, 0, stuck=True)
+    steps = math.gcd(*(g.size for g in chosen)) if proportional else min(g.size for g in chosen)
+    takes = tuple(g.size // steps if proportional else 1 for g in chosen)
+    if all(_alike(demand.counts[:, indices] @ np.array(takes)) for demand in demands):
+        return Bundle(chosen, steps, takes, stuck=proportional and steps < 2)
+    if not all(_alike(demand.fixed) for demand in demands):
+        return Bundle(chosen, 0, None, stuck=True)
     base = _common_width(structure, chosen)
-    return Bundle(chosen, base, even=False, stuck=base < 2)
+    return Bundle(chosen, base, None, stuck=base < 2)
+
+
+def _alike(numbers: Ints) -> bool:
+    return bool((numbers == numbers[0]).all())
 
 
 def _common_width(structure: Structure, groups: Sequence[Group]) -> int:

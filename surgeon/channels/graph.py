@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import networkx as nx
 import numpy as np
 
-from surgeon.channels.bundles import Bundle, find_bundles
+from surgeon.channels.bundles import Bundle, Link, find_bundles
 from surgeon.channels.labelling import label
 from surgeon.channels.structure import Ints, Structure, analyse, layer_of, rows
 from surgeon.tracing import Trace
@@ -91,17 +92,32 @@ class ChannelGraph:
         The channels themselves, as arrays.
     extra:
         Pins added after tracing: channel number -> (reason, source).
+    links:
+        Groups whose widths the forward keeps in proportion: sets of names.
     """
 
-    def __init__(self, structure: Structure, extra: dict[int, tuple[str, str | None]] | None = None) -> None:
+    def __init__(
+        self,
+        structure: Structure,
+        extra: dict[int, tuple[str, str | None]] | None = None,
+        links: tuple[Link, ...] = (),
+    ) -> None:
         self.structure = structure
         self.trace: Trace = structure.labels.trace
         self.extra = extra or {}
+        self.links = links
 
     def pin(self, numbers: Ints, reason: str, source: str | None = None) -> ChannelGraph:
         """The same graph with more channels pinned; a group with a pinned channel stays whole."""
         added = {int(number): (reason, source) for number in numbers}
-        result = ChannelGraph(self.structure, {**added, **self.extra})
+        return self._like({**added, **self.extra}, self.links)
+
+    def link(self, links: Iterable[Link]) -> ChannelGraph:
+        """The same graph with more groups in proportion."""
+        return self._like(self.extra, (*self.links, *links))
+
+    def _like(self, extra: dict[int, tuple[str, str | None]], links: tuple[Link, ...]) -> ChannelGraph:
+        result = ChannelGraph(self.structure, extra, links)
         result.__dict__["named"] = self.named
         return result
 
@@ -116,13 +132,19 @@ class ChannelGraph:
         return tuple(group for bundle in self._bundled for group in bundle.groups if not bundle.stuck)
 
     @functools.cached_property
+    def group_of(self) -> dict[int, str]:
+        """Name of the group of each channel that may go."""
+        return {int(number): group.name for group in self.groups for number in group.numbers}
+
+    @functools.cached_property
     def bundles(self) -> tuple[Bundle, ...]:
         """Groups whose widths depend on each other, together; most bundles hold one group."""
         return tuple(bundle for bundle in self._bundled if not bundle.stuck)
 
     @functools.cached_property
     def _bundled(self) -> tuple[Bundle, ...]:
-        return find_bundles(self.structure, [g for g in self.named.values() if not set(g.numbers) & set(self.extra)])
+        free = [g for g in self.named.values() if self.extra.keys().isdisjoint(g.numbers.tolist())]
+        return find_bundles(self.structure, free, self.links)
 
     @functools.cached_property
     def named(self) -> dict[str, Group]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,6 +61,10 @@ class Space:
         return np.searchsorted(np.asarray(self.starts), labels, side="right") - 1
 
 
+#: Of each plane of a value the number of the plane that the rule gave, and the axes along which its labels vary.
+Arrangement = tuple[tuple[int, frozenset[int] | None], ...]
+
+
 @dataclass(frozen=True)
 class Labels:
     """The outcome of one label pass."""
@@ -69,7 +73,7 @@ class Labels:
     space: Space
     ledger: Ledger
     marks: Mapping[fx.Node, Marked]
-    axes: Mapping[fx.Node, tuple[frozenset[int] | None, ...]]
+    axes: Mapping[fx.Node, Arrangement]
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class LabelPass(fx.Interpreter):
         self.extra_traceback = False
         self._trace, self._guide, self._examples = trace, guide, examples
         self._ledger, self._space = Ledger(), Space()
-        self._axes: dict[fx.Node, tuple[frozenset[int] | None, ...]] = {}
+        self._axes: dict[fx.Node, Arrangement] = {}
         self._marks: dict[fx.Node, Marked] = {}
 
     def label(self) -> Labels:
@@ -208,34 +212,45 @@ class LabelPass(fx.Interpreter):
         self._axes[node] = axes
         return replace(marked, shape=shape, span=span, planes=planes)
 
-    def _evident(self, marked: Marked) -> tuple[tuple[Plane, ...], tuple[frozenset[int] | None, ...]]:
+    def _evident(self, marked: Marked) -> tuple[tuple[Plane, ...], Arrangement]:
+        compacted = [compact(plane.labels) for plane in marked.planes]
         planes, found = [], []
-        for plane in marked.planes:
-            labels, axes = compact(plane.labels)
+        for index in _finest_first([axes for _, axes in compacted], marked.planes):
+            labels, axes = compacted[index]
+            plane = replace(marked.planes[index], labels=labels, axes=axes)
             if axes:
-                planes.append(replace(plane, labels=labels, axes=axes))
+                planes.append(plane)
             else:
                 # a single channel, picked by a constant: it can't move
-                self._ledger.pin([replace(plane, labels=labels)], "constant")
-            found.append(axes or None)
+                self._ledger.pin([plane], "constant")
+            found.append((index, axes or None))
         return tuple(planes), tuple(found)
 
-    def _guided(
-        self, marked: Marked, shape: tuple[int, ...]
-    ) -> tuple[tuple[Plane, ...], tuple[frozenset[int] | None, ...]]:
+    def _guided(self, marked: Marked, shape: tuple[int, ...]) -> tuple[tuple[Plane, ...], Arrangement]:
         assert self._guide is not None
         dense = self._ledger.dense
         wanted = self._guide.dense.axes[dense]
         if len(wanted) != len(marked.planes):
             raise Mismatch(dense, "channels arrive along other axes than in the dense model")
         planes = []
-        for plane, axes in zip(marked.planes, wanted, strict=True):
+        for index, axes in wanted:
+            plane = marked.planes[index]
             found = replace(plane, labels=_narrow(dense, plane, axes or frozenset(), shape), axes=axes or frozenset())
             if axes is None:
                 self._ledger.pin([found], "constant")
             else:
                 planes.append(found)
         return tuple(planes), wanted
+
+
+def _finest_first(axes: Sequence[frozenset[int]], planes: Sequence[Plane]) -> list[int]:
+    """The order of planes; of those along the same axes (channels of heads, and the heads) the most detailed leads."""
+    order = list(range(len(planes)))
+    if len(set(axes)) == len(axes):
+        return order
+    return sorted(
+        order, key=lambda i: (min(j for j in order if axes[j] == axes[i]), -planes[i].labels.unique().numel())
+    )
 
 
 def _narrow(dense: fx.Node, plane: Plane, axes: frozenset[int], shape: tuple[int, ...]) -> Tensor:

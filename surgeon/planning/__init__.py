@@ -16,9 +16,10 @@ from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
 from surgeon.planning.moves import Blocked, Move, Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
+from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_made_by, select_layers
 from surgeon.tracing import outside_inference_mode
-from surgeon.trial import Fit, Misfit, fit, settle, widths_of
+from surgeon.trial import Binding, Fit, Misfit, fit, settle, widths_of
 
 __all__ = ["LIMITS", "Plan", "make_plan", "select_layers", "smallest"]
 
@@ -73,16 +74,21 @@ def make_plan(
     _check(scope, round_to, min_channels)
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), "ignored")
+    repair = Repair(graph)
     blocked: Blocked = {}
     while True:
         try:
-            graph, kept, fitted = _attempt(graph, scores, asked, scope, Steps(round_to or 1, min_channels, blocked))
+            steps = Steps(round_to or 1, min_channels, blocked)
+            kept, fitted = _attempt(repair.graph, scores, asked, scope, steps, repair.bindings)
             break
         except Misfit as misfit:
-            reason = f"constant in {misfit.source}" if misfit.source else misfit.why
-            graph = graph.pin(misfit.channels, reason, misfit.source)
+            repair.after(misfit)
         except _NoSuchWidth as stop:
             blocked.setdefault(stop.bundle, set()).add(stop.level)
+        except (BudgetError, NothingToCutError):
+            if not repair.undone():
+                raise
+    graph = repair.graph
     budget = {k: v for k, v in asked.items() if v is not None} | {"scope": scope, "min_channels": min_channels}
     budget |= {"round_to": round_to} if round_to else {}
     inputs = graph.trace.inputs.spec()
@@ -107,8 +113,13 @@ class _NoSuchWidth(Exception):
 
 
 def _attempt(
-    graph: ChannelGraph, scores: Scores, asked: dict[str, Any], scope: str, steps: Steps
-) -> tuple[ChannelGraph, Flags, Fit]:
+    graph: ChannelGraph,
+    scores: Scores,
+    asked: dict[str, Any],
+    scope: str,
+    steps: Steps,
+    bindings: tuple[Binding, ...],
+) -> tuple[Flags, Fit]:
     """Plan once on the channels that are free by now; a misfit says which aren't."""
     if not graph.groups:
         raise NothingToCutError(_nothing(graph))
@@ -118,12 +129,12 @@ def _attempt(
     if bool(kept.all()):
         raise BudgetError(_too_little(problem, asked))
     kept = _settled(graph, scores, moves, kept)
-    return graph, kept, fit(graph, kept)
+    return kept, fit(graph, kept, bindings)
 
 
 def _settled(graph: ChannelGraph, scores: Scores, moves: list[Move], kept: Flags) -> Flags:
     """Exact numbers for bundles that are cut by shares: what the forward makes of their widths, one at a time."""
-    levels = {m.bundle: m.level for m in moves if not graph.bundles[m.bundle].even}
+    levels = {m.bundle: m.level for m in moves if graph.bundles[m.bundle].takes is None}
     kept = kept.copy()
     for index, level in levels.items():
         counts = _counts_at(graph, index, level)
@@ -138,8 +149,8 @@ def _counts_at(graph: ChannelGraph, index: int, level: int) -> dict[str, int]:
     """Channels of each group of bundle `index` when it alone has lost `level` of its steps."""
     bundle = graph.bundles[index]
     alone = np.ones(graph.structure.count, dtype=bool)
-    for group in bundle.groups:
-        alone[group.numbers[: round(group.size * level / bundle.steps)]] = False
+    for group, gone in zip(bundle.groups, bundle.gone(level), strict=True):
+        alone[group.numbers[:gone]] = False
     try:
         return settle(graph, _shared_widths(graph, {index: level}, alone), alone)
     except Misfit as misfit:

@@ -35,9 +35,8 @@ class Problem:
         """Of every bundle the moves that remove at most this share of it, or the width nearest to that on its steps."""
         chosen: list[Move] = []
         for bundle, moves in zip(self.graph.bundles, self.stairs, strict=True):
-            size = min(g.size for g in bundle.groups) if bundle.even else bundle.steps
             # 1e-9: 10 channels at 0.9 lose 9, although 10 * 0.9 is a hair off in binary
-            wanted = int(size * ratio + 1e-9)
+            wanted = int(bundle.steps * ratio + 1e-9)
             near = min((m.level for m in moves), key=lambda level: (abs(level - wanted), level), default=0)
             chosen += [m for m in moves if m.level <= near] if near and abs(near - wanted) <= wanted else []
         return chosen
@@ -46,8 +45,7 @@ class Problem:
         """All moves in the order of the scope: by score, or by the share of their bundle that is gone."""
         moves = list(in_order(self.stairs))
         if self.scope == "local":
-            sizes = [min(g.size for g in b.groups) if b.even else b.steps for b in self.graph.bundles]
-            moves.sort(key=lambda m: m.level / sizes[m.bundle])
+            moves.sort(key=lambda m: m.level / self.graph.bundles[m.bundle].steps)
         return moves
 
 

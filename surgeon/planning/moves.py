@@ -55,29 +55,34 @@ class Steps:
 def staircases(graph: ChannelGraph, scores: Scores, steps: Steps) -> list[list[Move]]:
     """The moves of every bundle, in the order in which they must be taken."""
     return [
-        _staircase(index, bundle, scores, steps.min_channels, _stops(graph, bundle, steps))
-        for index, bundle in enumerate(graph.bundles)
+        _staircase(index, bundle, scores, _stops(graph, bundle, steps)) for index, bundle in enumerate(graph.bundles)
     ]
 
 
 def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> list[int]:
     """Levels at which every layer that makes the bundle's channels has a width that is wanted and possible."""
     blocked = steps.blocked.get(bundle.groups[0].name, ())
-    levels = [level for level in range(1, bundle.steps + bundle.even) if level not in blocked]
-    if steps.round_to == 1 and bundle.even:
-        return levels
+    levels = [level for level in range(1, bundle.steps) if level not in blocked]
+    if bundle.takes is not None:
+        levels = [n for n in levels if _fewest(bundle, n) >= steps.min_channels]
+        if steps.round_to == 1:
+            return levels
     widths = _lead_widths(graph, bundle)
-    per_level = [(width, part if not bundle.even else step * bundle.steps) for width, part, step in widths]
 
     def fits(level: int) -> bool:
-        left = [width - part * level // bundle.steps for width, part in per_level]
-        return all(w % steps.round_to == 0 for w in left) and (bundle.even or min(left) >= steps.min_channels)
+        left = [width - step * level // bundle.steps for width, step in widths]
+        roomy = bundle.takes is not None or min(left) >= steps.min_channels
+        return roomy and all(w % steps.round_to == 0 for w in left)
 
     return [level for level in levels if fits(level)]
 
 
-def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int, int]]:
-    """Of each axis that makes the bundle's channels: its width, the bundle's share of it, and what one step takes."""
+def _fewest(bundle: Bundle, level: int) -> int:
+    return min(group.size - gone for group, gone in zip(bundle.groups, bundle.gone(level), strict=True))
+
+
+def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int]]:
+    """Of each axis that makes the bundle's channels: its width, and what all the bundle's steps take from it."""
     structure = graph.structure
     space = structure.labels.space
     numbers = np.concatenate([g.numbers for g in bundle.groups])
@@ -85,21 +90,22 @@ def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int, in
     places = space.place_of(labels)
     found = []
     for place in np.unique(places):
-        own = labels[places == place]
-        one_each = sum(int((structure.channel[own] == g.numbers[0]).sum()) for g in bundle.groups)
-        found.append((space.sizes[place], len(own), one_each))
+        own = structure.channel[labels[places == place]]
+        taken = len(own)
+        if bundle.takes is not None:
+            pairs = zip(bundle.groups, bundle.takes, strict=True)
+            taken = bundle.steps * sum(take * int((own == g.numbers[0]).sum()) for g, take in pairs)
+        found.append((space.sizes[place], taken))
     return found
 
 
-def _staircase(index: int, bundle: Bundle, scores: Scores, min_channels: int, stops: Sequence[int]) -> list[Move]:
+def _staircase(index: int, bundle: Bundle, scores: Scores, stops: Sequence[int]) -> list[Move]:
     ranked = [group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")] for group in bundle.groups]
     worth = [np.concatenate([[0.0], np.cumsum(scores.normalised[order])]) for order in ranked]
     moves: list[Move] = []
-    taken = [0] * len(ranked)
+    taken = (0,) * len(ranked)
     for level in stops:
-        counts = [level if bundle.even else round(len(order) * level / bundle.steps) for order in ranked]
-        if bundle.even and any(len(o) - c < min_channels for o, c in zip(ranked, counts, strict=True)):
-            break
+        counts = bundle.gone(level)
         gone = [order[a:b] for order, a, b in zip(ranked, taken, counts, strict=True)]
         removed = gone[0] if len(gone) == 1 else np.concatenate(gone)
         filters = _filters(bundle, level) - _filters(bundle, moves[-1].level if moves else 0)
@@ -111,8 +117,9 @@ def _staircase(index: int, bundle: Bundle, scores: Scores, min_channels: int, st
 
 def _filters(bundle: Bundle, level: int) -> int:
     """Convolution filters that are gone after `level` steps; shares of a width are whole on every axis."""
-    total = sum(group.filters * (1 if bundle.even else group.size) for group in bundle.groups)
-    return total * level if bundle.even else total * level // bundle.steps
+    if bundle.takes is None:
+        return sum(group.filters * group.size for group in bundle.groups) * level // bundle.steps
+    return sum(group.filters * gone for group, gone in zip(bundle.groups, bundle.gone(level), strict=True))
 
 
 def in_order(stairs: Sequence[Sequence[Move]]) -> Iterator[Move]:

@@ -7,6 +7,7 @@ model's recordings stay alike.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,7 +45,22 @@ def _matmul(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002  # torch's ow
     return left.bmm(right).reshape(*batch, input.shape[-2], other.shape[-1])
 
 
-_FORMS: dict[Any, Callable[..., Tensor]] = {
+def _with_forms(function: Any) -> Any:
+    """A function of torch's whose body uses the forms above: a mode is off while one of its functions runs."""
+    scope = {**function.__globals__, "linear": _linear, "has_torch_function": lambda _: False}
+    for name in ("_in_projection", "_in_projection_packed"):
+        scope[name] = _moved(scope[name], scope)
+    return _moved(function, scope)
+
+
+def _moved(function: Any, scope: dict[str, Any]) -> Any:
+    copy = types.FunctionType(function.__code__, scope, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+_FORMS: dict[Any, Callable[..., Any]] = {
+    F.multi_head_attention_forward: _with_forms(F.multi_head_attention_forward),
     F.linear: _linear,
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,

@@ -2,18 +2,22 @@
 
 from surgeon.trial.alignment import align, calls, partners
 from surgeon.trial.arrivals import arrivals
+from surgeon.trial.bindings import Binding
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.fitting import Fit, fit, fit_recording, settle
+from surgeon.trial.links import find_links
 from surgeon.trial.places import find_places
 from surgeon.trial.running import widths_of
 from surgeon.trial.skeleton import named_tensors, replace_tensors, with_tensors
 
 __all__ = [
+    "Binding",
     "Fit",
     "Misfit",
     "align",
     "arrivals",
     "calls",
+    "find_links",
     "find_misfit",
     "find_places",
     "fit",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
+from surgeon.trial.targets import Attribute, Target
 
-#: Attributes to set on the small model: (module name, attribute) -> value.
-Attributes = Mapping[tuple[str, str], Any]
 #: Of each kind of norm the axis that it counts and the attribute that says how many.
 _NORMS: dict[type[nn.Module], tuple[int, str]] = {
     _NormBase: (1, "num_features"),
@@ -22,21 +20,21 @@ _NORMS: dict[type[nn.Module], tuple[int, str]] = {
 }
 
 
-def arrivals(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, str], Any]:
+def arrivals(graph: ChannelGraph, kept: Flags) -> dict[Target, Any]:
     """Width attributes of the norms that have no tensor of their own when these channels stay (bool per channel)."""
     first: dict[str, fx.Node] = {}
     for node in graph.trace.calls:
         first.setdefault(node.meta["site"].path, node)
-    found: dict[tuple[str, str], Any] = {}
+    found: dict[Target, Any] = {}
     for name, module in graph.trace.model.named_modules():
         kind = _kind(module)
         if kind is None or name not in first or [*module.parameters(), *module.buffers()]:
             continue
         size = _arriving(graph, kept, first[name], kind[0])
         if size is not None:
-            found[name, kind[1]] = (size,) if kind[1] == "normalized_shape" else size
+            found[Attribute(name, kind[1])] = (size,) if kind[1] == "normalized_shape" else size
             if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
-                found[name, "num_groups"] = size  # a group for every channel
+                found[Attribute(name, "num_groups")] = size  # a group for every channel
     return found
 
 
@@ -50,9 +48,3 @@ def _arriving(graph: ChannelGraph, kept: Flags, node: fx.Node, counted: int) -> 
         if mark is not None and plane.axes == {counted % len(mark.shape)}:
             return int(np.append(kept, True)[graph.structure.of(plane.labels)].sum())
     return None
-
-
-def set_attributes(model: nn.Module, found: Attributes) -> None:
-    """Set them on the small model."""
-    for (name, attribute), value in found.items():
-        setattr(model.get_submodule(name), attribute, value)

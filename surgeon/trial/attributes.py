@@ -52,6 +52,31 @@ def _prelu(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
     module.num_parameters = small[0]
 
 
+def _attention(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.embed_dim = module.out_proj.weight.shape[0]
+    module.head_dim = module.embed_dim // module.num_heads
+    if module.in_proj_weight is not None:
+        module.kdim = module.vdim = module.in_proj_weight.shape[1]
+    else:
+        module.kdim, module.vdim = module.k_proj_weight.shape[1], module.v_proj_weight.shape[1]
+
+
+def _recurrent(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.input_size, state = module.weight_ih_l0.shape[1], module.weight_hh_l0.shape[1]
+    if module.proj_size:
+        module.proj_size, module.hidden_size = module.weight_hr_l0.shape
+    else:
+        module.hidden_size = state
+
+
+def _cell(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+def _bilinear(module: Any, dense: Sequence[int], small: Sequence[int]) -> None:
+    module.out_features, module.in1_features, module.in2_features = small
+
+
 #: One entry per family of layers.
 FOLLOWERS: dict[type[nn.Module], Follow] = {
     _ConvNd: _convolution,
@@ -62,6 +87,11 @@ FOLLOWERS: dict[type[nn.Module], Follow] = {
     nn.GroupNorm: _group_norm,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
+    nn.EmbeddingBag: _embedding,
+    nn.Bilinear: _bilinear,
+    nn.MultiheadAttention: _attention,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _cell,
 }
 
 
@@ -69,14 +99,12 @@ def follow(dense: nn.Module, small: nn.Module) -> None:
     """Set the width attributes of one module of the cut model from the shape of its weight."""
     for kind, update in FOLLOWERS.items():
         if isinstance(small, kind):
-            before, after = _weight(dense), _weight(small)
-            if before is not None and after is not None and before != after:
-                update(small, before, after)
+            before, after = _shapes(dense), _shapes(small)
+            if before != after:
+                update(small, before[0], after[0])
 
 
-def _weight(module: nn.Module) -> tuple[int, ...] | None:
-    for name in ("weight", "running_mean"):
-        tensor = getattr(module, name, None)
-        if tensor is not None:
-            return tuple(tensor.shape)
-    return None
+def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    """Shapes of a layer's tensors, its weight's first (a parametrised one is no parameter of its own)."""
+    tensors = [getattr(module, "weight", None), *module._parameters.values(), *module._buffers.values()]
+    return [tuple(tensor.shape) for tensor in tensors if tensor is not None]

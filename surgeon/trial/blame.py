@@ -8,15 +8,18 @@ from torch import Tensor, fx
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints, flat
 from surgeon.trial.alignment import partners
+from surgeon.trial.bindings import Binding
 
 
 class Misfit(Exception):
     """The forward doesn't follow these widths; `channels` are the cut channels that meet where it differs."""
 
-    def __init__(self, node: fx.Node, channels: Ints, why: str) -> None:
+    def __init__(self, node: fx.Node, channels: Ints, why: str, kept: Flags) -> None:
         super().__init__(why)
-        self.node, self.channels, self.why = node, channels, why
+        self.node, self.channels, self.why, self.kept = node, channels, why, kept
+        self.numeric = False  # True where only a number in the forward is another one
         self.followed = False  # True where the forward ran and its shapes followed: only the ways differ
+        self.bindings: tuple[Binding, ...] = ()  # with which it was tried
 
     @property
     def source(self) -> str | None:
@@ -44,13 +47,13 @@ def find_misfit(
     if node is not None:
         channels = _nearest_channels(graph, node, kept)
         if len(channels):
-            return Misfit(node, channels, why)
+            return Misfit(node, channels, why, kept)
     index = order.index(node) if node is not None else len(order) - 1
     for candidate in reversed(order[: index + 1]):
         channels = _channels_at(graph, candidate, kept)
         if len(channels):
-            return Misfit(node or candidate, channels, why)
-    return Misfit(node or order[-1], np.flatnonzero(~kept), why)
+            return Misfit(node or candidate, channels, why, kept)
+    return Misfit(node or order[-1], np.flatnonzero(~kept), why, kept)
 
 
 def _first_deviation(graph: ChannelGraph, nodes: dict[fx.Node, fx.Node], kept: Flags) -> fx.Node | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ from surgeon.channels.structure import Flags, Ints
 from surgeon.errors import PlanError
 from surgeon.tracing import Trace
 from surgeon.trial.alignment import partners
-from surgeon.trial.arrivals import Attributes
+from surgeon.trial.bindings import Binding, alike, bind_alike, guesses, settings
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold
-from surgeon.trial.held import held_widths
 from surgeon.trial.places import find_places
 from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
 from surgeon.trial.skeleton import named_tensors
+from surgeon.trial.targets import Settings, Target
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Fit:
         Dense channel of each slot.
     kept:
         The flags that it was made for: one bool per dense channel.
-    attributes:
-        Widths that the user's own modules hold in attributes, as they must be.
+    bindings:
+        Numbers that the user's own program holds and that follow the widths.
     folds:
         Numbers in the forward that follow the widths, folded into weights.
     """
@@ -49,7 +50,7 @@ class Fit:
     nodes: dict[fx.Node, fx.Node]
     channel: Ints
     kept: Flags
-    attributes: Attributes = field(default_factory=dict)
+    bindings: tuple[Binding, ...] = ()
     folds: tuple[Fold, ...] = ()
 
     def positions(self, name: str, axis: int) -> Tensor:
@@ -105,6 +106,11 @@ class Fit:
         return self.gather(name, torch.arange(shape.numel()).view(shape)).flatten()
 
     @property
+    def settings(self) -> Settings:
+        """Numbers to set on the small model besides its tensors."""
+        return settings(self.bindings, self.kept)
+
+    @property
     def cut(self) -> list[str]:
         """Names of the tensors that change: they lose places, or a number is folded into them."""
         dense = self.graph.structure.labels.space
@@ -125,39 +131,56 @@ def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> dict[str, int]:
     return _count(graph, run_at(graph, widths, kept, {}), kept)
 
 
-def fit(graph: ChannelGraph, kept: Flags) -> Fit:
+def fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = ()) -> Fit:
     """Match the small model that keeps exactly these channels (bool per channel) with the dense one.
+
+    `known` are bindings found before; where the forward fails, more are looked for.
 
     Raises
     ------
     Misfit
-        If the forward doesn't follow.
+        If the forward doesn't follow; it carries the bindings found so far.
     """
-    attributes: Attributes = {}
-    outcome = _outcome(graph, kept, attributes)
+    outcome = _outcome(graph, kept, known)
     while isinstance(outcome, Misfit):
-        tried = [
-            {**attributes, **change} for change in held_widths(graph, outcome, kept) if not change.keys() & attributes
-        ]
-        better = [(more, found) for more in tried if _further(graph, outcome, found := _outcome(graph, kept, more))]
-        if len(better) != 1:
-            raise outcome  # nothing helps, or it isn't clear what the forward means
-        ((attributes, outcome),) = better
+        better = _bound(graph, outcome, kept)
+        if better is None:
+            raise outcome
+        outcome = better
     return outcome
 
 
-def _outcome(graph: ChannelGraph, kept: Flags, attributes: Attributes) -> Fit | Misfit:
+def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> Fit | Misfit | None:
+    """The outcome with one more number bound, the one that gets furthest; at all calls of its line if it can."""
+    taken = {binding.target for binding in misfit.bindings}
+    found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
+    everywhere = alike(graph, misfit.node) if found else []
+    for nodes in (everywhere, everywhere[:1]) if len(everywhere) > 1 else (everywhere,):
+        reached: dict[Target, tuple[float, Fit | Misfit]] = {}
+        for guess in found:
+            more = [b for b in bind_alike(graph, nodes, guess) if b.target not in taken]
+            outcome = _outcome(graph, kept, (*misfit.bindings, *more))
+            reached.setdefault(guess.target, (0.0, outcome))
+            reached[guess.target] = max(reached[guess.target], (_reach(graph, outcome), outcome), key=lambda r: r[0])
+        best = max((reach for reach, _ in reached.values()), default=0.0)
+        chosen = [outcome for reach, outcome in reached.values() if reach == best > _reach(graph, misfit)]
+        if len(chosen) == 1:
+            return chosen[0]
+    return None  # nothing helps, or it isn't clear what the forward means
+
+
+def _reach(graph: ChannelGraph, outcome: Fit | Misfit) -> float:
+    """How far a trial got."""
+    return math.inf if isinstance(outcome, Fit) else list(graph.trace.graph.nodes).index(outcome.node)
+
+
+def _outcome(graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:
     try:
-        run = run_at(graph, widths_of(graph, kept), kept, attributes)
-        return replace(_match(graph, run, kept), attributes=attributes)
+        run = run_at(graph, widths_of(graph, kept), kept, settings(bindings, kept))
+        return replace(_match(graph, run, kept), bindings=bindings)
     except Misfit as misfit:
+        misfit.bindings = bindings
         return misfit
-
-
-def _further(graph: ChannelGraph, before: Misfit, after: Fit | Misfit) -> bool:
-    """Whether a trial got past the place where the one before it failed."""
-    order = list(graph.trace.graph.nodes)
-    return isinstance(after, Fit) or order.index(after.node) > order.index(before.node)
 
 
 def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:

@@ -60,8 +60,12 @@ def find_fold(graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> Fold | Non
     factor = _factor(dense, small)
     if factor is None:
         return None
-    path, labels, product = _walk_back(graph, dense)
-    if product is None or not len(labels) or not _exclusive(graph, dense, path, labels, product):
+    path = _walk_back(dense)
+    name = _parameter(path[-1], _PRODUCTS[operator_name(path[-1])][1]) if path else None
+    if name is None:
+        return None
+    product, labels = path[-1], _carried(graph, path, name)
+    if not len(labels) or not _exclusive(graph, dense, path, labels, product):
         return None
     rows = _rows(graph, product, labels)
     if rows is None:
@@ -78,25 +82,32 @@ def _factor(dense: fx.Node, small: fx.Node) -> float | None:
     return numbers[0] / numbers[1] if name == "mul" else numbers[1] / numbers[0]
 
 
-def _walk_back(graph: ChannelGraph, dense: fx.Node) -> tuple[list[fx.Node], Ints, fx.Node | None]:
-    """From the number to the product with a weight that feeds it: the nodes between, the labels, the product."""
+def _walk_back(dense: fx.Node) -> list[fx.Node]:
+    """From the number to the product with a weight that feeds it, both ends included; empty if there is none."""
     path: list[fx.Node] = []
-    labels: Ints = np.zeros(0, dtype=np.int64)
     node: Any = dense.args[0]
     while isinstance(node, fx.Node):
         path.append(node)
-        if not len(labels):
-            labels = _labels_at(graph, node)
-        if not len(labels) and len(node.users) > 1:
-            return path, labels, None
         name = operator_name(node)
         if name in _PRODUCTS:
-            return path, labels, node
+            return path
         scaled = name in ("mul", "div") and isinstance(node.args[1], int | float)
         if not (scaled or name in _LINEAR or name == "bmm" or node.target is operator.getitem):
-            return path, labels, None
+            break
         node = node.args[0]
-    return path, labels, None
+    return []
+
+
+def _carried(graph: ChannelGraph, path: list[fx.Node], name: str) -> Ints:
+    """The labels of the tensor `name` that arrive at the start of the path; none where they reach somebody else."""
+    space = graph.structure.labels.space
+    own = np.array([index for index, (tensor, _) in enumerate(space.places) if tensor == name])
+    for node in path:
+        labels = _labels_at(graph, node)
+        found = labels[np.isin(space.place_of(labels), own)]
+        if len(found) or len(node.users) > 1:
+            return found
+    return np.zeros(0, dtype=np.int64)
 
 
 def _labels_at(graph: ChannelGraph, node: fx.Node) -> Ints:

@@ -13,11 +13,12 @@ from surgeon.channels import ChannelGraph, Guide, Mismatch, Structure, analyse, 
 from surgeon.channels.structure import Flags
 from surgeon.tracing import Trace, Unfinished, record
 from surgeon.trial.alignment import align, alike, next_call
-from surgeon.trial.arrivals import Attributes, arrivals
+from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import find_misfit
 from surgeon.trial.folding import Fold, find_fold
 from surgeon.trial.numbers import changed_numbers
 from surgeon.trial.skeleton import with_tensors
+from surgeon.trial.targets import Settings
 
 #: New size of each axis: (tensor name, axis) -> places kept on it.
 Widths = Mapping[tuple[str, int], int]
@@ -50,7 +51,7 @@ def slot(structure: Structure, name: str, axis: int) -> tuple[int, int]:
     return space.starts[index], space.sizes[index]
 
 
-def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attributes) -> Run:
+def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings) -> Run:
     """Run the forward at these widths: on the meta device where it runs there as it did, else for real.
 
     Raises
@@ -58,16 +59,16 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attribu
     Misfit
         If the forward fails or carries channels otherwise than the dense one.
     """
-    attributes = {**arrivals(graph, kept), **attributes}
-    recording = None if graph.trace.steered else _on_meta(graph, widths, attributes)
+    settings = {**arrivals(graph, kept), **settings}
+    recording = None if graph.trace.steered else _on_meta(graph, widths, settings)
     if recording is None:
-        recording = _for_real(graph, widths, kept, attributes)
+        recording = _for_real(graph, widths, kept, settings)
     return read_recording(graph, recording, kept)
 
 
-def _on_meta(graph: ChannelGraph, widths: Widths, attributes: Attributes) -> Trace | None:
+def _on_meta(graph: ChannelGraph, widths: Widths, settings: Settings) -> Trace | None:
     """A recording without numbers; None if the forward fails there, or takes other operators than on its own device."""
-    small = _skeleton(graph, widths, attributes, "meta")
+    small = _skeleton(graph, widths, settings, "meta")
     try:
         recording = record(small, graph.trace.inputs.to(device="meta"))
     except Unfinished:
@@ -75,8 +76,8 @@ def _on_meta(graph: ChannelGraph, widths: Widths, attributes: Attributes) -> Tra
     return recording if alike(recording.graph, graph.trace.graph) else None
 
 
-def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attributes) -> Trace:
-    small = _skeleton(graph, widths, attributes, None)
+def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings) -> Trace:
+    small = _skeleton(graph, widths, settings, None)
     try:
         return record(small, graph.trace.inputs)
     except Unfinished as stop:
@@ -85,11 +86,11 @@ def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, attributes: Attr
         raise find_misfit(graph, align(stop.graph, dense), kept, node, str(stop.__cause__)) from stop.__cause__
 
 
-def _skeleton(graph: ChannelGraph, widths: Widths, attributes: Attributes, device: str | None) -> nn.Module:
+def _skeleton(graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None) -> nn.Module:
     """A copy of the model with tensors of these widths."""
     named = {name: t for name, t in graph.trace.tensors.items() if not name.startswith("_constant_")}
     tensors = {name: _resized(graph, name, t, widths, device) for name, t in named.items()}
-    return with_tensors(graph.trace.model, tensors, attributes, share=True)
+    return with_tensors(graph.trace.model, tensors, settings, share=True)
 
 
 def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
@@ -107,7 +108,11 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
         # a number that was read off the data is no function of the width
         found = None if graph.trace.steered else find_fold(graph, changed, other)
         if found is None:
-            raise find_misfit(graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True)
+            misfit = find_misfit(
+                graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True
+            )
+            misfit.numeric = True
+            raise misfit
         folds.append(found)
     return Run(analyse(labels, nodes), nodes, tuple(folds))
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from surgeon.trial.arrivals import Attributes, set_attributes
 from surgeon.trial.attributes import follow
+from surgeon.trial.targets import Settings, apply_settings
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -18,11 +18,11 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def with_tensors(
-    model: nn.Module, tensors: Mapping[str, Tensor], found: Attributes, *, share: bool = False
+    model: nn.Module, tensors: Mapping[str, Tensor], settings: Settings, *, share: bool = False
 ) -> nn.Module:
     """A deep copy of `model` in which the named parameters and buffers are replaced and width attributes follow.
 
-    `found` are attributes to set besides: widths that no tensor tells.
+    `settings` are numbers to set besides: widths that no tensor tells.
 
     Ties, ``requires_grad``, mode, hooks and the model's own class survive. With `share`, tensors that aren't
     replaced are shared with `model` instead of copied.
@@ -43,18 +43,19 @@ def with_tensors(
         keep.append(tensor)
     small = _copy(model, memo)
     _follow_all(model, small)
-    set_attributes(small, found)
+    apply_settings(small, settings)
     return small
 
 
-def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], found: Attributes) -> None:
+def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], settings: Settings) -> None:
     """:func:`with_tensors` in place: `model` itself becomes the cut model."""
-    shadow = with_tensors(model, tensors, found, share=True)  # everything that can fail happens on a copy
+    shadow = with_tensors(model, tensors, settings, share=True)  # everything that can fail happens on a copy
     new = {id(old): new for old, new in zip(_registered(model), _registered(shadow), strict=True) if old is not new}
     for own, other in zip(model.modules(), shadow.modules(), strict=True):
         for name, value in vars(own).items():
             width = vars(other).get(name) if _is_width(value) and not name.startswith("_") else value
             own.__dict__[name] = _substituted(width, new)
+    apply_settings(model, settings)
 
 
 def _registered(model: nn.Module) -> list[Tensor]:

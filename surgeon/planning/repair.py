@@ -1,0 +1,69 @@
+"""What to do where the user's forward doesn't follow the widths: link groups that belong together, else pin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from surgeon.channels import ChannelGraph, Link
+from surgeon.trial import Binding, Misfit, find_links
+
+
+class Repair:
+    """The graph as it is after the misfits so far.
+
+    A link is kept if the next trial gets further than the one before it; otherwise it is taken back, and the channels
+    at that place are pinned.
+
+    Attributes
+    ----------
+    graph:
+        The graph with its links and pins.
+    bindings:
+        Held numbers found so far.
+    """
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
+        self.bindings: tuple[Binding, ...] = ()
+        self._order = {node: index for index, node in enumerate(graph.trace.graph.nodes)}
+        self._open: _Open | None = None
+
+    def after(self, misfit: Misfit) -> None:
+        """Take in that a trial failed here."""
+        self.bindings = misfit.bindings
+        if self._open is not None and self._order[misfit.node] > self._order[self._open.misfit.node]:
+            self._open = None  # the link has proved itself
+        if self._open is None:
+            links = [] if misfit.numeric else find_links(self.graph, misfit)
+            self._open = _Open(self.graph, misfit, links)
+        self.undone()
+
+    def undone(self) -> bool:
+        """Take back a link that hasn't proved itself, if there is one, and try another, or pin."""
+        if self._open is None:
+            return False
+        while self._open.links:
+            links, self.bindings = self._open.links.pop(0), self._open.misfit.bindings
+            self.graph = self._open.graph.link(links)
+            if all(_can_go(self.graph, name) for link in links for name in link):
+                return True
+        self.graph, misfit = self._open.graph, self._open.misfit
+        self.bindings = misfit.bindings
+        self._open = None
+        reason = f"constant in {misfit.source}" if misfit.source else misfit.why
+        self.graph = self.graph.pin(misfit.channels, reason, misfit.source)
+        return True
+
+
+@dataclass
+class _Open:
+    """A misfit, the graph that had it, and the links that haven't been tried yet."""
+
+    graph: ChannelGraph
+    misfit: Misfit
+    links: list[tuple[Link, ...]]
+
+
+def _can_go(graph: ChannelGraph, name: str) -> bool:
+    """Whether channels of this group still can go, in proportion to what it is linked with."""
+    return any(group.name == name for bundle in graph.bundles if bundle.takes for group in bundle.groups)

@@ -1,0 +1,174 @@
+"""Numbers that the user's program holds and that follow a width (``self.dim``, ``self.head_dim``).
+
+Which number means which width is found where a trial fails: one that equals a dense width there is bound to it, and
+the trial that gets past the place says whether it was meant. A binding once found holds for all widths, and is
+carried over to all calls of the same line, where each has a width of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import fx
+
+from surgeon.channels import ChannelGraph
+from surgeon.channels.structure import Flags, Ints, flat
+from surgeon.tracing import operator_name
+from surgeon.trial.targets import Attribute, Settings, Target, held_numbers
+
+
+class Where(NamedTuple):
+    """A width at a call: of its result (-1) or an operand, which plane, which axis (None: all), counted how."""
+
+    operand: int
+    plane: int
+    axis: int | None
+    distinct: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Binding:
+    """A held number, or a sequence of them; each part is a constant or the channels whose kept number it is."""
+
+    target: Target
+    kind: type
+    parts: tuple[int | Ints, ...]
+
+    def value(self, kept: Flags) -> Any:
+        """What it must be when these channels stay (one bool per channel)."""
+        flags = np.append(kept, True)
+        numbers = [part if isinstance(part, int) else int(flags[part].sum()) for part in self.parts]
+        return numbers[0] if self.kind is int else self.kind(numbers)
+
+
+def settings(bindings: Iterable[Binding], kept: Flags) -> dict[Target, Any]:
+    """The numbers that the bound targets must have."""
+    return {binding.target: binding.value(kept) for binding in bindings}
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A held number that equals a width at a call: the module `up` levels above the innermost, and what it holds."""
+
+    up: int
+    target: Target
+    parts: tuple[Where | None, ...]
+
+
+def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags) -> list[Guess]:
+    """All numbers around `node` that equal a width there that changes, the innermost module's first."""
+    site = node.meta.get("site")
+    if site is None:
+        return []
+    by_size = _changing(graph, node, kept)
+    line = site.source.line if site.source else None
+    found = []
+    for up, path in enumerate(_paths(site.path)):
+        for target, value in held_numbers(graph.trace.model, path, line):
+            found += [Guess(up, target, parts) for parts in _readings(value, by_size)]
+    return found
+
+
+def _paths(path: str) -> list[str]:
+    parts = path.split(".") if path else []
+    return [".".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _readings(value: Any, by_size: dict[int, list[Where]]) -> Iterator[tuple[Where | None, ...]]:
+    """The ways in which a number, or all numbers of a sequence at once, may be widths."""
+    numbers: Sequence[Any] = [value] if isinstance(value, int) else value
+    options = [by_size.get(n, []) if type(n) is int else [] for n in numbers]
+    for choice in range(max(map(len, options), default=0)):
+        yield tuple(ways[min(choice, len(ways) - 1)] if ways else None for ways in options)
+
+
+def _changing(graph: ChannelGraph, node: fx.Node, kept: Flags) -> dict[int, list[Where]]:
+    """Widths at `node` by their dense size; of those with the same dense and small size the first."""
+    flags = np.append(kept, True)
+    found: dict[int, dict[int, Where]] = {}
+    for where, channels in _widths(graph, node):
+        small = int(flags[channels].sum())
+        if small != len(channels):
+            found.setdefault(len(channels), {}).setdefault(small, where)
+    return {size: list(ways.values()) for size, ways in found.items()}
+
+
+def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
+    for operand, source in enumerate((node, *node.all_input_nodes), start=-1):
+        mark = graph.structure.labels.marks.get(source)
+        for index, plane in enumerate(mark.planes if mark is not None else ()):
+            for axis in (None, *(sorted(plane.axes) if len(plane.axes) > 1 else ())):
+                for distinct in (False, True):
+                    where = Where(operand, index, axis, distinct)
+                    yield where, _channels(graph, node, where)
+
+
+def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
+    """The channels whose number is this width; an empty array if there is none here."""
+    sources = (node, *node.all_input_nodes)
+    mark = graph.structure.labels.marks.get(sources[where.operand + 1]) if where.operand + 1 < len(sources) else None
+    if mark is None or where.plane >= len(mark.planes):
+        return np.zeros(0, dtype=np.int64)
+    plane = mark.planes[where.plane]
+    labels = plane.labels
+    if where.axis is not None:  # one row of several: they are equally long, or no number could hold it
+        for axis in plane.axes - {where.axis}:
+            labels = labels.narrow(axis, 0, 1)
+    channels = graph.structure.channel[flat(labels)]
+    return np.unique(channels) if where.distinct else channels
+
+
+def target_at(node: fx.Node, guess: Guess) -> Target | None:
+    """What `guess` is about at another call of the same line."""
+    paths = _paths(node.meta["site"].path)
+    if not isinstance(guess.target, Attribute):
+        return guess.target
+    return Attribute(paths[guess.up], guess.target.name) if guess.up < len(paths) else None
+
+
+def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:
+    """`guess` at another call of the same line; None where the number is none of the widths there."""
+    target = target_at(node, guess)
+    if target is None:
+        return None
+    line = node.meta["site"].source.line if node.meta["site"].source else None
+    held = dict(held_numbers(graph.trace.model, target.path, line))
+    if target not in held:
+        return None
+    value = held[target]
+    numbers = [value] if isinstance(value, int) else list(value)
+    if len(numbers) != len(guess.parts):
+        return None
+    parts: list[Any] = list(numbers)
+    for index, where in enumerate(guess.parts):
+        if where is not None:
+            parts[index] = _channels(graph, node, where)
+            if len(parts[index]) != numbers[index]:
+                return None
+    return Binding(target, int if isinstance(value, int) else type(value), tuple(parts))
+
+
+def alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
+    """`node`, and all other calls of its line and operator."""
+    source, name = node.meta["site"].source, operator_name(node)
+    others = [
+        n for n in graph.trace.calls
+        if n is not node and source is not None and n.meta["site"].source == source and operator_name(n) == name
+    ]  # fmt: skip
+    return [node, *others]
+
+
+def bind_alike(graph: ChannelGraph, nodes: Sequence[fx.Node], guess: Guess) -> list[Binding]:
+    """`guess` at all of these calls; a number is bound once."""
+    found: dict[Target, Binding] = {}
+    for node in nodes:
+        binding = bind(graph, node, guess)
+        if binding is not None:
+            found.setdefault(binding.target, binding)
+    return list(found.values())
+
+
+__all__ = ["Binding", "Guess", "Settings", "alike", "bind_alike", "guesses", "settings"]
