@@ -189,6 +189,8 @@ class ChannelGraph:
         found: dict[tuple[str, int], Member] = {}
         for label_, place in zip(labels, s.labels.space.place_of(labels), strict=True):
             tensor, axis = s.labels.space.places[place]
+            if tensor not in s.labels.space.planes:
+                continue  # made by the forward itself
             role = "produces" if s.produced[label_] else "consumes" if s.consumed[label_] else "follows"
             found.setdefault((tensor, axis), Member(tensor, axis, role))
         return tuple(found.values())

@@ -104,7 +104,8 @@ class LabelPass(fx.Interpreter):
         super().__init__(torch.nn.Module(), graph=trace.graph)
         self.extra_traceback = False
         self._trace, self._guide, self._examples = trace, guide, examples
-        self._ledger, self._space = Ledger(), Space()
+        self._space = Space()
+        self._ledger = Ledger(number=self._space.add)
         self._axes: dict[fx.Node, Arrangement] = {}
         self._marks: dict[fx.Node, Marked] = {}
 

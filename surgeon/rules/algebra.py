@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,8 +54,9 @@ def align_right(values: Sequence[Marked]) -> list[Marked]:
 def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
     """Combine values place by place, broadcasting: equal places are equal channels.
 
-    Along an axis where a value is broadcast nothing is coupled. Labels that meet a value with places but no labels
-    are pinned; labels that meet one along only some of their axes are anchored there.
+    Along an axis where a value is broadcast nothing is coupled. A vector along the last axis of a plane (the channels
+    inside each head) couples with all its rows. Labels that meet a value with places but no labels are pinned; labels
+    that meet one along only some of their axes are anchored there.
     """
     values = align_right(values)
     merged: dict[Any, Plane] = {}
@@ -66,18 +67,29 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
             key = (plane.key, seen[plane.key])
             seen[plane.key] += 1
             merged[key] = _merge(ledger, merged[key], plane) if key in merged else plane
+    inner = {plane.key for plane, rows in _rows(values) if not ledger.couple(rows, plane)}
     for index, value in enumerate(values):
         for plane in value.planes:
             for other in values[:index] + values[index + 1 :]:
                 _confront(ledger, plane, other)
-    shape = _broadcast([v.shape for v in values])
     return Marked(
-        shape,
+        _broadcast([v.shape for v in values]),
         _broadcast([v.span for v in values]),
-        tuple(merged.values()),
+        tuple(plane for plane in merged.values() if plane.key not in inner),
         free=all(v.free for v in values),
         constant=all(v.constant for v in values),
     )
+
+
+def _rows(values: Sequence[Marked]) -> Iterator[tuple[Plane, Plane]]:
+    """Planes that are like each row of a plane of another value, with that plane."""
+    for index, value in enumerate(values):
+        for other in values[:index] + values[index + 1 :]:
+            yield from ((p, q) for p in value.planes for q in other.planes if _is_row(p, q))
+
+
+def _is_row(plane: Plane, of: Plane) -> bool:
+    return not plane.example and not of.example and plane.axes < of.axes and max(of.axes) in plane.axes
 
 
 def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -94,7 +106,7 @@ def _confront(ledger: Ledger, plane: Plane, other: Marked) -> None:
     """Hold `plane` in place where `other` has places of its own along its axes."""
     if other.free or plane.example:
         return
-    if any(p.key == plane.key for p in other.planes):
+    if any(p.key == plane.key or _is_row(p, plane) or _is_row(plane, p) for p in other.planes):
         return
     met = {axis for axis in plane.axes if other.span[axis] > 1}
     if met == plane.axes:
@@ -175,7 +187,7 @@ def assemble(ledger: Ledger, parts: Sequence[Marked], dim: int, combine: Callabl
         labels = []
         for part in parts:
             own = [p for p in part.planes if p.key == (example, axes)]
-            labels.append(spread(own[0], part.shape) if own else torch.zeros((), dtype=torch.int64).expand(part.shape))
+            labels.append(spread(own[0] if own else _unlabelled(ledger, part, axes), part.shape))
         planes.append(Plane(combine(labels), axes, example))
     across = [
         replace(part, planes=tuple(p for p in part.planes if dim not in p.axes), shape=_one(part.shape, dim))
@@ -185,6 +197,15 @@ def assemble(ledger: Ledger, parts: Sequence[Marked], dim: int, combine: Callabl
     joint = join(ledger, across)
     # parts of other values: places differ, even where each part was made in the size that it needed
     return replace(joint, planes=(*planes, *joint.planes), shape=(), free=False)
+
+
+def _unlabelled(ledger: Ledger, part: Marked, axes: frozenset[int]) -> Plane:
+    """A part without labels of its own; one that the forward makes takes the size of what it meets."""
+    if not part.free or len(axes) > 1:
+        return Plane(torch.full([1] * len(part.shape), FIXED, dtype=torch.int64), axes)
+    (axis,) = axes
+    shape = [-1 if a == axis else 1 for a in range(len(part.shape))]
+    return Plane(ledger.fresh(part.shape[axis]).view(shape), axes)
 
 
 def _one(sizes: Sequence[int], dim: int) -> tuple[int, ...]:
@@ -212,10 +233,8 @@ def slide(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
 
 
 def mix(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
-    """An operator whose results along `axes` depend on each other (softmax, sort): its labels stay."""
-    mixed = [p for p in value.planes if p.axes & frozenset(axes)]
-    ledger.pin(mixed, f"mixes channels in {running(ledger)}")
-    return replace(value, planes=tuple(p for p in value.planes if not p.axes & frozenset(axes)), value=None, free=False)
+    """An operator whose results along `axes` depend on each other (softmax, sort): what varies there goes as one."""
+    return replace(slide(ledger, value, axes), value=None, free=False)
 
 
 def reduce(ledger: Ledger, value: Marked, axes: Sequence[int], keepdim: bool) -> Marked:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -130,6 +131,15 @@ class Ledger:
     slices: dict[tuple[fx.Node, int], list[tuple[int, int, Tensor, fx.Node]]] = field(default_factory=dict)
     node: fx.Node = None  # type: ignore[assignment]  # set by the label pass before each rule
     dense: fx.Node = None  # type: ignore[assignment]  # the same call in the dense recording
+
+    number: Callable[[str, int, int], Tensor] = None  # type: ignore[assignment]  # numbers new labels; set likewise
+    made: Counter[str] = field(default_factory=Counter)
+
+    def fresh(self, size: int) -> Tensor:
+        """New labels for `size` places that the forward makes itself, in the size that it needs."""
+        name = f"_made_in_{self.dense.name}"
+        self.made[name] += 1
+        return self.number(name, self.made[name], size)
 
     def couple(self, one: Plane, other: Plane) -> None:
         """The labels of both planes are the same channels, place by place."""

@@ -16,17 +16,21 @@ from torch import fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints, flat
+from surgeon.rules import Plane
 from surgeon.tracing import operator_name
 from surgeon.trial.targets import Attribute, Settings, Target, held_numbers
 
 
 class Where(NamedTuple):
-    """A width at a call: of its result (-1) or an operand, which plane, which axis (None: all), counted how."""
+    """A width at a call: of its result (-1) or an operand, which plane, which axis (None: all), counted how.
+
+    `count` says what is counted: places, different channels, or only the channels of the n-th group there.
+    """
 
     operand: int
     plane: int
     axis: int | None
-    distinct: bool
+    count: str | int
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,9 +105,10 @@ def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
         mark = graph.structure.labels.marks.get(source)
         for index, plane in enumerate(mark.planes if mark is not None else ()):
             for axis in (None, *(sorted(plane.axes) if len(plane.axes) > 1 else ())):
-                for distinct in (False, True):
-                    where = Where(operand, index, axis, distinct)
-                    yield where, _channels(graph, node, where)
+                channels = _along(graph, plane, axis)
+                counts = ("places", "channels", *range(len(_by_group(graph, channels))))
+                yield from ((where, _counted(graph, channels, where.count))
+                            for where in (Where(operand, index, axis, count) for count in counts))  # fmt: skip
 
 
 def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
@@ -112,13 +117,32 @@ def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
     mark = graph.structure.labels.marks.get(sources[where.operand + 1]) if where.operand + 1 < len(sources) else None
     if mark is None or where.plane >= len(mark.planes):
         return np.zeros(0, dtype=np.int64)
-    plane = mark.planes[where.plane]
+    return _counted(graph, _along(graph, mark.planes[where.plane], where.axis), where.count)
+
+
+def _along(graph: ChannelGraph, plane: Plane, axis: int | None) -> Ints:
     labels = plane.labels
-    if where.axis is not None:  # one row of several: they are equally long, or no number could hold it
-        for axis in plane.axes - {where.axis}:
-            labels = labels.narrow(axis, 0, 1)
-    channels = graph.structure.channel[flat(labels)]
-    return np.unique(channels) if where.distinct else channels
+    if axis is not None:  # one row of several: they are equally long, or no number could hold it
+        for other in plane.axes - {axis}:
+            labels = labels.narrow(other, 0, 1)
+    return graph.structure.channel[flat(labels)]
+
+
+def _counted(graph: ChannelGraph, channels: Ints, count: str | int) -> Ints:
+    if count == "places":
+        return channels
+    if count == "channels":
+        return np.unique(channels)
+    groups = _by_group(graph, channels)
+    return groups[count] if isinstance(count, int) and count < len(groups) else np.zeros(0, dtype=np.int64)
+
+
+def _by_group(graph: ChannelGraph, channels: Ints) -> list[Ints]:
+    """The channels of each group, where there is more than one kind."""
+    unique = np.unique(channels)
+    names = [graph.group_of.get(int(number), "") for number in unique]
+    kinds = dict.fromkeys(names)
+    return [unique[[name == kind for name in names]] for kind in kinds if kind] if len(kinds) > 1 else []
 
 
 def target_at(node: fx.Node, guess: Guess) -> Target | None:

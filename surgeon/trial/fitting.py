@@ -116,7 +116,7 @@ class Fit:
         dense = self.graph.structure.labels.space
         sizes = dict(zip(self.small.labels.space.places, self.small.labels.space.sizes, strict=True))
         places = zip(dense.places, dense.sizes, strict=True)
-        smaller = [name for (name, axis), size in places if sizes.get((name, axis)) != size]
+        smaller = [n for (n, axis), size in places if n in dense.planes and sizes.get((n, axis)) != size]
         return list(dict.fromkeys([*smaller, *(name for fold in self.folds for name, _ in fold.rows)]))
 
 

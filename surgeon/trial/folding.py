@@ -7,9 +7,8 @@ multiplied by ``s / s'``, so that the product stays what it was.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from typing import Any
-
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, fx
@@ -21,15 +20,20 @@ from surgeon.tracing import operator_name
 #: Operators through which a factor passes unchanged.
 _LINEAR = frozenset({
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "clone", "alias", "detach", "slice",
-    "select", "split", "split_with_sizes", "chunk", "unbind", "squeeze", "unsqueeze", "contiguous",
+    "select", "split", "split_with_sizes", "chunk", "unbind", "squeeze", "unsqueeze", "contiguous", "index_select",
+    "repeat", "flip", "roll",
 })  # fmt: skip
+#: Of these the operators that pick a part.
+_PICKING = frozenset({"slice", "select", "split", "split_with_sizes", "chunk", "unbind", "index_select"})
 #: Products with a weight: where their bias and their weight stand among the arguments.
-_PRODUCTS = {"addmm": (0, 2), "mm": (None, 1), "convolution": (2, 1), "linear": (2, 1)}
+_PRODUCTS = {"addmm": (0, 2), "mm": (None, 1), "convolution": (2, 1), "native_layer_norm": (3, 2)}
+_SUMS = frozenset({"add", "sub"})
+_MADE = frozenset({"zeros", "new_zeros", "zeros_like"})
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One number folded into one weight.
+    """One number folded into the weights in front of it.
 
     Attributes
     ----------
@@ -38,7 +42,7 @@ class Fold:
     labels:
         The labels of those rows.
     path:
-        Dense nodes between the weight and the number: there the cut model's values are `factor` times the dense ones.
+        Dense nodes between the weights and the number: there the cut model's values are `factor` times the dense ones.
     """
 
     factor: float
@@ -58,20 +62,12 @@ class Fold:
 def find_fold(graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> Fold | None:
     """How the changed number of the call `dense` (in the small run: `small`) can be folded; None if it can't."""
     factor = _factor(dense, small)
-    if factor is None:
+    start = dense.args[0] if dense.args else None
+    found = _back(graph, start, ()) if factor is not None and isinstance(start, fx.Node) else None
+    if factor is None or found is None or not found.rows or not _exclusive(graph, dense, found):
         return None
-    path = _walk_back(dense)
-    name = _parameter(path[-1], _PRODUCTS[operator_name(path[-1])][1]) if path else None
-    if name is None:
-        return None
-    product, labels = path[-1], _carried(graph, path, name)
-    if not len(labels) or not _exclusive(graph, dense, path, labels, product):
-        return None
-    rows = _rows(graph, product, labels)
-    if rows is None:
-        return None
-    turned = _turned(product, _PRODUCTS[operator_name(product)][1])[1]
-    return Fold(factor, rows, labels, frozenset([*path, *turned]))
+    labels = np.concatenate([_labels_of(graph, place, positions) for place, positions in found.rows.items()])
+    return Fold(factor, found.rows, labels, frozenset(found.path))
 
 
 def _factor(dense: fx.Node, small: fx.Node) -> float | None:
@@ -82,32 +78,112 @@ def _factor(dense: fx.Node, small: fx.Node) -> float | None:
     return numbers[0] / numbers[1] if name == "mul" else numbers[1] / numbers[0]
 
 
-def _walk_back(dense: fx.Node) -> list[fx.Node]:
-    """From the number to the product with a weight that feeds it, both ends included; empty if there is none."""
-    path: list[fx.Node] = []
-    node: Any = dense.args[0]
-    while isinstance(node, fx.Node):
-        path.append(node)
-        name = operator_name(node)
-        if name in _PRODUCTS:
-            return path
-        scaled = name in ("mul", "div") and isinstance(node.args[1], int | float)
-        if not (scaled or name in _LINEAR or name == "bmm" or node.target is operator.getitem):
-            break
-        node = node.args[0]
-    return []
+@dataclass
+class _Sources:
+    """Rows of weights that a value comes from, each value exactly once, and the calls between."""
+
+    rows: dict[tuple[str, int], Ints] = field(default_factory=dict)
+    path: set[fx.Node] = field(default_factory=set)
+
+    def with_others(self, others: Iterable[_Sources | None]) -> _Sources | None:
+        """These and the others; None where one of them is unknown, or where a weight would be counted twice."""
+        rows, path = dict(self.rows), set(self.path)
+        for other in others:
+            if other is None or rows.keys() & other.rows.keys():
+                return None
+            rows |= other.rows
+            path |= other.path
+        return _Sources(rows, path)
 
 
-def _carried(graph: ChannelGraph, path: list[fx.Node], name: str) -> Ints:
-    """The labels of the tensor `name` that arrive at the start of the path; none where they reach somebody else."""
-    space = graph.structure.labels.space
-    own = np.array([index for index, (tensor, _) in enumerate(space.places) if tensor == name])
-    for node in path:
-        labels = _labels_at(graph, node)
-        found = labels[np.isin(space.place_of(labels), own)]
-        if len(found) or len(node.users) > 1:
-            return found
-    return np.zeros(0, dtype=np.int64)
+def _back(graph: ChannelGraph, node: fx.Node, after: tuple[fx.Node, ...]) -> _Sources | None:
+    """Where the value of `node` comes from; `after` are the calls between it and the number, nearest first."""
+    name, own = operator_name(node), _Sources(path={node})
+    inputs = [n for n in node.all_input_nodes if n is not node]
+    later = (node, *after)
+    if node.op == "get_attr":
+        return _parameter_rows(graph, node, later)
+    if name in _MADE:
+        return own
+    if name in _PRODUCTS:
+        return own.with_others(_weights(graph, node, later))
+    if name in _SUMS or name == "cat":
+        return own.with_others([_back(graph, n, later) for n in inputs])
+    if name in ("mul", "div") and len(inputs) == 2:  # a weight of its own (a norm's) takes the factor
+        weights = [n for n in inputs[: 2 if name == "mul" else 1] if _constant(graph, n)]
+        return own.with_others([_back(graph, weights[0], later)]) if len(weights) == 1 else None
+    if name == "bmm":
+        ways = (own.with_others([_back(graph, n, later)]) for n in inputs)
+        return next((way for way in ways if way is not None), None)
+    scaled = name in ("mul", "div") and len(inputs) == 1
+    if scaled or name in _LINEAR or node.target is operator.getitem:
+        return own.with_others([_back(graph, inputs[0], later)])
+    return None
+
+
+def _constant(graph: ChannelGraph, node: fx.Node) -> bool:
+    mark = graph.structure.labels.marks.get(node)
+    return mark is not None and mark.constant
+
+
+def _weights(graph: ChannelGraph, product: fx.Node, later: tuple[fx.Node, ...]) -> list[_Sources | None]:
+    """The rows of a product's weight and bias that reach the number."""
+    bias_index, weight_index = _PRODUCTS[operator_name(product)]
+    weight = product.args[weight_index] if len(product.args) > weight_index else None
+    bias = product.args[bias_index] if bias_index is not None and len(product.args) > bias_index else None
+    if not isinstance(weight, fx.Node):
+        return [None]
+    found = [_back(graph, weight, later)]
+    if isinstance(bias, fx.Node):
+        found.append(_beside(graph, weight, bias, found[0]))
+    return found
+
+
+def _beside(graph: ChannelGraph, weight: fx.Node, bias: fx.Node, rows: _Sources | None) -> _Sources | None:
+    """The bias of the chosen rows of a weight: they lie alike along the product's last axis."""
+    other = _back(graph, bias, ())
+    axes = [_vector(graph, weight, rows), _vector(graph, bias, other)]
+    if rows is None or other is None or len(other.rows) != 1 or axes[0] is None or axes[1] is None:
+        return None
+    chosen = np.concatenate([_labels_of(graph, place, positions) for place, positions in rows.rows.items()])
+    if len(axes[0]) != len(axes[1]):
+        return None
+    ((place, _),) = other.rows.items()
+    picked = axes[1][np.isin(axes[0], chosen)]
+    start = graph.structure.labels.space.starts[graph.structure.labels.space.index[place]]
+    return _Sources({place: picked - start}, other.path)
+
+
+def _vector(graph: ChannelGraph, node: fx.Node, rows: _Sources | None) -> Ints | None:
+    """The labels along the one axis of `node` whose labels are those of the tensor that the rows are of."""
+    if rows is None or len(rows.rows) != 1:
+        return None
+    (place,) = rows.rows
+    for plane in graph.structure.labels.marks[node].planes:
+        labels = flat(plane.labels)
+        space = graph.structure.labels.space
+        if len(plane.axes) == 1 and labels.min() > 0 and (space.place_of(labels) == space.index[place]).all():
+            return labels
+    return None
+
+
+def _parameter_rows(graph: ChannelGraph, node: fx.Node, later: tuple[fx.Node, ...]) -> _Sources | None:
+    """The rows of a parameter that are still to be seen nearest to the number."""
+    name, space = str(node.target), graph.structure.labels.space
+    own = [index for index, (tensor, _) in enumerate(space.places) if tensor == name]
+    if name not in space.planes or not own:
+        return None
+    path = {node}
+    for call in reversed(later):
+        labels = _labels_at(graph, call)
+        labels = labels[np.isin(space.place_of(labels), own)]
+        places = np.unique(space.place_of(labels))
+        if len(places) == 1:
+            index = int(places[0])
+            return _Sources({space.places[index]: labels - space.starts[index]}, path)
+        if len(places) > 1:
+            return None
+    return None
 
 
 def _labels_at(graph: ChannelGraph, node: fx.Node) -> Ints:
@@ -117,60 +193,19 @@ def _labels_at(graph: ChannelGraph, node: fx.Node) -> Ints:
     return labels[labels > 0]
 
 
-def _exclusive(graph: ChannelGraph, dense: fx.Node, path: list[fx.Node], labels: Ints, product: fx.Node) -> bool:
-    """Whether these rows reach nothing but the number: everything else that carries them comes before or after it."""
-    allowed = set(path) | {dense}
-    allowed |= _reach([product], lambda node: node.all_input_nodes)
-    allowed |= _reach([dense], lambda node: list(node.users))
-    marks = graph.structure.labels.marks
-    return all(node in allowed or not np.isin(_labels_at(graph, node), labels).any() for node in marks)
-
-
-def _reach(start: list[fx.Node], neighbours: Any) -> set[fx.Node]:
-    seen, waiting = set(start), list(start)
-    while waiting:
-        for node in neighbours(waiting.pop()):
-            if node not in seen:
-                seen.add(node)
-                waiting.append(node)
-    return seen
-
-
-def _rows(graph: ChannelGraph, product: fx.Node, labels: Ints) -> dict[tuple[str, int], Ints] | None:
-    """The weight's and the bias's positions of these labels; None unless both are parameters used as they are."""
+def _labels_of(graph: ChannelGraph, place: tuple[str, int], positions: Ints) -> Ints:
     space = graph.structure.labels.space
-    places = np.unique(space.place_of(labels))
-    if len(places) != 1:
-        return None
-    name, axis = space.places[places[0]]
-    offsets = labels - space.starts[places[0]]
-    bias_index, weight_index = _PRODUCTS[operator_name(product)]
-    if _parameter(product, weight_index) != name:
-        return None
-    rows = {(name, axis): offsets}
-    if bias_index is not None and isinstance(product.args[bias_index], fx.Node):
-        bias = _parameter(product, bias_index)
-        if bias is None:
-            return None
-        rows[bias, 0] = offsets
-    return rows
+    return space.starts[space.index[place]] + positions
 
 
-def _parameter(product: fx.Node, index: int) -> str | None:
-    """Name of the parameter that stands at this argument, perhaps turned; None if something else does."""
-    node, _ = _turned(product, index)
-    return str(node.target) if isinstance(node, fx.Node) and node.op == "get_attr" else None
-
-
-def _turned(product: fx.Node, index: int) -> tuple[Any, list[fx.Node]]:
-    """What stands at this argument before it was turned, and the calls that turned it."""
-    node: Any = product.args[index]
-    calls = []
-    while (
-        isinstance(node, fx.Node)
-        and node.op == "call_function"
-        and operator_name(node) in ("t", "transpose", "permute")
-    ):
-        calls.append(node)
-        node = node.args[0]
-    return node, calls
+def _exclusive(graph: ChannelGraph, dense: fx.Node, found: _Sources) -> bool:
+    """Whether the rows reach nothing but the number: whoever else reads from the path picks other rows."""
+    labels = np.concatenate([_labels_of(graph, place, rows) for place, rows in found.rows.items()])
+    for node in found.path:
+        for user in node.users:
+            if user is dense or user in found.path:
+                continue
+            picks = operator_name(user) in _PICKING or user.target is operator.getitem
+            if not picks or np.isin(_labels_at(graph, user), labels).any():
+                return False
+    return True
