@@ -1,6 +1,18 @@
 """Rules: how each operator carries channels. Movement has none of its own: it is run on the labels."""
 
-from surgeon.rules import contraction, elementwise, movement, statistics, windows  # noqa: F401  # they fill the table
+from surgeon.rules import (  # noqa: F401  # they fill the table
+    contraction,
+    elementwise,
+    gathering,
+    matrices,
+    movement,
+    norms,
+    patches,
+    regions,
+    spectra,
+    statistics,
+    windows,
+)
 from surgeon.rules.elementwise import POINTWISE
 from surgeon.rules.marks import FIXED, Anchor, Ledger, Marked, Pinned, Plane, Summed, Tie, Work, compact
 from surgeon.rules.registry import TABLE, Rule, rule

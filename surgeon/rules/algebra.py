@@ -182,6 +182,8 @@ def move_many(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: An
 def assemble(ledger: Ledger, parts: Sequence[Marked], dim: int, combine: Callable[[list[Tensor]], Tensor]) -> Marked:
     """Put `parts` together along `dim` (cat, slice_scatter): labels follow along it and couple along other axes."""
     keys = list(dict.fromkeys(plane.key for part in parts for plane in part.planes if dim in plane.axes))
+    if not keys and len({part.free for part in parts}) > 1:
+        keys = [(False, frozenset({dim}))]  # what the forward makes here may yet take channels (a state's first value)
     planes = []
     for example, axes in keys:
         labels = []
@@ -237,9 +239,21 @@ def mix(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
     return replace(slide(ledger, value, axes), value=None, free=False)
 
 
+def slide_outer(ledger: Ledger, value: Marked, axes: frozenset[int]) -> Marked:
+    """Before a sum over `axes`: where the last axis of a plane stays, its places must be the same in all rows."""
+    outer = [p for p in value.planes if p.axes & axes and max(p.axes) not in axes]
+    if not outer:
+        return value
+    joined = [
+        slide(ledger, replace(value, planes=(p,)), sorted(axes)).planes if p in outer else (p,) for p in value.planes
+    ]
+    return replace(value, planes=tuple(plane for planes in joined for plane in planes))
+
+
 def reduce(ledger: Ledger, value: Marked, axes: Sequence[int], keepdim: bool) -> Marked:
     """A sum over `axes`: removed channels add zero, so labels that vary there end here."""
     gone = frozenset(axes)
+    value = slide_outer(ledger, value, gone)
     note_summed(ledger, value, 0, axes)
     for plane in value.planes:
         if plane.axes & gone:

@@ -20,17 +20,27 @@ def convolution(
     ledger: Ledger, x: Marked, weight: Marked, bias: Marked | None, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int,
 ) -> Marked:  # fmt: skip
+    return convolve(ledger, x, weight, bias, (groups, ledger.dense.args[8]), transposed=transposed)  # type: ignore[arg-type]  # an int
+
+
+def convolve(
+    ledger: Ledger,
+    x: Marked,
+    weight: Marked,
+    bias: Marked | None,
+    counts: tuple[int, int],
+    *,
+    transposed: bool = False,
+) -> Marked:
+    """A convolution of any kind; `counts` are its groups in this run and in the dense one."""
     ndim = len(x.shape)
     spatial = range(2, ndim)
-    dense_groups: Any = ledger.dense.args[8]
     x, weight = algebra.slide(ledger, x, spatial), algebra.mix(ledger, weight, spatial)
-    out_axis = 1 if transposed else 0
     # Which kind of convolution this is stands in the dense shapes: a cut may leave a group with one channel.
-    per_group = weight.span[0] // dense_groups if transposed else weight.span[1]
-    depthwise = per_group == 1 and dense_groups > 1
+    per_group = weight.span[0] // counts[1] if transposed else weight.span[1]
+    depthwise = per_group == 1 and counts[1] > 1
     if not depthwise:
         note_summed(ledger, x, 0, [1])
-    counts = (groups, dense_groups)
     # joint space: example, group, out-channel of the group, in-channel of the group
     left = lift(_unmerge(_flat(x), 1, counts), {0: 0, 1: 1, 2: 3}, 4)
     places = {0: 1, 1: 3, 2: 2} if transposed else {0: 1, 1: 2, 2: 3}
@@ -42,7 +52,7 @@ def convolution(
         joint = product_sum(ledger, left, right, 3, filters=True)
     out = _merge_groups(joint)
     result = lift(out, {0: 0, 1: 1}, ndim)
-    _count_convolution(ledger, x, weight, out_axis, transposed)
+    _count_convolution(ledger, x, weight, transposed)
     return result if bias is None else algebra.join(ledger, [result, on_axis(bias, 1, ndim)])
 
 
@@ -111,7 +121,7 @@ def _same_channel(ledger: Ledger, left: Marked, right: Marked) -> Marked:
     return replace(left, planes=tuple(p for p in left.planes if p.example or 1 not in p.axes), free=True)
 
 
-def _count_convolution(ledger: Ledger, x: Marked, weight: Marked, out_axis: int, transposed: bool) -> None:
+def _count_convolution(ledger: Ledger, x: Marked, weight: Marked, transposed: bool) -> None:
     shape = ledger.node.meta["shape"]
     places = math.prod(x.shape[2:] if transposed else shape[2:]) * shape[0]
     factors = tuple(p.labels for p in weight.planes if not p.example)

@@ -10,18 +10,20 @@ from surgeon.rules.marks import Ledger, Marked
 from surgeon.rules.registry import rule
 
 POINTWISE = """
-    abs acos add addcdiv addcmul asin atan atan2 bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min
-    copysign cos cosh div elu eq erf erfc exp exp2 expm1 floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid
-    hardswish hardtanh hypot isinf isnan le leaky_relu lerp log log10 log1p log2
-    logical_and logical_not logical_or logit lt masked_fill maximum minimum mish mul nan_to_num ne neg pow reciprocal
-    relu  remainder round rsqrt rsub  sgn sigmoid sign silu sin sinh softplus softshrink sqrt  sub tan
-    tanh threshold trunc where xlogy
+    abs acos acosh add addcdiv addcmul angle asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or bitwise_xor
+    ceil celu clamp clamp_max clamp_min complex copysign cos cosh deg2rad digamma div elu eq erf erfc erfinv exp exp2
+    expm1 floor floor_divide fmax fmin fmod frac ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot
+    isinf isnan isneginf isposinf ldexp le leaky_relu lerp lgamma log log10 log1p log2 logaddexp logaddexp2 logical_and
+    logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul nan_to_num ne neg polar polygamma
+    pow rad2deg reciprocal relu remainder round rrelu_with_noise rsqrt rsub sgn sigmoid sign signbit silu sin sinc sinh
+    softplus softshrink sqrt sub tan tanh threshold trunc where xlogy
 """.split()
 for _name in POINTWISE:
     rule(_name)(algebra.pointwise)
 
 
-@rule("clone", "detach", "alias", "_to_copy", "lift_fresh", "bernoulli")
+@rule("clone", "detach", "alias", "_to_copy", "lift_fresh", "bernoulli", "_conj", "_conj_physical", "_neg_view",
+      "fill", "zero", "exponential", "uniform", "normal_functional")  # fmt: skip
 def same_places(ledger: Ledger, value: Marked, *args: Any, **kwargs: Any) -> Marked:
     return replace(value)
 
@@ -40,12 +42,13 @@ def factory(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
     return Marked((), (), free=True, constant=True)
 
 
-@rule("fill")
-def fill(ledger: Ledger, x: Marked, *_: Any) -> Marked:
-    return Marked((), (), free=True, constant=True)
+@rule("native_dropout")
+def dropout(ledger: Ledger, value: Marked, *_: Any) -> list[Marked]:
+    return [replace(value), replace(value)]
 
 
-@rule("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices")
+@rule("arange", "linspace", "logspace", "eye", "randperm", "tril_indices", "triu_indices", "hann_window",
+      "hamming_window", "blackman_window", "bartlett_window", "kaiser_window")  # fmt: skip
 def numbering(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
     """Places that differ from each other: a cut would renumber them, so they hold what they meet."""
     return Marked((), (), constant=True)

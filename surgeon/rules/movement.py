@@ -16,7 +16,7 @@ from surgeon.rules.marks import Ledger, Marked, compact
 from surgeon.rules.registry import rule
 
 #: Types of an index that says of each place whether it is picked: a mask, which may span several axes.
-_MASKS = (torch.bool, torch.uint8)
+MASKS = (torch.bool, torch.uint8)
 
 
 def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
@@ -170,7 +170,7 @@ def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked
         return Marked((), ())
     axis = 0
     for marked, value in zip(indices, values, strict=True):
-        after = axis + (value.ndim if value is not None and value.dtype in _MASKS else 1)
+        after = axis + (value.ndim if value is not None and value.dtype in MASKS else 1)
         if marked is not None and not (marked.constant and _given(ledger.node)):
             ledger.pin([p for p in x.planes if p.axes & set(range(axis, after))], why)
         axis = after

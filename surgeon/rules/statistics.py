@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +11,17 @@ from surgeon.rules.algebra import on_axis
 from surgeon.rules.marks import Ledger, Marked, Plane
 from surgeon.rules.registry import rule
 
+BATCH_NORMS = (
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
+    "miopen_batch_norm", "_native_batch_norm_legit_functional",
+)  # fmt: skip
 
-@rule("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
-      "miopen_batch_norm", "_native_batch_norm_legit_functional")  # fmt: skip
+
+@rule(*BATCH_NORMS)
 def batch_norm(ledger: Ledger, x: Marked, *args: Any, **_: Any) -> list[Marked]:
     vectors = [on_axis(a, 1, len(x.shape)) for a in args if isinstance(a, Marked)]
-    if True in args:  # statistics of the batch itself
-        x = algebra.mix(ledger, x, [axis for axis in range(len(x.shape)) if axis != 1])
+    if any(a is True for a in args):  # statistics of the batch itself, or of a filter's inputs (standardised weights)
+        note_statistics(ledger, x, [axis for axis in range(len(x.shape)) if axis != 1])
     empty = Marked((), ())
     return [algebra.join(ledger, [x, *vectors]), empty, empty, empty, empty]
 
@@ -27,17 +31,30 @@ def layer_norm(
     ledger: Ledger, x: Marked, size: Sequence[int], weight: Marked | None, bias: Marked | None, *_: Any
 ) -> list[Marked]:
     first = len(x.shape) - len(size)
-    _note_statistics(ledger, x, range(first, len(x.shape)))
+    note_statistics(ledger, x, range(first, len(x.shape)))
     joint = algebra.join(ledger, [x, *(v for v in (weight, bias) if v is not None)])
     return [joint, Marked((), ()), Marked((), ())]
 
 
-def _note_statistics(ledger: Ledger, x: Marked, axes: Sequence[int]) -> None:
+def note_statistics(ledger: Ledger, x: Marked, axes: Sequence[int]) -> None:
     """Statistics over channels are taken over what is kept; the silenced run and the report need to know."""
     for plane in x.planes:
         if plane.axes & frozenset(axes) and not plane.example:
             ledger.statistics.setdefault(ledger.node, []).append(plane)
             ledger.anchor(plane, plane.axes - frozenset(axes), "statistics")
+
+
+@rule("_fused_rms_norm")
+def rms_norm(ledger: Ledger, x: Marked, size: Sequence[int], weight: Marked | None, *_: Any) -> list[Marked]:
+    return layer_norm(ledger, x, size, weight, None)[:2]  # type: ignore[no-any-return]  # rules are untyped in the table
+
+
+def keep_groups(ledger: Ledger, plane: Plane, count: int) -> None:
+    """Axis 1 falls into `count` groups that must stay equally wide, each with its own channels."""
+    if count > 1:
+        grouped = plane.labels.reshape(plane.labels.shape[0], count, -1)
+        ledger.anchor(Plane(grouped, frozenset({1, 2})), [1], "group")
+        ledger.tie([grouped[:, i] for i in range(count)])
 
 
 @rule("native_group_norm")
@@ -57,66 +74,84 @@ def group_norm(
     for plane in x.planes:
         if 1 in plane.axes and not plane.example and not alone:
             ledger.statistics.setdefault(ledger.node, []).append(plane)
-            grouped = plane.labels.reshape(plane.labels.shape[0], group, -1)
-            ledger.anchor(Plane(grouped, frozenset({1, 2})), [1] if group > 1 else [], "group")
-            if group > 1:
-                ledger.tie([grouped[:, i] for i in range(group)])
+            keep_groups(ledger, plane, group)
     vectors = [on_axis(v, 1, len(x.shape)) for v in (weight, bias) if v is not None]
     return [algebra.join(ledger, [x, *vectors]), Marked((), ()), Marked((), ())]
 
 
-def _dims(x: Marked, dim: int | Sequence[int] | None) -> list[int]:
+def axes_of(x: Marked, dim: int | Sequence[int] | None) -> list[int]:
     ndim = len(x.shape)
     if dim is None or (not isinstance(dim, int) and not dim):
         return list(range(ndim))
     return [d % ndim for d in ([dim] if isinstance(dim, int) else dim)] if ndim else []
 
 
-@rule("sum")
+@rule("sum", "nansum", "count_nonzero")
 def sum_(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
-    return algebra.reduce(ledger, x, _dims(x, dim), keepdim)
+    return algebra.reduce(ledger, x, axes_of(x, dim), keepdim)
 
 
 @rule("mean")
 def mean(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
-    _note_statistics(ledger, x, _dims(x, dim))
-    return algebra.reduce(ledger, x, _dims(x, dim), keepdim)
+    note_statistics(ledger, x, axes_of(x, dim))
+    return algebra.reduce(ledger, x, axes_of(x, dim), keepdim)
 
 
-@rule("amax", "amin", "var", "std", "linalg_vector_norm", "logsumexp", "prod", "any", "all", "norm", "argmax", "argmin",
-      "max", "min", "var_mean", "std_mean", "median")  # fmt: skip
+def _axes(x: Marked, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
+    """The axes of a reduction whose first number or list says so."""
+    numbers = [a for a in args if isinstance(a, list | tuple) or (isinstance(a, int) and not isinstance(a, bool))]
+    return axes_of(x, kwargs.get("dim", numbers[0] if numbers else None))
+
+
+def _reduced(ledger: Ledger, x: Marked, dims: Sequence[int]) -> Any:
+    """What is left of `x`, once or, for operators with two results, twice."""
+    shapes = [n.meta["shape"] for n in (ledger.node, *ledger.node.users) if "shape" in n.meta]
+    keepdim = bool(shapes) and len(shapes[0]) == len(x.shape)
+    result = algebra.reduce(ledger, x, dims, keepdim)
+    return result if "shape" in ledger.node.meta else [result, replace(result)]
+
+
+@rule("var", "std", "var_mean", "std_mean")
+def spread_of(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
+    """As means, variances are taken over what is kept."""
+    dims = _axes(x, args, kwargs)
+    note_statistics(ledger, x, dims)
+    # a removed channel's zero would count: it is left out, not silenced, so its labels end here without a sum
+    return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & frozenset(dims))), dims)
+
+
+@rule("amax", "amin", "logsumexp", "prod", "any", "all", "argmax", "argmin", "max", "min", "median", "nanmedian",
+      "aminmax")  # fmt: skip
 def other_reduction(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """Reductions over places inside a channel are fine; over channels they mix."""
-    name = algebra.running(ledger)
-    numbers = [a for a in args if isinstance(a, list | tuple) or (isinstance(a, int) and not isinstance(a, bool))]
-    dims = _dims(x, kwargs.get("dim", numbers[-1] if name in ("linalg_vector_norm", "norm") and len(numbers) > 1 else (
-        numbers[0] if numbers and name not in ("linalg_vector_norm", "norm") else None)))  # fmt: skip
-    x = algebra.mix(ledger, x, dims)
-    shape = ledger.node.meta.get("shape")
-    keepdim = shape is not None and len(shape) == len(x.shape)
-    result = algebra.reduce(ledger, x, dims, keepdim)
-    return [result, result] if shape is None else result
+    dims = _axes(x, args, kwargs)
+    return _reduced(ledger, algebra.mix(ledger, x, dims), dims)
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk",
-      "logcumsumexp")  # fmt: skip
+      "logcumsumexp", "cummax", "cummin", "multinomial")  # fmt: skip
 def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     name = algebra.running(ledger)
     numbers = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
-    position = 1 if name == "topk" else 0
+    position = 1 if name in ("topk", "multinomial") else 0
     dim = kwargs.get("dim", numbers[position] if len(numbers) > position else -1)
-    result = replace(algebra.mix(ledger, x, _dims(x, dim)), value=None)
+    result = replace(algebra.mix(ledger, x, axes_of(x, dim)), value=None)
     return result if "shape" in ledger.node.meta else [result, result]
 
 
 @rule("_weight_norm_interface")
 def weight_norm(ledger: Ledger, v: Marked, g: Marked, dim: int = 0) -> list[Marked]:
-    _note_statistics(ledger, v, [axis for axis in range(len(v.shape)) if axis != dim])
+    note_statistics(ledger, v, [axis for axis in range(len(v.shape)) if axis != dim])
     return [algebra.join(ledger, [v, g]), replace(g)]
+
+
+@rule("mode")
+def mode(ledger: Ledger, x: Marked, dim: int = -1, keepdim: bool = False) -> list[Marked]:
+    return kthvalue(ledger, x, 1, dim, keepdim)  # type: ignore[no-any-return]  # rules are untyped in the table
 
 
 @rule("kthvalue")
 def kthvalue(ledger: Ledger, x: Marked, k: int, dim: int = -1, keepdim: bool = False) -> list[Marked]:
-    dims = _dims(x, dim)
+    dims = axes_of(x, dim)
     result = algebra.reduce(ledger, algebra.mix(ledger, x, dims), dims, keepdim)
     return [result, replace(result)]

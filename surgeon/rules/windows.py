@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +32,8 @@ _window(
 )
 _window(
     """avg_pool3d max_pool3d_with_indices _adaptive_avg_pool3d adaptive_max_pool3d
-           upsample_trilinear3d upsample_nearest3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d""",
+           fractional_max_pool3d upsample_trilinear3d
+           upsample_nearest3d _upsample_nearest_exact3d reflection_pad3d replication_pad3d""",
     3,
 )
 
@@ -40,6 +42,14 @@ _window(
 def grid_sampler(ledger: Ledger, x: Marked, grid: Marked, *_: Any) -> Marked:
     ledger.pin(grid.planes, "mixes channels in grid_sampler")
     return algebra.slide(ledger, x, range(2, len(x.shape)))
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def max_unpool(ledger: Ledger, x: Marked, places: Marked, size: Sequence[int], *_: Any) -> Marked:
+    """The places are counted inside each channel's own image."""
+    ndim = len(x.shape)
+    spatial = range(ndim - len(size), ndim)
+    return algebra.join(ledger, [algebra.slide(ledger, value, spatial) for value in (x, replace(places, value=None))])
 
 
 @rule("glu")

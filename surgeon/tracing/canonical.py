@@ -1,4 +1,4 @@
-"""Matrix products in one form.
+"""Matrix products and a few others in one form.
 
 ``F.linear`` and ``matmul`` come apart into different calls depending on how their operands lie in memory, which
 changes with the widths (an axis of size 1 is contiguous either way). Recorded in one form, the dense and the cut
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class CanonicalProducts(TorchFunctionMode):
-    """Rewrites ``F.linear`` to one ``addmm`` and ``matmul`` to one ``mm`` or ``bmm``."""
+    """Rewrites ``F.linear`` to one ``addmm``, ``matmul`` to one ``mm`` or ``bmm``; ``F.normalize`` expands nothing."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -45,6 +45,14 @@ def _matmul(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002  # torch's ow
     return left.bmm(right).reshape(*batch, input.shape[-2], other.shape[-1])
 
 
+def _normalize(x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """Broadcasts the norm, where torch's own expands it to the width of `x` first: it would hold that width."""
+    if out is not None:
+        return F.normalize(x, p, dim, eps, out)
+    norm: Tensor = torch.linalg.vector_norm(x, p, dim, keepdim=True)
+    return x / norm.clamp_min(eps)
+
+
 def _with_forms(function: Any) -> Any:
     """A function of torch's whose body uses the forms above: a mode is off while one of its functions runs."""
     scope = {**function.__globals__, "linear": _linear, "has_torch_function": lambda _: False}
@@ -62,6 +70,7 @@ def _moved(function: Any, scope: dict[str, Any]) -> Any:
 _FORMS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _with_forms(F.multi_head_attention_forward),
     F.linear: _linear,
+    F.normalize: _normalize,
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,
     torch.Tensor.__matmul__: _matmul,

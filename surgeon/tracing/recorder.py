@@ -16,9 +16,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from surgeon.tracing.source import call_site
 
 _aten = torch.ops.aten
+#: In-place calls that change a tensor's shape alone: nobody else sees that, also where the tensor is a view.
+_SHAPING = frozenset({"transpose_", "t_", "squeeze_", "unsqueeze_"})
 #: Operators whose integer operands say where data goes: their values are kept for the label pass.
 INDEX_OPERATORS = frozenset(
-    {"index", "index_select", "gather", "embedding", "index_put", "take", "scatter", "masked_fill", "where"}
+    {
+        "index",
+        "index_select",
+        "gather",
+        "embedding",
+        "index_put",
+        "take",
+        "scatter",
+        "scatter_add",
+        "scatter_reduce",
+        "masked_fill",
+        "where",
+    }
 )
 _MAX_INDEX = 1 << 24
 
@@ -76,9 +90,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        if func._schema.is_mutable and self._writes_to_model(args):
+        if _writes_first(func) and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node, (args, kwargs))
+        if func.overloadpacket is _aten.native_dropout:
+            args, node_args = (args[0], 0.0, True), (node_args[0], 0.0, True)
         if func.overloadpacket is _aten.bernoulli:  # dropout: a recording draws nothing, every place is kept
             func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
         result = _run(func, args, kwargs)
@@ -143,10 +159,19 @@ def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return func(*args, **kwargs)
 
 
+def _writes_first(func: OpOverload) -> bool:
+    """Whether a call changes its first operand (others write statistics or noise beside a result of their own)."""
+    arguments = func._schema.arguments
+    alias = arguments[0].alias_info if arguments else None
+    return alias is not None and alias.is_write
+
+
 def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:
     """What an in-place call computes, where nothing else can see the write: recurrent layers hide a few of these."""
     name = func.overloadpacket.__name__
-    if not func._schema.is_mutable or not name.endswith("_") or args[0]._is_view():
+    if not func._schema.is_mutable or not name.endswith("_"):
+        return func
+    if args[0]._is_view() and name not in _SHAPING:
         return func
     packet = getattr(_aten, name[:-1], None)
     found = getattr(packet, func._overloadname, None)

@@ -7,6 +7,7 @@ carried over to all calls of the same line, where each has a width of its own.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -22,12 +23,13 @@ from surgeon.trial.targets import Attribute, Settings, Target, held_numbers
 
 
 class Where(NamedTuple):
-    """A width at a call: of its result (-1) or an operand, which plane, which axis (None: all), counted how.
+    """A width at a call: of which value there, which plane, which axis (None: all), counted how.
 
-    `count` says what is counted: places, different channels, or only the channels of the n-th group there.
+    `count` says what is counted: places, different channels, or only the channels of the n-th group there. A `value`
+    that is a name means a tensor of the module itself, and `plane` the axis.
     """
 
-    operand: int
+    value: int | str
     plane: int
     axis: int | None
     count: str | int
@@ -101,22 +103,54 @@ def _changing(graph: ChannelGraph, node: fx.Node, kept: Flags) -> dict[int, list
 
 
 def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
-    for operand, source in enumerate((node, *node.all_input_nodes), start=-1):
+    for number, source in enumerate(_values(node)):
         mark = graph.structure.labels.marks.get(source)
         for index, plane in enumerate(mark.planes if mark is not None else ()):
             for axis in (None, *(sorted(plane.axes) if len(plane.axes) > 1 else ())):
                 channels = _along(graph, plane, axis)
                 counts = ("places", "channels", *range(len(_by_group(graph, channels))))
                 yield from ((where, _counted(graph, channels, where.count))
-                            for where in (Where(operand, index, axis, count) for count in counts))  # fmt: skip
+                            for where in (Where(number, index, axis, count) for count in counts))  # fmt: skip
+
+    path = node.meta["site"].path
+    for (name, axis), channels in _own_widths(graph, path):
+        yield Where(name.removeprefix(f"{path}."), axis, None, "places"), channels
+
+
+def _own_widths(graph: ChannelGraph, path: str) -> Iterator[tuple[tuple[str, int], Ints]]:
+    """The axes of the tensors that the module at `path` itself holds."""
+    space, own = graph.structure.labels.space, graph.trace.model.get_submodule(path)
+    for name in (*own._parameters, *own._buffers):
+        full = f"{path}.{name}" if path else name
+        for plane in space.planes.get(full, ()):
+            place = full, max(plane.axes)
+            yield place, _place(graph, place)
+
+
+def _place(graph: ChannelGraph, place: tuple[str, int]) -> Ints:
+    space = graph.structure.labels.space
+    index = space.index[place]
+    return graph.structure.channel[space.starts[index] : space.starts[index] + space.sizes[index]]
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    """The result of a call (or its several results) and its operands."""
+    parts = [user for user in node.users if user.target is operator.getitem]
+    return [*(parts or [node]), *node.all_input_nodes]
 
 
 def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
     """The channels whose number is this width; an empty array if there is none here."""
-    sources = (node, *node.all_input_nodes)
-    mark = graph.structure.labels.marks.get(sources[where.operand + 1]) if where.operand + 1 < len(sources) else None
+    nothing = np.zeros(0, dtype=np.int64)
+    if isinstance(where.value, str):
+        own = ".".join(filter(None, (node.meta["site"].path, where.value)))
+        return (
+            _place(graph, (own, where.plane)) if (own, where.plane) in graph.structure.labels.space.index else nothing
+        )
+    values = _values(node)
+    mark = graph.structure.labels.marks.get(values[where.value]) if where.value < len(values) else None
     if mark is None or where.plane >= len(mark.planes):
-        return np.zeros(0, dtype=np.int64)
+        return nothing
     return _counted(graph, _along(graph, mark.planes[where.plane], where.axis), where.count)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from torch import Tensor, fx
+from torch import fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints, flat
@@ -83,15 +85,12 @@ def _deviates(graph: ChannelGraph, dense: fx.Node, small: fx.Node, kept: Flags) 
     if shape is None or len(shape) != len(dense.meta["shape"]):
         return shape is not None
     for plane in graph.structure.labels.marks[dense].planes:
-        if len(plane.axes) == 1:
-            (axis,) = plane.axes
-            if int(_flags(graph, plane.labels, kept).sum()) != shape[axis]:
-                return True
+        flags = np.append(kept, True)[graph.structure.channel[flat(plane.labels)]].reshape(plane.labels.shape)
+        outer = min(plane.axes)  # several axes: the channels inside each group of the first
+        rows = flags.any(axis=tuple(axis for axis in range(flags.ndim) if axis != outer))
+        if rows.sum() != shape[outer] or flags.sum() != math.prod(shape[axis] for axis in plane.axes):
+            return True
     return False
-
-
-def _flags(graph: ChannelGraph, labels: Tensor, kept: Flags) -> Ints:
-    return np.append(kept, True)[graph.structure.channel[flat(labels)]]
 
 
 def _channels_at(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +16,13 @@ from surgeon.channels.structure import Flags, Ints
 from surgeon.errors import PlanError
 from surgeon.tracing import Trace
 from surgeon.trial.alignment import partners
-from surgeon.trial.bindings import Binding, alike, bind_alike, guesses, settings
+from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, settings
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold
 from surgeon.trial.places import find_places
 from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
 from surgeon.trial.skeleton import named_tensors
-from surgeon.trial.targets import Settings, Target
+from surgeon.trial.targets import Settings
 
 
 @dataclass(frozen=True)
@@ -141,32 +143,53 @@ def fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = ()) -> Fi
     Misfit
         If the forward doesn't follow; it carries the bindings found so far.
     """
-    outcome = _outcome(graph, kept, known)
-    while isinstance(outcome, Misfit):
-        better = _bound(graph, outcome, kept)
-        if better is None:
-            raise outcome
-        outcome = better
-    return outcome
+    best = outcome = _outcome(graph, kept, known)
+    open_ends: list[Fit | Misfit] = []
+    for _ in range(_MOST_EXPANSIONS):
+        if isinstance(outcome, Fit):
+            return outcome
+        if _reach(graph, outcome) > _reach(graph, best):
+            best = outcome
+        open_ends += _bound(graph, outcome, kept)
+        if not open_ends:
+            break
+        outcome = open_ends.pop()
+    assert isinstance(best, Misfit)
+    raise best
 
 
-def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> Fit | Misfit | None:
-    """The outcome with one more number bound, the one that gets furthest; at all calls of its line if it can."""
+#: How many misfits one fit looks for bindings at, and how many pairs of numbers it tries there.
+_MOST_EXPANSIONS, _MOST_PAIRS = 24, 10
+
+
+def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Fit | Misfit]:
+    """The outcomes with one more number bound (or two) that get furthest beyond the misfit, the likeliest last.
+
+    A number is bound at all calls of the line if that helps, else at the one call.
+    """
     taken = {binding.target for binding in misfit.bindings}
     found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
     everywhere = alike(graph, misfit.node) if found else []
-    for nodes in (everywhere, everywhere[:1]) if len(everywhere) > 1 else (everywhere,):
-        reached: dict[Target, tuple[float, Fit | Misfit]] = {}
-        for guess in found:
-            more = [b for b in bind_alike(graph, nodes, guess) if b.target not in taken]
-            outcome = _outcome(graph, kept, (*misfit.bindings, *more))
-            reached.setdefault(guess.target, (0.0, outcome))
-            reached[guess.target] = max(reached[guess.target], (_reach(graph, outcome), outcome), key=lambda r: r[0])
-        best = max((reach for reach, _ in reached.values()), default=0.0)
-        chosen = [outcome for reach, outcome in reached.values() if reach == best > _reach(graph, misfit)]
-        if len(chosen) == 1:
-            return chosen[0]
-    return None  # nothing helps, or it isn't clear what the forward means
+    singles: list[tuple[Guess, ...]] = [(guess,) for guess in found]
+    pairs = [pair for pair in itertools.combinations(found, 2) if pair[0].target != pair[1].target]
+    for tried in (singles, pairs[:_MOST_PAIRS]):
+        for nodes in (everywhere, everywhere[:1]) if len(everywhere) > 1 else (everywhere,):
+            outcomes = [_with(graph, misfit, kept, chosen, nodes) for chosen in tried]
+            best = max((_reach(graph, outcome) for outcome in outcomes), default=0.0)
+            if best > _reach(graph, misfit):
+                return [outcome for outcome in reversed(outcomes) if _reach(graph, outcome) == best]
+    return []
+
+
+def _with(
+    graph: ChannelGraph, misfit: Misfit, kept: Flags, chosen: Sequence[Guess], nodes: Sequence[fx.Node]
+) -> Fit | Misfit:
+    """What comes of binding these guesses as well, at all of these calls."""
+    bound = {binding.target: binding for binding in misfit.bindings}
+    for guess in chosen:
+        for binding in bind_alike(graph, nodes, guess):
+            bound.setdefault(binding.target, binding)
+    return _outcome(graph, kept, tuple(bound.values()))
 
 
 def _reach(graph: ChannelGraph, outcome: Fit | Misfit) -> float:
@@ -195,11 +218,10 @@ def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
 
 
 def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
-    counts = _count(graph, run, kept)
-    for group in graph.groups:
-        wanted = int(kept[group.numbers].sum())
-        if counts[group.name] != wanted:
-            raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
+    slots, known = _by_signature(run.structure), _by_signature(graph.structure)
+    _refuse_strangers(graph, run, kept)
+    if any(len(slots.get(key, ())) != int(kept[numbers].sum()) for key, numbers in known.items()):
+        raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
     channel = _assign(graph.structure, run.structure, kept)
     disorder = _disorder(graph, run, channel)
     if disorder is not None:
@@ -222,14 +244,19 @@ def _disorder(graph: ChannelGraph, run: Run, channel: Ints) -> fx.Node | None:
 
 
 def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:
-    """Slots of each group's signature; a slot that no dense channel resembles is a misfit."""
+    """Slots of each group's signature."""
+    _refuse_strangers(graph, run, kept)
     slots = _by_signature(run.structure)
+    return {group.name: len(slots.get(_key(graph.structure, group), ())) for group in graph.groups}
+
+
+def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags) -> None:
+    """A slot that no dense channel resembles is a misfit."""
     known = _by_signature(graph.structure)
-    if any(len(found) > len(known.get(key, ())) for key, found in slots.items()):
+    if any(len(found) > len(known.get(key, ())) for key, found in _by_signature(run.structure).items()):
         misfit = find_misfit(graph, run.nodes, kept, None, "channels take another way than in the dense model")
         misfit.followed = True
         raise misfit
-    return {group.name: len(slots.get(_key(graph.structure, group), ())) for group in graph.groups}
 
 
 def _key(structure: Structure, group: Group) -> tuple[int, int]:

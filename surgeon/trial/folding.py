@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
 import numpy as np
 import torch
 from torch import Tensor, fx
@@ -21,7 +22,7 @@ from surgeon.tracing import operator_name
 _LINEAR = frozenset({
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "clone", "alias", "detach", "slice",
     "select", "split", "split_with_sizes", "chunk", "unbind", "squeeze", "unsqueeze", "contiguous", "index_select",
-    "repeat", "flip", "roll",
+    "repeat", "flip", "roll", "neg",
 })  # fmt: skip
 #: Of these the operators that pick a part.
 _PICKING = frozenset({"slice", "select", "split", "split_with_sizes", "chunk", "unbind", "index_select"})
@@ -80,24 +81,25 @@ def _factor(dense: fx.Node, small: fx.Node) -> float | None:
 
 @dataclass
 class _Sources:
-    """Rows of weights that a value comes from, each value exactly once, and the calls between."""
+    """Rows of weights that a value is linear in, and the calls between."""
 
     rows: dict[tuple[str, int], Ints] = field(default_factory=dict)
     path: set[fx.Node] = field(default_factory=set)
 
     def with_others(self, others: Iterable[_Sources | None]) -> _Sources | None:
-        """These and the others; None where one of them is unknown, or where a weight would be counted twice."""
+        """These and the others; None where one of them is unknown."""
         rows, path = dict(self.rows), set(self.path)
         for other in others:
-            if other is None or rows.keys() & other.rows.keys():
+            if other is None:
                 return None
-            rows |= other.rows
+            for place, positions in other.rows.items():
+                rows[place] = np.union1d(rows.get(place, positions), positions)
             path |= other.path
         return _Sources(rows, path)
 
 
 def _back(graph: ChannelGraph, node: fx.Node, after: tuple[fx.Node, ...]) -> _Sources | None:
-    """Where the value of `node` comes from; `after` are the calls between it and the number, nearest first."""
+    """Where the value of `node` comes from; `after` are the calls between it and the number, the nearest to it first."""
     name, own = operator_name(node), _Sources(path={node})
     inputs = [n for n in node.all_input_nodes if n is not node]
     later = (node, *after)
@@ -109,11 +111,9 @@ def _back(graph: ChannelGraph, node: fx.Node, after: tuple[fx.Node, ...]) -> _So
         return own.with_others(_weights(graph, node, later))
     if name in _SUMS or name == "cat":
         return own.with_others([_back(graph, n, later) for n in inputs])
-    if name in ("mul", "div") and len(inputs) == 2:  # a weight of its own (a norm's) takes the factor
-        weights = [n for n in inputs[: 2 if name == "mul" else 1] if _constant(graph, n)]
-        return own.with_others([_back(graph, weights[0], later)]) if len(weights) == 1 else None
-    if name == "bmm":
-        ways = (own.with_others([_back(graph, n, later)]) for n in inputs)
+    if name == "bmm" or (name in ("mul", "div") and len(inputs) == 2):  # either factor can take it
+        factors = sorted(inputs[: 1 if name == "div" else 2], key=lambda n: _constant(graph, n))
+        ways = (own.with_others([_back(graph, n, later)]) for n in factors)
         return next((way for way in ways if way is not None), None)
     scaled = name in ("mul", "div") and len(inputs) == 1
     if scaled or name in _LINEAR or node.target is operator.getitem:

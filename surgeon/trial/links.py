@@ -21,17 +21,22 @@ _MOST_ANCESTORS = 400
 def find_links(graph: ChannelGraph, misfit: Misfit) -> list[tuple[Link, ...]]:
     """Sets of links to try, the likeliest first; each says the same of all calls of the misfit's line.
 
-    One number may stand for the widths of several groups; or one width is worked out from another, that of the nearest
-    groups above that are independent of those here.
+    One number may stand for the widths of several groups; a width may be shared out among those that meet here; or one
+    is worked out from another, that of the nearest groups above that are independent of those here.
     """
     calls = alike(graph, misfit.node)
     known = {binding.target: binding for binding in misfit.bindings}
     shared = [g for g in guesses(graph, misfit.node, misfit.kept) if g.target in known]
     bundle_of = {group.name: index for index, bundle in enumerate(graph.bundles) for group in bundle.groups}
     candidates = [[_sharing(graph, call, guess, known) for call in calls] for guess in shared]
+    candidates.append([frozenset(_groups_around(graph, call)) for call in calls])
     candidates.append([_nearest(graph, call, bundle_of) for call in calls])
     found = [tuple(dict.fromkeys(link for link in links if len(link) > 1)) for links in candidates]
     return [links for links in dict.fromkeys(found) if links]
+
+
+def _groups_around(graph: ChannelGraph, node: fx.Node) -> set[str]:
+    return {name for call in (node, *node.all_input_nodes) for name in _groups_at(graph, call)}
 
 
 def _sharing(graph: ChannelGraph, node: fx.Node, guess: Guess, known: dict[Target, Binding]) -> Link:

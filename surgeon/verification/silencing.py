@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, flat
 from surgeon.rules import Plane, Summed
+from surgeon.rules.statistics import BATCH_NORMS
 from surgeon.tracing import operator_name, plain_call
 
 
@@ -95,15 +96,71 @@ def _silenced_group_norm(
     return y if bias is None else y + bias.view(vector), None, None
 
 
+def _silenced_rms_norm(
+    kept: Tensor, x: Tensor, size: Sequence[int], weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, None]:
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x / (_mean(kept, x**2, list(range(x.ndim - len(size), x.ndim))) + eps).sqrt()
+    return y if weight is None else y * weight, None
+
+
+def _silenced_batch_norm(
+    kept: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    """With the batch's own statistics, which are all that can run over channels; the last argument is epsilon."""
+    y = _standardised(kept, x, [axis for axis in range(x.ndim) if axis != 1], rest[-1])
+    vector = [1, -1, *[1] * (x.ndim - 2)]
+    y = y if weight is None else y * weight.view(vector)
+    return y if bias is None else y + bias.view(vector), None, None, None, None
+
+
+def _silenced_var(
+    kept: Tensor, x: Tensor, dim: Any = None, *, correction: float = 1.0, keepdim: bool = False
+) -> Tensor:
+    axes = list(dim or range(x.ndim))
+    squares = torch.where(kept, x - _mean(kept, x, axes), 0.0).square().sum(axes, keepdim=keepdim)
+    return squares / (kept.expand_as(x).sum(axes, keepdim=keepdim) - correction).clamp(min=0)
+
+
+def _silenced_std(kept: Tensor, x: Tensor, dim: Any = None, **options: Any) -> Tensor:
+    return _silenced_var(kept, x, dim, **options).sqrt()
+
+
+def _with_mean(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Of the operators that give the mean as well."""
+
+    def run(kept: Tensor, x: Tensor, dim: Any = None, **options: Any) -> tuple[Tensor, Tensor]:
+        mean = _mean(kept, x, list(dim or range(x.ndim)), options.get("keepdim", False))
+        return spread(kept, x, dim, **options), mean
+
+    return run
+
+
 def _silenced_weight_norm(kept: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, None]:
     axes = [axis for axis in range(v.ndim) if axis != dim]
     return v * g / torch.where(kept, v, 0.0).square().sum(axes, keepdim=True).sqrt(), None
 
+
+def _silenced_renorm(kept: Tensor, x: Tensor, p: float, dim: int, largest: float) -> Tensor:
+    axes = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
+    norm = torch.linalg.vector_norm(torch.where(kept, x, 0.0), p, axes, keepdim=True)
+    return torch.where(norm > largest, x * largest / (norm + _RENORM_EPSILON), x)
+
+
+#: What torch adds to a norm before it divides by it.
+_RENORM_EPSILON = 1e-7
 
 #: How the operators that take statistics over channels run on kept places only.
 STATISTICS: dict[str, Callable[..., Any]] = {
     "mean": _silenced_mean,
     "native_layer_norm": _silenced_layer_norm,
     "native_group_norm": _silenced_group_norm,
+    "_fused_rms_norm": _silenced_rms_norm,
+    **dict.fromkeys(BATCH_NORMS, _silenced_batch_norm),
+    "var": _silenced_var,
+    "std": _silenced_std,
+    "var_mean": _with_mean(_silenced_var),
+    "std_mean": _with_mean(_silenced_std),
+    "renorm": _silenced_renorm,
     "_weight_norm_interface": _silenced_weight_norm,
 }

@@ -1,0 +1,148 @@
+"""Matrices as such: diagonals, products of three, decompositions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from surgeon.rules import algebra
+from surgeon.rules.algebra import lift, note_summed
+from surgeon.rules.contraction import addmm
+from surgeon.rules.marks import FIXED, Ledger, Marked, Plane
+from surgeon.rules.registry import rule
+
+
+@rule("_trilinear")
+def trilinear(
+    ledger: Ledger, one: Marked, two: Marked, three: Marked, *added_and_summed: Sequence[int], **_: Any
+) -> Marked:
+    """The sum over some axes of the product of three tensors, each widened by axes of its own (``nn.Bilinear``)."""
+    *added, summed = added_and_summed[:4]
+    ndim = len(one.shape) + len(added[0])
+    sides = []
+    for operand, (value, new) in enumerate(zip((one, two, three), added, strict=True)):
+        places = dict(enumerate(axis for axis in range(ndim) if axis not in new))
+        note_summed(ledger, value, operand, [a for a, place in places.items() if place in summed])
+        sides.append(lift(value, places, ndim))
+    joint = algebra.join(ledger, sides)
+    _note_roles(ledger, sides, frozenset(summed))
+    left = replace(joint, planes=tuple(p for p in joint.planes if not p.axes & frozenset(summed)), free=False)
+    for axis in sorted(summed, reverse=True):
+        left = algebra.drop_axis(left, axis)
+    return left
+
+
+def _note_roles(ledger: Ledger, values: Sequence[Marked], summed: frozenset[int]) -> None:
+    """Weights consume what they sum over and produce the rest."""
+    for value in values:
+        for plane in value.planes:
+            if plane.axes & summed:
+                ledger.anchor(plane, plane.axes - summed, "summed")
+            if value.constant and plane.axes & summed:
+                ledger.consumed.append(plane.labels)
+            elif value.constant and not plane.example:
+                ledger.produced.append((plane.labels, False))
+
+
+@rule("addbmm")
+def addbmm(ledger: Ledger, bias: Marked, a: Marked, b: Marked, **_: Any) -> Marked:
+    """The sum of all products of a batch: a removed one is zero with either of its factors."""
+    for operand, value in ((1, a), (2, b)):
+        note_summed(ledger, value, operand, [0])
+    product = addmm(ledger, _in_front(bias), a, b)
+    left = replace(product, planes=tuple(p for p in product.planes if 0 not in p.axes))
+    return algebra.drop_axis(left, 0)
+
+
+def _in_front(value: Marked) -> Marked:
+    return lift(value, {axis: axis + 1 for axis in range(len(value.shape))}, len(value.shape) + 1)
+
+
+@rule("addmv")
+def addmv(ledger: Ledger, bias: Marked, a: Marked, b: Marked, **_: Any) -> Marked:
+    for operand, value, axis in ((1, a, 1), (2, b, 0)):
+        note_summed(ledger, value, operand, [axis])
+    joint = algebra.product_sum(ledger, a, lift(b, {0: 1}, 2), 1)
+    return algebra.join(ledger, [algebra.drop_axis(joint, 1), bias])
+
+
+@rule("addr")
+def addr(ledger: Ledger, bias: Marked, a: Marked, b: Marked, **_: Any) -> Marked:
+    return algebra.join(ledger, [bias, lift(a, {0: 0}, 2), lift(b, {0: 1}, 2)])
+
+
+@rule("linalg_cross")
+def cross(ledger: Ledger, a: Marked, b: Marked, *, dim: int = -1) -> Marked:
+    return algebra.join(ledger, [algebra.mix(ledger, value, [dim % len(value.shape)]) for value in (a, b)])
+
+
+@rule("diagonal", "diagonal_copy")
+def diagonal(ledger: Ledger, x: Marked, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Marked:
+    """Place i belongs to row i and to column i, which go together."""
+    pair = [axis % len(x.shape) for axis in (dim1, dim2)]
+    rows, columns = ([p for p in x.planes if axis in p.axes and not p.example] for axis in pair)
+    result = algebra.move(ledger, torch.diagonal, x, offset, *pair)
+    if offset or len(rows) != 1 or len(columns) != 1 or rows == columns:
+        ledger.pin([*rows, *columns], f"mixes channels in {algebra.running(ledger)}")
+        return result
+    row, column = (result.planes[x.planes.index(plane)] for plane in (*rows, *columns))
+    ledger.couple(row, column)
+    return replace(result, planes=tuple(p for p in result.planes if p is not column))
+
+
+@rule("trace")
+def trace(ledger: Ledger, x: Marked) -> Marked:
+    found: Marked = diagonal(ledger, x)
+    note_summed(ledger, x, 0, [0, 1])
+    return Marked((), (), constant=found.constant)
+
+
+@rule("diag_embed")
+def diag_embed(ledger: Ledger, x: Marked, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Marked:
+    """Row i and column i belong to place i; what stands off the diagonal is zero."""
+    ndim = len(x.shape) + 1
+    last, pair = len(x.shape) - 1, (dim1 % ndim, dim2 % ndim)
+    rest = [axis for axis in range(ndim) if axis not in pair]
+    if offset:
+        moved = [p for p in x.planes if last in p.axes]
+        ledger.pin(moved, f"mixes channels in {algebra.running(ledger)}")
+        x = replace(x, planes=tuple(p for p in x.planes if p not in moved))
+    sides = [lift(x, {**dict(enumerate(rest)), last: axis}, ndim) for axis in pair]
+    rows, columns = sides
+    own = [p for p, old in zip(columns.planes, x.planes, strict=True) if last in old.axes]
+    return replace(x, shape=(), planes=(*rows.planes, *own), value=None, free=False)
+
+
+@rule("block_diag")
+def block_diag(ledger: Ledger, blocks: Sequence[Marked]) -> Marked:
+    """Rows stand below rows and columns beside columns; the rest is zero."""
+    planes = []
+    for axis in (0, 1):
+        labels = [_along(block, axis) for block in blocks]
+        shape = [-1 if a == axis else 1 for a in (0, 1)]
+        planes.append(Plane(torch.cat(labels).view(shape), frozenset({axis})))
+    return Marked((), (), tuple(p for p in planes if p.labels.any()), constant=all(b.constant for b in blocks))
+
+
+def _along(block: Marked, axis: int) -> torch.Tensor:
+    """A block's labels along one axis; it must have no others."""
+    for plane in block.planes:
+        if plane.axes == {axis} and not plane.example:
+            return plane.labels.reshape(-1)
+    return torch.full((block.shape[axis],), FIXED)
+
+
+@rule("linalg_qr", "linalg_householder_product", "linalg_matrix_exp", "_linalg_solve_ex", "linalg_solve_triangular",
+      "linalg_inv_ex", "linalg_cholesky_ex", "linalg_lstsq", "linalg_pinv", "linalg_eig", "linalg_eigvals",
+      "linalg_lu_factor_ex", "_linalg_svd", "_linalg_eigh", "_linalg_det", "_linalg_slogdet", "cholesky_solve",
+      "cholesky_inverse", "linalg_ldl_factor_ex", "as_strided")  # fmt: skip
+def whole(ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
+    """Every number of the result depends on the whole matrix."""
+    values = [a for a in args if isinstance(a, Marked)]
+    for value in values:
+        ledger.pin(value.planes, f"mixes channels in {algebra.running(ledger)}")
+    result = Marked((), (), constant=all(value.constant for value in values))
+    return result if "shape" in ledger.node.meta else [result] * 4
