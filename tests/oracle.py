@@ -17,7 +17,8 @@ Statistics over channels need more, since a zero still counts in a mean: they ru
 - ``F.layer_norm``, ``F.rms_norm`` and ``F.group_norm`` (so their modules too, and functional use) are intercepted; the
   mask is what `source` keeps of their weight. Test networks therefore always give these norms a weight.
 - A module that takes such statistics by hand has a method ``silenced(x, mask)``, its own truth
-  (`tests.blocks.base.Mixer`).
+  (`tests.blocks.base.Mixer`). The mask is that of its ``weight``; a module without one says in ``masked_by`` which
+  parameter of the model makes its channels, and gets the mask of that one's first axis.
 - Weight norm divides by the norm of a filter: a filter that goes as a whole keeps its direction (zero would be
   0 / 0) and loses its magnitude, one that loses in-channels has zeros there.
 
@@ -152,24 +153,40 @@ def kept(tensor: Tensor, source: Tensor) -> Tensor:
 
 def silence(dense: nn.Module, source: Source) -> tuple[nn.Module, dict[int, Tensor]]:
     """A float64 copy of `dense` with the cut elements silenced, and the masks of what may be a norm's weight."""
-    model = copy.deepcopy(dense).double().eval()
+    model = _copied(dense)
     masks: dict[int, Tensor] = {}
+    named: dict[str, Tensor] = {}
     for name, tensor in model.named_parameters():
         mask = kept(tensor, source(name))
         if not tensor.is_floating_point() or bool(mask.all()):
             continue
-        masks[id(tensor)] = mask
-        if name.endswith("parametrizations.weight.original1"):
-            gone = ~mask.flatten(1).any(1)
-            mask = mask | gone.view(-1, *(1,) * (tensor.ndim - 1))
+        masks[id(tensor)], named[name] = mask, mask.flatten(1).any(1) if mask.ndim > 1 else mask
+        magnitude = _magnitude(model, name)
+        if magnitude is not None:
+            axes = tuple(axis for axis in range(mask.ndim) if magnitude.shape[axis] == 1)
+            mask = mask | ~mask.sum(axes, keepdim=True).bool()
         with torch.no_grad():
             tensor.masked_fill_(~mask, 0.0)
     for module in model.modules():
-        truth = getattr(module, "silenced", None)
-        mixing = id(getattr(module, "weight", None))
-        if truth is not None and mixing in masks:
-            module.register_forward_hook(functools.partial(_replaced, truth, masks[mixing]))
+        truth, maker = getattr(module, "silenced", None), getattr(module, "masked_by", None)
+        seen = masks.get(id(getattr(module, "weight", None))) if maker is None else named.get(str(maker))
+        if truth is not None and seen is not None:
+            module.register_forward_hook(functools.partial(_replaced, truth, seen))
     return model, masks
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A float64 copy in eval mode; a weight that a hook computes before each forward may hold a graph."""
+    computed = [t for module in model.modules() for t in vars(module).values() if isinstance(t, Tensor)]
+    return copy.deepcopy(model, {id(t): t.detach() for t in computed if not t.is_leaf}).double().eval()
+
+
+def _magnitude(model: nn.Module, name: str) -> Tensor | None:
+    """The magnitude of which the parameter `name` is the direction, where weight norm took a weight apart."""
+    for direction, magnitude in (("parametrizations.weight.original1", "original0"), ("weight_v", "weight_g")):
+        if name.endswith(direction):
+            return model.get_parameter(name.removesuffix(direction.rpartition(".")[2]) + magnitude)
+    return None
 
 
 def _replaced(truth: Callable[[Tensor, Tensor], Tensor], mask: Tensor, _: nn.Module, args: Any, __: Any) -> Tensor:
@@ -187,10 +204,10 @@ def compare(dense: nn.Module, small: nn.Module, source: Source, *args: Any, **kw
     cuts = _sizes(dense, small, source)
     model, masks = silence(dense, source)
     with torch.no_grad():
-        before = _outputs(copy.deepcopy(dense).double().eval()(*args, **kwargs))
+        before = _outputs(_copied(dense)(*args, **kwargs))
         with _KeptStatistics(masks):
             wanted = _outputs(model(*args, **kwargs))
-        got = _outputs(copy.deepcopy(small).double().eval()(*args, **kwargs))
+        got = _outputs(_copied(small)(*args, **kwargs))
     if got[1] != wanted[1]:
         raise OracleError(f"outputs have another structure: {got[1]}, expected {wanted[1]}")
     verdict = Verdict(_distance(wanted[0], got[0]), _distance(wanted[0], before[0]), cuts)

@@ -1,6 +1,50 @@
 """Small networks, one per difficulty; importing this package fills ``ZOO``."""
 
-from tests.zoo import constants, mixing, plain
+from tests.zoo import (
+    attention,
+    calls,
+    constants,
+    encoders,
+    fused,
+    gates,
+    heads,
+    literals,
+    mixers,
+    mixing,
+    order,
+    pending,
+    plain,
+    positions,
+    recurrent,
+    splits,
+    statistics,
+    vision,
+    weights,
+)
 from tests.zoo.base import ZOO, ZooNetwork
+from tests.zoo.pending import PENDING
 
-__all__ = ["ZOO", "ZooNetwork", "constants", "mixing", "plain"]
+__all__ = [
+    "PENDING",
+    "ZOO",
+    "ZooNetwork",
+    "attention",
+    "calls",
+    "constants",
+    "encoders",
+    "fused",
+    "gates",
+    "heads",
+    "literals",
+    "mixers",
+    "mixing",
+    "order",
+    "pending",
+    "plain",
+    "positions",
+    "recurrent",
+    "splits",
+    "statistics",
+    "vision",
+    "weights",
+]
