@@ -136,7 +136,7 @@ def _along(block: Marked, axis: int) -> torch.Tensor:
 
 
 @rule("linalg_qr", "linalg_householder_product", "linalg_matrix_exp", "_linalg_solve_ex", "linalg_solve_triangular",
-      "linalg_inv_ex", "linalg_cholesky_ex", "linalg_lstsq", "linalg_pinv", "linalg_eig", "linalg_eigvals",
+      "linalg_inv_ex", "linalg_cholesky_ex", "linalg_lstsq", "linalg_pinv", "linalg_eig",
       "linalg_lu_factor_ex", "_linalg_svd", "_linalg_eigh", "_linalg_det", "_linalg_slogdet", "cholesky_solve",
       "cholesky_inverse", "linalg_ldl_factor_ex", "as_strided")  # fmt: skip
 def whole(ledger: Ledger, *args: Any, **kwargs: Any) -> Any:

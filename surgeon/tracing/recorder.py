@@ -174,7 +174,7 @@ def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:
     if args[0]._is_view() and name not in _SHAPING:
         return func
     packet = getattr(_aten, name[:-1], None)
-    found = getattr(packet, func._overloadname, None)
+    found = getattr(packet, func._overloadname, None) or getattr(packet, "int", None)
     return found if isinstance(found, OpOverload) else func
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -184,7 +184,7 @@ def target_at(node: fx.Node, guess: Guess) -> Target | None:
     paths = _paths(node.meta["site"].path)
     if not isinstance(guess.target, Attribute):
         return guess.target
-    return Attribute(paths[guess.up], guess.target.name) if guess.up < len(paths) else None
+    return replace(guess.target, path=paths[guess.up]) if guess.up < len(paths) else None
 
 
 def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:

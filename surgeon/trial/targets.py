@@ -7,24 +7,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 _ASSIGNED = re.compile(r"\s*(\w+)(?: :[^=]+)? = ")
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of the module at `path` (``""`` is the root)."""
+    """An attribute of the module at `path` (``""`` is the root), or `key` of a dict or configuration object in it."""
 
     path: str
     name: str
+    key: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.path}.{self.name}" if self.path else self.name
+        return ".".join(filter(None, (self.path, self.name, self.key)))
 
     def set(self, model: nn.Module, value: Any) -> None:
         """Give it another value."""
-        setattr(model.get_submodule(self.path), self.name, value)
+        holder, name = model.get_submodule(self.path), self.name
+        if self.key is None:
+            setattr(holder, name, value)
+        elif isinstance(getattr(holder, name), dict):
+            getattr(holder, name)[self.key] = value
+        else:
+            object.__setattr__(getattr(holder, name), self.key, value)
 
 
 @dataclass(frozen=True)
@@ -76,13 +83,25 @@ def held_numbers(model: nn.Module, path: str, line: int | None) -> Iterator[tupl
         yield from _literals(module, path, line)
     if type(module).__module__.startswith("torch.nn"):
         return  # torch's own layers have their followers
-    for name, value in vars(module).items():
-        if not name.startswith("_") and (type(value) is int or _is_numbers(value)):
-            yield Attribute(path, name), value
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    yield from ((Attribute(path, name), value) for name, value in own.items() if _is_number(value))
+    for name, value in own.items():
+        for key, number in _entries(value).items():
+            if _is_number(number):
+                yield Attribute(path, name, key), number
 
 
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, tuple | list) and any(type(v) is int for v in value)
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, tuple | list) and any(type(v) is int for v in value))
+
+
+def _entries(value: Any) -> dict[str, Any]:
+    """What a dict or a plain configuration object holds by name."""
+    if isinstance(value, dict):
+        return {key: item for key, item in value.items() if isinstance(key, str)}
+    if isinstance(value, Tensor | nn.Module | type) or callable(value):
+        return {}
+    return {key: item for key, item in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
 
 
 def _literals(module: fx.GraphModule, path: str, line: int | None) -> Iterator[tuple[Target, int]]:
