@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+from torchvision import ops
 
 Run = Callable[..., Any]
 aten: Any = torch.ops.aten
@@ -77,25 +78,34 @@ def _with(owner: Any, name: str, *args: Any, **kwargs: Any) -> Run:
 
 
 def _pointwise() -> list[Sample]:
-    positive = ["acos", "asin", "log", "log10", "log1p", "log2", "logit", "sqrt", "rsqrt", "xlogy", "pow"]
+    positive = [
+        "acos", "asin", "atanh", "digamma", "erfinv", "lgamma", "log", "log10", "log1p", "log2", "logit", "sqrt",
+        "rsqrt", "xlogy", "pow",
+    ]  # fmt: skip
     ours: dict[str, dict[str, Any]] = {name: {"low": 0.05, "high": 0.95} for name in positive}
+    ours["acosh"] = {"low": 1.5, "high": 4.0}
     one, two = "3c 4c", "3c 4c, 3c 4c"
     unary = [
         "abs", "acos", "asin", "atan", "ceil", "cos", "cosh", "erf", "erfc", "exp", "exp2", "expm1", "floor", "frac",
         "isinf", "isnan", "log", "log10", "log1p", "log2", "logical_not", "logit", "nan_to_num", "neg", "reciprocal",
         "relu", "round", "rsqrt", "sgn", "sigmoid", "sign", "sin", "sinh", "sqrt", "tan", "tanh", "trunc", "celu",
         "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "silu", "softplus", "hardshrink",
-        "softshrink", "log_sigmoid_forward",
+        "softshrink", "log_sigmoid_forward", "acosh", "asinh", "atanh", "deg2rad", "digamma", "erfinv", "isneginf",
+        "isposinf", "lgamma", "rad2deg", "signbit", "sinc", "angle",
     ]  # fmt: skip
     binary = [
         "add", "atan2", "copysign", "div", "eq", "floor_divide", "fmod", "ge", "gt", "hypot", "le", "logical_and",
         "logical_or", "lt", "maximum", "minimum", "mul", "ne", "pow", "remainder", "rsub", "sub", "xlogy",
+        "fmax", "fmin", "heaviside", "logical_xor", "logaddexp", "logaddexp2", "ldexp",
     ]  # fmt: skip
     return [
         *(Sample(name, getattr(aten, name), one, **ours.get(name, {})) for name in unary),
         *(Sample(name, getattr(aten, name), two, **ours.get(name, {})) for name in binary),
         Sample("bitwise_not", lambda x: ~(x > 0), one),
         Sample("bitwise_and", lambda x, y: (x > 0) & (y > 0), two),
+        Sample("bitwise_xor", lambda x, y: (x > 0) ^ (y > 0), two),
+        Sample("polygamma", lambda x: torch.polygamma(1, x), one, low=0.5),
+        Sample("rrelu_with_noise", F.rrelu, one),
         Sample("bitwise_or", lambda x, y: (x > 0) | (y > 0), two),
         Sample("clamp", lambda x: x.clamp(-1, 1), one),
         Sample("clamp", torch.clamp, f"{two}, 4c", "by tensors"),
@@ -133,7 +143,20 @@ def _copies() -> list[Sample]:
         Sample("copy", lambda x: torch.empty_like(x).copy_(x), "3c 4c", "into scratch memory"),
         Sample("copy", lambda x, y: (x * 1).copy_(y), "3c 4c, 4c", "broadcast"),
         Sample("fill", lambda x: x + (x * 1).fill_(2.0), "3c 4c"),
+        Sample("zero", lambda x: x + (x * 1).zero_(), "3c 4c"),
+        Sample("zero", _middle_zero, "6b", "of a third"),
+        Sample("exponential", lambda x: x + 0 * torch.empty_like(x).exponential_(), "3c 4c"),
+        Sample("uniform", lambda x: x + 0 * torch.empty_like(x).uniform_(), "3c 4c"),
+        Sample("normal_functional", lambda x: x + 0 * torch.empty_like(x).normal_(), "3c 4c"),
+        Sample("native_dropout", lambda x: aten.native_dropout(x, 0.5, False), "3c 4c"),
     ]
+
+
+def _middle_zero(x: Tensor) -> Tensor:
+    third = len(x) // 3
+    x = x.clone()
+    x[third : 2 * third].zero_()
+    return x.view(3, third)
 
 
 def _adding(make: Run, arguments: Run) -> Run:
@@ -145,6 +168,7 @@ def _factories() -> list[Sample]:
     shaped = ["zeros", "ones", "empty", "rand", "randn"]
     like = ["zeros_like", "ones_like", "empty_like", "rand_like", "randn_like"]
     new = ["new_zeros", "new_ones", "new_empty"]
+    windows = ["hann_window", "hamming_window", "blackman_window", "bartlett_window", "kaiser_window"]
     return [
         *(Sample(n, _adding(getattr(torch, n), lambda x: [x.shape]), "3c 4c") for n in shaped),
         *(Sample(n, _adding(getattr(aten, n), lambda x: [x]), "3c 4c") for n in like),
@@ -162,6 +186,7 @@ def _factories() -> list[Sample]:
         Sample("arange", lambda x, y: x + torch.arange(len(y)), "3c 1-, 4i", "places of the input"),
         Sample("linspace", lambda x: x + torch.linspace(0, 1, x.shape[1]), "3c 4p"),
         Sample("logspace", lambda x: x + torch.logspace(0, 1, x.shape[1]), "3c 4p"),
+        *(Sample(n, lambda x, n=n: x * getattr(torch, n)(x.shape[1]), "3c 4p") for n in windows),
         Sample("eye", lambda x: x + torch.eye(len(x)), "3p 3p"),
         Sample("eye", lambda x: x @ torch.eye(x.shape[1], dtype=x.dtype), "3c 4p", "in a product"),
         Sample("randperm", lambda x: x + 0 * torch.randperm(x.shape[1]), "3c 4p"),
@@ -175,7 +200,7 @@ def _products() -> list[Sample]:
         Sample("mm", torch.mm, "3c 4c, 4c 5c"),
         Sample("mm", torch.mm, "3i 4i, 4p 5c", "on an input"),
         Sample("bmm", torch.bmm, "2c 3c 4c, 2c 4c 5c"),
-        Sample("bmm", lambda x, y: x.unflatten(1, (2, -1)).movedim(1, 0) @ y, "3c 4p, 2p 2p 5c", "a matrix per head"),
+        Sample("bmm", lambda x, y: x.unflatten(1, (2, -1)).movedim(1, 0) @ y, "3c 4c, 2p 2c 5c", "a matrix per head"),
         Sample("addmm", torch.addmm, "5c, 3c 4c, 4c 5c"),
         Sample("addmm", lambda b, x, w: torch.addmm(b, x, w, beta=0.5, alpha=2), "3c 5c, 3c 4c, 4c 5c", "scaled"),
         Sample("baddbmm", torch.baddbmm, "2c 3c 5c, 2c 3c 4c, 2c 4c 5c"),
@@ -283,7 +308,8 @@ def _statistics() -> list[Sample]:
     vectors = "4c, 4c, 4c, 4c"
     return [
         Sample("native_batch_norm", _batch_norm, f"{two}, {vectors}", low=0.1),
-        Sample("native_batch_norm", _no_statistics, "2p 4c 3p 3p", "of the batch"),
+        Sample("native_batch_norm", _no_statistics, "2c 4c 3c 3c", "of the batch"),
+        Sample("native_batch_norm", _standardised, "3c 4c 2c 2c, 3c", "of a filter"),
         Sample("_native_batch_norm_legit_no_training", _no_training, f"{two}, {vectors}", low=0.1),
         Sample("_native_batch_norm_legit", _legit, "2i 1i 3i 3i, 4c, 4c"),
         Sample("_native_batch_norm_legit_functional", _legit_functional, f"2i 1i 3i 3i, {vectors}"),
@@ -330,29 +356,71 @@ def _legit_functional(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var
     return aten._native_batch_norm_legit_functional(_widened(x, mean), weight, bias, mean, var, True, 0.1, 1e-5)[0]
 
 
+def _standardised(weight: Tensor, gain: Tensor) -> Tensor:
+    flat = weight.reshape(1, len(weight), -1)
+    return F.batch_norm(flat, None, None, gain, training=True, momentum=0.0).reshape_as(weight)
+
+
 def _no_statistics(x: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, training=True)
 
 
 def _other_reductions() -> list[Sample]:
-    within = ["amax", "amin", "logsumexp", "prod", "any", "all", "argmax", "argmin", "var", "std"]
-    pairs = ["max", "min", "median", "var_mean", "std_mean"]
+    within = ["amax", "amin", "logsumexp", "prod", "any", "all", "argmax", "argmin"]
+    pairs = ["max", "min", "median", "nanmedian", "mode"]
+    spreads = ["var", "std", "var_mean", "std_mean"]
     return [
         *(Sample(n, _with(torch, n, 1), "3c 4p") for n in within),
         *(Sample(n, _with(torch, n, 1, keepdim=True), "3c 4p", "keepdim") for n in within),
         *(Sample(n, _with(torch, n, 1), "3c 4p") for n in pairs),
-        *(Sample(n, _with(torch, n), "3p 4p", "all") for n in ["max", "argmax", "median", "var"]),
+        *(Sample(n, _with(torch, n, 1, keepdim=True), "3c 4p", "keepdim") for n in pairs),
+        *(Sample(n, _with(torch, n), "3p 4p", "all") for n in ["max", "argmax", "median"]),
+        *(Sample(n, _with(torch, n, 1), "3c 4c") for n in spreads),
+        *(Sample(n, _with(torch, n, 1, keepdim=True), "3c 4c", "keepdim") for n in spreads),
+        *(Sample(n, _with(torch, n, (0, 2), correction=0), "3c 4c 5c", "biased") for n in spreads),
+        *(Sample(n, _with(torch, n), "3c 4c", "all") for n in spreads),
+        Sample("aminmax", _with(torch, "aminmax", dim=1), "3c 4p"),
+        Sample("aminmax", _with(torch, "aminmax", dim=1, keepdim=True), "3c 4p", "keepdim"),
+        Sample("aminmax", _with(torch, "aminmax"), "3p 4p", "all"),
+        Sample("nansum", lambda x: x.nansum(1), "3c 4c"),
+        Sample("count_nonzero", lambda x: (x > 0).count_nonzero(1), "3c 4c"),
+        *_norms(),
         Sample("amax", lambda x: x.amax((0, 2)), "3p 4c 2p", "two axes"),
-        Sample("linalg_vector_norm", lambda x: x.norm(2, 1), "3c 4p"),
-        Sample("linalg_vector_norm", lambda x: aten.linalg_vector_norm(x), "3p 4p", "all"),
-        Sample("norm", lambda x: aten.norm(x, 2, [1]), "3c 4p"),
-        Sample("norm", lambda x: aten.norm(x), "3p 4p", "all"),
         *_along(),
+    ]
+
+
+def _norms() -> list[Sample]:
+    return [
+        *(
+            Sample("linalg_vector_norm", _with(torch.linalg, "vector_norm", p, 1), "3c 4c", f"p {p}")
+            for p in (0, 1, 2.5)
+        ),
+        Sample("linalg_vector_norm", lambda x: x.norm(float("inf"), 1), "3c 4c", "largest"),
+        Sample("linalg_vector_norm", lambda x: x.norm(-float("inf"), 1), "3c 4p", "least"),
+        Sample("linalg_vector_norm", lambda x: torch.linalg.vector_norm(x), "3c 4c", "all"),
+        Sample("linalg_vector_norm", lambda x: F.normalize(x, dim=1), "3c 4c", "normalize"),
+        Sample("linalg_vector_norm", lambda x, y: F.cosine_similarity(x, y, 1), "3c 4c, 3c 4c", "cosine"),
+        Sample("norm", lambda x: aten.norm(x, 2, [1]), "3c 4c"),
+        Sample("norm", lambda x: aten.norm(x, 2, [1], True), "3c 4c", "keepdim"),
+        Sample("norm", lambda x: aten.norm(x), "3c 4c", "all"),
+        Sample("norm", lambda x: aten.norm(x, -1, [1]), "3c 4p", "of reciprocals"),
+        Sample("dist", torch.dist, "3c 4c, 3c 4c"),
+        Sample("dist", lambda x, y: torch.dist(x, y, -1), "3p 4p, 3p 4p", "of reciprocals"),
+        Sample("_cdist_forward", torch.cdist, "2c 3c 4c, 2c 5c 4c"),
+        Sample("_cdist_forward", lambda x, y: torch.cdist(x, y, 1.0), "3i 4i, 5c 4p", "on an input"),
+        Sample("_cdist_forward", torch.cdist, "2c 3c 4c, 5c 4c", "broadcast"),
+        Sample("_euclidean_dist", lambda x, y: aten._euclidean_dist(x, y), "3c 4c, 5c 4c"),
+        Sample("_pdist_forward", F.pdist, "3p 4c"),
+        Sample("renorm", lambda x: x.renorm(2, 0, 1.0), "3c 4c 2c"),
+        Sample("renorm", lambda x: x.renorm(1, -1, 1.0), "3c 4c", "last"),
     ]
 
 
 def _along() -> list[Sample]:
     return [
+        *(Sample(n, _with(torch, n, 0), "3p 4c") for n in ["cummax", "cummin"]),
+        Sample("multinomial", lambda x: 0 * x.softmax(1).multinomial(2), "3c 4p"),
         Sample("_softmax", lambda x: x.softmax(1), "3c 4p"),
         Sample("_softmax", lambda x: x.softmax(-2), "3p 4c", "from the right"),
         Sample("_log_softmax", lambda x: x.log_softmax(1), "3c 4p"),
@@ -378,6 +446,10 @@ def _windows() -> list[Sample]:
         Sample("upsample_bicubic2d", _resized("bicubic"), two),
         Sample("_upsample_bilinear2d_aa", _resized("bilinear", antialias=True), two),
         Sample("_upsample_bicubic2d_aa", _resized("bicubic", antialias=True), two),
+        Sample("max_unpool2d", lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]), two),
+        Sample("max_unpool3d", lambda x: F.max_unpool3d(*F.max_pool3d(x, 2, return_indices=True), [2, 2, 2]), three),
+        *_patches(),
+        *_regions(),
         *(Sample(f"upsample_nearest{n}d", _resized("nearest"), s) for n, s in ((1, one), (2, two), (3, three))),
         *(Sample(f"_upsample_nearest_exact{n}d", _resized("nearest-exact"), s) for n, s in ((1, one), (2, two),
                                                                                        (3, three))),
@@ -413,6 +485,7 @@ def _pooling(one: str, two: str, three: str) -> list[Sample]:
         Sample("mean", lambda x: F.adaptive_avg_pool2d(x, 1), "2c 3c 1- 1-", "global pool"),
         Sample("adaptive_max_pool2d", lambda x: F.adaptive_max_pool2d(x, 2), two),
         Sample("fractional_max_pool2d", _fractional, two),
+        Sample("fractional_max_pool3d", _fractional3d, three),
         Sample("avg_pool3d", lambda x: F.avg_pool3d(x, 2), three),
         Sample("max_pool3d_with_indices", lambda x: F.max_pool3d(x, 2), three),
         Sample("_adaptive_avg_pool3d", lambda x: F.adaptive_avg_pool3d(x, 2), three),
@@ -423,6 +496,172 @@ def _pooling(one: str, two: str, three: str) -> list[Sample]:
 def _fractional(x: Tensor) -> Any:
     where = torch.full((*x.shape[:2], 2), 0.5, dtype=x.dtype)
     return aten.fractional_max_pool2d(x, [2, 2], [3, 3], where)[0]
+
+
+def _fractional3d(x: Tensor) -> Any:
+    where = torch.full((*x.shape[:2], 3), 0.5, dtype=x.dtype)
+    return aten.fractional_max_pool3d(x, [2, 2, 2], [2, 2, 2], where)[0]
+
+
+def _patches() -> list[Sample]:
+    return [
+        Sample("im2col", lambda x: F.unfold(x, 2), "2c 3c 4p 4p"),
+        Sample("im2col", lambda x: F.unfold(x, 2).view(len(x), -1, 4, 9).sum(1), "2c 3c 4p 4p", "and apart"),
+        Sample("im2col", lambda x: F.unfold(x, 1), "3c 4p 4p", "no batch, single places"),
+        Sample("col2im", lambda x: F.fold(x, (3, 3), 2), "2c 12c 4p"),
+        Sample("col2im", lambda x: F.fold(x, (2, 2), 1), "2c 3c 4p", "single places"),
+        Sample("col2im", lambda x: F.fold(F.unfold(x, 2), (4, 4), 2), "2c 3c 4p 4p", "back"),
+        Sample("col2im", lambda x: F.fold(x, (3, 3), 2), "12c 4p", "no batch"),
+    ]
+
+
+def _regions() -> list[Sample]:
+    boxes = torch.tensor([[0.0, 0.0, 0.0, 2.0, 2.0], [0.0, 1.0, 1.0, 3.0, 3.0]], dtype=torch.float64)
+    return [
+        Sample("roi_align", lambda x: ops.roi_align(x, boxes, 2), "1- 3c 4p 4p"),
+        Sample("roi_align", lambda x: ops.roi_align(x, boxes, 2), "2p 3c 4p 4p", "of a batch"),
+        Sample("roi_align", lambda x, y: ops.roi_align(x, y.abs(), 2), "1- 3c 4p 4p, 1- 5p", "boxes from data", high=0),
+        Sample("roi_pool", lambda x: ops.roi_pool(x, boxes, 2), "1- 3c 4p 4p"),
+        Sample("ps_roi_align", lambda x: ops.ps_roi_align(x, boxes, 2), "1- 8p 4p 4p"),
+        Sample("ps_roi_pool", lambda x: ops.ps_roi_pool(x, boxes, 2), "1- 8p 4p 4p"),
+        Sample("nms", lambda x, y: ops.nms(torch.cat([x, x + y], 1), x[:, 0], 0.5), "3p 2p, 3p 2p", low=0.1),
+        Sample("deform_conv2d", _deformed, "1- 3c 3p 3p, 4c 3c 2p 2p, 1- 8p 2p 2p, 1- 4p 2p 2p, 4c"),
+        Sample("deform_conv2d", _shifted, "1- 3c 3p 3p, 4c 3c 2p 2p, 1- 8p 2p 2p", "plain"),
+        Sample("deform_conv2d", _shifted, "1- 4c 3p 3p, 4c 1- 2p 2p, 1- 8i 2i 2i", "depthwise"),
+        Sample("deform_conv2d", _shifted, "1- 4c 3p 3p, 4b 2c 2p 2p, 1- 8i 2i 2i", "grouped"),
+        Sample("deform_conv2d", _shifted, "1- 4b 3p 3p, 4c 4b 2p 2p, 1i 16i 2i 2i", "two shifts"),
+    ]  # fmt: skip
+
+
+def _deformed(x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor) -> Any:
+    return ops.deform_conv2d(x, offset, weight, bias, mask=mask)
+
+
+def _shifted(x: Tensor, weight: Tensor, offset: Tensor) -> Any:
+    return ops.deform_conv2d(x, offset, weight)
+
+
+def _spectra() -> list[Sample]:
+    fft = torch.fft
+    two = "2c 3c 4p 4p"
+    return [
+        Sample("_fft_r2c _fft_c2r", lambda x: fft.irfft2(fft.rfft2(x, norm="ortho")), two),
+        Sample("_fft_r2c", lambda x: fft.rfft(x, dim=1).abs(), "3c 4p"),
+        Sample("_fft_r2c", lambda x: fft.rfft(x), "4p", "flat"),
+        Sample("_fft_c2c", lambda x: fft.ifft2(fft.fft2(x)).real, two),
+        Sample("_fft_r2c", lambda x, w: fft.rfft2(x) * torch.view_as_complex(w), f"{two}, 3c 4p 3p 2p", "filter"),
+        Sample("view_as_real", lambda x, y: torch.view_as_real(torch.complex(x, y)), "3c 4c, 3c 4c"),
+        Sample("view_as_complex", lambda x: torch.view_as_complex(x).abs(), "3c 2p"),
+        Sample("view_as_complex", lambda x: torch.view_as_complex(x.unflatten(1, (-1, 2))).abs(), "3c 6c", "pairs"),
+        Sample("view_as_complex", _from_halves, "3c 6c", "halves"),
+        Sample("complex", torch.complex, "3c 4c, 4c"),
+        Sample("polar", torch.polar, "3c 4c, 4c"),
+        Sample("_conj", lambda x, y: torch.complex(x, y).conj() * 2, "3c 4c, 3c 4c"),
+        Sample("_neg_view", lambda x, y: torch.complex(x, y).conj().imag * 2, "3c 4c, 3c 4c"),
+        Sample("_conj_physical", lambda x, y: torch.complex(x, y).conj_physical() * 2, "3c 4c, 3c 4c"),
+        Sample("mm", lambda x, y: (torch.complex(x, x) @ torch.complex(y, y)).abs(), "3c 4c, 4c 5c", "complex"),
+        Sample("angle", lambda x, y: torch.complex(x, y).angle(), "3c 4c, 3c 4c", "complex"),
+    ]  # fmt: skip
+
+
+def _from_halves(x: Tensor) -> Tensor:
+    return torch.view_as_complex(x.view(len(x), 2, -1).mT.contiguous())
+
+
+def _gathered() -> list[Sample]:
+    """Indices along one axis; `places` are numbers that belong to the input alone."""
+    one = "3c 4p"
+    middle = (slice(None), torch.tensor([0, 2]))
+    return [
+        Sample("gather", lambda x: x.gather(1, x.argsort(1)), one),
+        Sample("gather", lambda x: x.gather(1, torch.tensor([[0, 2]]).expand(len(x), -1)), one, "same in all rows"),
+        Sample("gather", lambda x, y: x.gather(0, y.argsort(0)), "3p 4c, 3p 4c", "from another"),
+        Sample("gather", lambda x, y: x.gather(1, y.argsort(1)), "3p 4p, 3i 4i", "from an input"),
+        Sample("gather", lambda x: x.gather(1, torch.tensor([[0, 2]])), "3p 4p", "of the first row"),
+        Sample("gather", lambda x, y: x.gather(1, _rows(y, x.shape[2])), "2p 3p 4c, 2i 3i", "of tokens"),
+        Sample("take", lambda x: x.take(torch.tensor([0, 2])), "3p 4p"),
+        Sample("scatter", lambda x: x.scatter(1, x.argsort(1), 0.5), one, "a number"),
+        Sample("scatter", lambda x, y: x.scatter(0, y.argsort(0), y), "3p 4c, 3p 4c"),
+        Sample("scatter", lambda x, y: x * F.one_hot((y > 0).long(), 2), "3c 2p, 3c", "one hot"),
+        Sample("scatter", lambda x, y: y.scatter(0, torch.tensor([[0, 1, 0, 1]]), x), "2p 5p, 3p 5p", "fewer"),
+        Sample("scatter_add", lambda x, y: y.scatter_add(1, _rows(y[..., 0], x.shape[2]), x), "2c 3p 4cp, 2c 3p 4cp"),
+        Sample("scatter_reduce", lambda x: x.scatter_reduce(1, x.argsort(1), x, "sum"), one),
+        Sample("index_add", lambda x, y: x.index_add(1, torch.tensor([0, 2]), y), "3c 4p, 3c 2p"),
+        Sample("index_copy", lambda x, y: x.index_copy(1, torch.tensor([0, 2]), y), "3c 4p, 3c 2p"),
+        Sample("index_reduce", lambda x, y: x.index_reduce(-1, torch.tensor([0, 2]), y, "amax"), "3c 4p, 3c 2p"),
+        Sample("index_fill", lambda x: x.index_fill(1, torch.tensor([0, 2]), 0.5), one),
+        Sample("index_fill", lambda x, y: x.index_fill(0, y.argsort(), 0.5), "3p 4c, 3p", "places from data"),
+        Sample("index_put", lambda x, y: _put(x, (torch.tensor([0, 2]),), y), "3p 4c, 2p 4c"),
+        Sample("index_put", lambda x, y: _put(x, middle, y), "3c 4p 2c, 3c 2p 2c", "middle"),
+        Sample("index_put", lambda x, y: _put(x, middle, y), "3c 4p 3c, 3c", "broadcast"),
+        Sample("index_put", lambda x, y, z: _put(x, (y > 0,), z), "3p 4p 3c, 3i 4i, 3c", "mask"),
+        Sample("index_put", lambda x, y: _put(x, (torch.tensor([0, 1]), slice(None), torch.tensor([1, 0])), y),
+               "2p 3c 2p, 2p 3c", "apart"),
+        Sample("index_put", lambda x, y: _put(x, (y.argsort(),), x.exp()), "3p 4c, 3p", "places from data"),
+        Sample("nonzero", lambda x: (x > 0).nonzero(), "3p 4p"),
+        Sample("masked_select", lambda x: x.masked_select(x > 0), "3p 4p"),
+        Sample("masked_scatter", lambda x, y: x.masked_scatter(x > 0, y), "3p 4p, 3p 4p"),
+        Sample("put", lambda x, y: x.put(torch.tensor([0, 2]), y), "3p 4p, 2p"),
+        Sample("_unique2", lambda x: x.unique(return_counts=True), "3p 4p"),
+        Sample("unique_dim", lambda x: x.unique(dim=0), "3p 4p"),
+        Sample("unique_consecutive", lambda x: x.unique_consecutive(), "3p 4p"),
+        Sample("bincount", lambda x: (x > 0).long().bincount(), "4p"),
+        Sample("repeat_interleave", lambda x: x.repeat_interleave(torch.arange(3), 0), "3k 4c"),
+        Sample("bucketize", lambda x: torch.bucketize(x, torch.arange(3.0)), "3c 4c"),
+        Sample("bucketize", lambda x, y: torch.bucketize(x, y.sort()[0]), "3c 4c, 3p", "boundaries from data"),
+        Sample("searchsorted", lambda x, y: torch.searchsorted(y.sort()[0], x), "3c 4c, 3p"),
+        Sample("searchsorted", lambda x, y: torch.searchsorted(y.sort()[0], x), "3c 4c, 3c 5p", "by rows"),
+        Sample("_embedding_bag_forward_only", lambda w: F.embedding_bag(torch.tensor([[2, 0], [1, 1]]), w), "3p 4c"),
+        Sample("_embedding_bag", lambda w: aten._embedding_bag(w, torch.tensor([2, 0]), torch.tensor([0]))[0], "3p 4c"),
+    ]  # fmt: skip
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """Places of rows in the order of `x`, the same for all of their `width` channels."""
+    return x.argsort(1)[:, :, None].expand(-1, -1, width)
+
+
+def _put(x: Tensor, where: tuple[Any, ...], what: Any) -> Tensor:
+    x = x.clone()
+    x[where] = what
+    return x
+
+
+def _matrices() -> list[Sample]:
+    linalg = torch.linalg
+    whole: dict[str, Run] = {
+        "linalg_qr": linalg.qr, "linalg_matrix_exp": linalg.matrix_exp, "linalg_inv_ex": linalg.inv,
+        "linalg_lstsq": lambda x: linalg.lstsq(x, x)[0], "linalg_pinv": linalg.pinv,
+        "linalg_eig": lambda x: linalg.eig(x)[0].abs(),
+        "linalg_lu_factor_ex": linalg.lu_factor,
+        "_linalg_svd": linalg.svdvals, "_linalg_eigh": lambda x: linalg.eigvalsh(x + x.mT), "_linalg_det": linalg.det,
+        "_linalg_slogdet": linalg.slogdet, "_linalg_solve_ex": lambda x: linalg.solve(x, x + 1),
+        "linalg_solve_triangular": lambda x: linalg.solve_triangular(x, x + 1, upper=True),
+        "linalg_cholesky_ex": lambda x: linalg.cholesky(x + 5 * torch.eye(3)),
+        "cholesky_solve": lambda x: x.cholesky_solve(x), "cholesky_inverse": lambda x: x.cholesky_inverse(),
+        "linalg_ldl_factor_ex": lambda x: linalg.ldl_factor(x + x.mT)[0],
+    }  # fmt: skip
+    return [
+        Sample("_trilinear", F.bilinear, "2c 3c, 2c 4c, 5c 3c 4c, 5c"),
+        Sample("_trilinear", F.bilinear, "2i 3i, 2p 4c, 5c 3p 4c", "on an input"),
+        Sample("addbmm", torch.addbmm, "3c 5c, 2c 3c 4c, 2c 4c 5c"),
+        Sample("addmv", torch.addmv, "3c, 3c 4c, 4c"),
+        Sample("addr", torch.addr, "3c 4c, 3c, 4c"),
+        Sample("linalg_cross", lambda x, y: torch.linalg.cross(x, y, dim=1), "2c 3p 4c, 2c 3p 4c"),
+        Sample("linalg_cross", torch.linalg.cross, "2p 3p, 2i 3i", "on an input"),
+        Sample("diagonal", torch.diagonal, "3c 3c 2c"),
+        Sample("diagonal", lambda x: x.diagonal(1, 1, 2), "2c 3p 4p", "beside it"),
+        Sample("diagonal", lambda x: x.expand(-1, 3).diagonal(), "3p 1-", "of equal columns"),
+        Sample("diagonal_copy", torch.diag, "3c 3c"),
+        Sample("trace", torch.trace, "3c 3c"),
+        Sample("diag_embed", torch.diag_embed, "3c 4c"),
+        Sample("diag_embed", lambda x, y: torch.diag_embed(x, 0, 0, 2) @ y, "3c 4c, 4c 5c", "in a product"),
+        Sample("diag_embed", lambda x: torch.diag_embed(x, 1), "3c 4p", "beside it"),
+        Sample("block_diag", torch.block_diag, "3c 4c, 2c 5c"),
+        Sample("as_strided", lambda x: x.as_strided((2, 2), (1, 2)), "3p 4p"),
+        Sample("linalg_householder_product", lambda x, y: linalg.householder_product(x, y), "3p 3p, 3p"),
+        *(Sample(name, run, "3p 3p", low=0.5) for name, run in whole.items()),
+    ]
 
 
 def _meetings() -> list[Sample]:
@@ -443,7 +682,7 @@ def _meetings() -> list[Sample]:
         Sample("view", lambda x, y: (x * y[:, None, None]).flatten(1), "2i 1i 3i 3i, 4c", "channels of an image"),
         Sample("view", lambda x, y: (x * y).unflatten(2, (2, -1)).transpose(1, 2), "2i 3i 1i, 6b", "heads"),
         Sample("bmm", lambda x, y: _heads(x) @ _heads(y).mT, "3c 6b, 4c 6b", "heads"),
-        Sample("bmm", lambda x, y: (_heads(x) @ _heads(y)).movedim(0, 1).flatten(1), "3c 8p, 4p 6b", "values"),
+        Sample("bmm", lambda x, y: (_heads(x) @ _heads(y)).movedim(0, 1).flatten(1), "3c 8c, 4c 6b", "values"),
         Sample("split", lambda x: torch.mul(*_halves(x)), "3c 4c", "halves meet"),
         Sample("split", lambda x: x.split(3, 1), "3c 5ck", "with a rest"),
         Sample("slice", lambda x: x[:, -3:-1], "3c 4ck", "from the end"),
@@ -499,6 +738,7 @@ def _shuffled(x: Tensor, weight: Tensor, after: Tensor) -> Tensor:
 
 SAMPLES: tuple[Sample, ...] = (
     *_pointwise(), *_copies(), *_factories(), *_products(), *_convolutions(), *_movement(), *_statistics(), *_windows(),
+    *_spectra(), *_gathered(), *_matrices(),
     *_meetings(),
 )  # fmt: skip
 
@@ -509,4 +749,7 @@ UNREACHABLE: dict[str, str] = {
     "cudnn_batch_norm": "runs on CUDA only",
     "miopen_batch_norm": "runs on ROCm only",
     "cudnn_grid_sampler": "runs on CUDA only",
+    "_fused_rms_norm": "comes apart on the CPU",
+    "nonzero_static": "gives as many places as it is told to, without a meta kernel",
+    "_unsafe_index_put": "is written by torch.compile only",
 }
