@@ -17,6 +17,7 @@ from surgeon.errors import BudgetError, InputError, NothingToCutError, ScoreErro
 from surgeon.planning import Plan, make_plan
 from surgeon.report import Report, make_report, tensor_bytes
 from surgeon.rewriting import rewrite
+from surgeon.rules import reasons
 from surgeon.tracing import Inputs, check_model, error_site, outside_inference_mode, trace
 from surgeon.trial import find_misfit
 from surgeon.verification import Difference
@@ -103,14 +104,14 @@ def prune(
             return plan, rewrite(module, plan)
 
     plan, small = planned(graph)
-    check, replans = None, 0
+    check, inexact = None, list[str]()
     while verify and check is None:
         try:
             with clock("verify"):
                 check = run_check(module, small, plan, example_inputs, seed=seed)
         except Difference as difference:  # noqa: PERF203  # it happens next to never
-            replans += 1
-            if replans > _MOST_REPLANS:
+            inexact.append(f"not exact at {difference.node.meta.get('site')}: the channels there stay whole")
+            if len(inexact) > _MOST_REPLANS:
                 raise
             try:
                 plan, small = planned(_without(plan, difference))
@@ -119,7 +120,7 @@ def prune(
     assert plan.fitted is not None
     graph = plan.fitted.graph
     sizes = (tensor_bytes(module), tensor_bytes(small))
-    report = make_report(graph, plan.kept(graph), sizes, check, _notes(graph, plan), clock.seconds)
+    report = make_report(graph, plan.kept(graph), sizes, check, (*inexact, *_notes(graph, plan)), clock.seconds)
     if inplace:
         small = rewrite(model, plan, inplace=True)
     return Result(small, replace(plan, fitted=None), report)
@@ -136,7 +137,7 @@ def _without(plan: Plan, difference: Difference) -> ChannelGraph:
     misfit = find_misfit(graph, {}, plan.fitted.kept, difference.node, str(difference), exactly=True)
     if not len(misfit.channels):
         raise difference
-    return graph.pin(misfit.channels, f"not exact at {difference.node.meta.get('site')}", misfit.source)
+    return graph.pin(misfit.channels, reasons.mixes(difference.node), misfit.source)
 
 
 class _Clock:
@@ -178,7 +179,7 @@ def _graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
 
 
 def _refuse_pinned(graph: ChannelGraph) -> None:
-    rows = [p for p in graph.pinned if p.reason not in ("output", "ignored")]
+    rows = [p for p in graph.pinned if p.reason not in (reasons.OUTPUT, reasons.IGNORED)]
     if rows:
         listed = "\n".join(f"  {p.layer}: {p.reason}" + (f" ({p.source})" if p.source else "") for p in rows)
         raise NothingToCutError(
@@ -187,7 +188,7 @@ def _refuse_pinned(graph: ChannelGraph) -> None:
 
 
 def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
-    constants = [p for p in graph.pinned if p.reason.startswith(("constant", "not exact"))]
+    constants = [p for p in graph.pinned if p.reason.startswith("constant")]
     kept = [f"{p.layer} keeps {p.channels} of {p.of} channels: {p.reason}" for p in constants]
     held = plan.fitted.settings if plan.fitted is not None else {}
     return (*kept, *(f"{target} is now {value}" for target, value in held.items()))

@@ -66,7 +66,7 @@ def _judge(spec: Spec, cut: Cut) -> Outcome:
     model, inputs = spec.build(), spec.inputs()
     result = surgeon.prune(model, inputs, ratio=cut.ratio, criterion="random", scope=cut.scope, seed=cut.seed)
     _untouched(spec, model)
-    inexact = [p for p in result.report.pinned if p.reason.startswith("not exact")]
+    inexact = [note for note in result.report.notes if note.startswith("not exact")]
     if inexact:
         raise OracleError(f"a first cut was wrong, and only the check noticed: {inexact[0]}")
     source = fit(model, result.plan, inputs).source

@@ -1,8 +1,9 @@
 """Channels: which positions of which tensors live and die together, and what may not be cut."""
 
 from surgeon.channels.bundles import Bundle, Link
-from surgeon.channels.graph import ChannelGraph, Group, Member, Pin, channel_graph
+from surgeon.channels.graph import ChannelGraph, Group, Member, channel_graph
 from surgeon.channels.labelling import Guide, Labels, Mismatch, Space, label
+from surgeon.channels.pins import Pin
 from surgeon.channels.structure import Structure, analyse, layer_of
 
 __all__ = [

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import networkx as nx
 import numpy as np
 
 from surgeon.channels.bundles import Bundle, Link, find_bundles
 from surgeon.channels.labelling import label
+from surgeon.channels.pins import Pin, find_pins
 from surgeon.channels.structure import Ints, Structure, analyse, layer_of, rows
 from surgeon.tracing import Trace
 
@@ -68,17 +69,6 @@ class Group:
     def consumers(self) -> tuple[str, ...]:
         """Layers that read them."""
         return tuple(dict.fromkeys(m.layer for m in self.members if m.role == "consumes"))
-
-
-@dataclass(frozen=True)
-class Pin:
-    """Why `channels` of the `of` filters (or neurons) of a layer can't be removed."""
-
-    layer: str
-    reason: str
-    source: str | None
-    channels: int
-    of: int
 
 
 class ChannelGraph:
@@ -198,43 +188,7 @@ class ChannelGraph:
     @functools.cached_property
     def pinned(self) -> tuple[Pin, ...]:
         """For every layer that must keep filters or neurons: how many, and the reason of the first of them."""
-        s = self.structure
-        whole = set(self.named) - {group.name for group in self.groups}
-        stuck = {int(n): self._first_extra(self.named[name]) for name in whole for n in self.named[name].numbers}
-        rows_: dict[str, Pin] = {}
-        sizes: Counter[str] = Counter()
-        space = s.labels.space
-        for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True):
-            if not s.produced[start]:
-                continue
-            sizes[layer_of(tensor)] += size
-            for number in s.channel[start : start + size]:
-                found = self._reason(int(number), stuck)
-                if found is not None:
-                    layer = layer_of(tensor)
-                    row = rows_.setdefault(layer, Pin(layer, *found, 0, 0))
-                    rows_[layer] = replace(row, channels=row.channels + 1)
-        return tuple(replace(row, of=sizes[row.layer]) for row in rows_.values())
-
-    def _reason(self, number: int, stuck: dict[int, tuple[str, str | None]]) -> tuple[str, str | None] | None:
-        s = self.structure
-        index = int(s.pinned[number])
-        if self.extra.get(number, ("",))[0] == "ignored":
-            return self.extra[number]
-        if index >= 0:
-            if index >= len(s.pins):
-                return ("tied to places that stay", None)
-            pin = s.pins[index]
-            site = pin.node.meta.get("site")
-            source = str(site.source) if site is not None and site.source else None
-            return (pin.reason, source)
-        return self.extra.get(number) or stuck.get(number)
-
-    def _first_extra(self, group: Group) -> tuple[str, str | None]:
-        """Why a whole group stays although not each of its channels is pinned."""
-        return next(
-            (self.extra[int(n)] for n in group.numbers if int(n) in self.extra), ("tied to places that stay", None)
-        )
+        return find_pins(self)
 
     def to_networkx(self) -> nx.DiGraph:
         """The channel-dependency graph.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from surgeon.rules import TABLE, Ledger, Marked, Plane, compact
+from surgeon.rules import TABLE, Ledger, Marked, Plane, compact, reasons
 from surgeon.tracing import Trace, operator_name
 
 #: Example planes use negative numbers, so they can never be mistaken for labels.
@@ -198,13 +198,13 @@ class LabelPass(fx.Interpreter):
         name = str(packet).removeprefix("aten.")
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Marked)]
         for operand in operands:
-            self._ledger.pin(operand.planes, f"operator without rule {name}")
+            self._ledger.pin(operand.planes, reasons.without_rule(name))
         return Marked((), (), constant=bool(operands) and all(o.constant for o in operands))
 
     def _output(self, node: fx.Node) -> None:
         for value in pytree.tree_leaves(self.map_nodes_to_values(node.args, node)):
             if isinstance(value, Marked):
-                self._ledger.pin(value.planes, "output")
+                self._ledger.pin(value.planes, reasons.OUTPUT)
 
     def _finish(self, node: fx.Node, marked: Marked) -> Marked:
         shape, span = tuple(node.meta["shape"]), tuple(self._ledger.dense.meta.get("shape", node.meta["shape"]))
@@ -223,7 +223,7 @@ class LabelPass(fx.Interpreter):
                 planes.append(plane)
             else:
                 # a single channel, picked by a constant: it can't move
-                self._ledger.pin([plane], "constant")
+                self._ledger.pin([plane], reasons.constant(self._ledger.node))
             found.append((index, axes or None))
         return tuple(planes), tuple(found)
 
@@ -238,7 +238,7 @@ class LabelPass(fx.Interpreter):
             plane = marked.planes[index]
             found = replace(plane, labels=_narrow(dense, plane, axes or frozenset(), shape), axes=axes or frozenset())
             if axes is None:
-                self._ledger.pin([found], "constant")
+                self._ledger.pin([found], reasons.constant(self._ledger.node))
             else:
                 planes.append(found)
         return tuple(planes), wanted
@@ -250,7 +250,7 @@ def _finest_first(axes: Sequence[frozenset[int]], planes: Sequence[Plane]) -> li
     if len(set(axes)) == len(axes):
         return order
     return sorted(
-        order, key=lambda i: (min(j for j in order if axes[j] == axes[i]), -planes[i].labels.unique().numel())
+        order, key=lambda i: (min(j for j in order if axes[j] == axes[i]), -len(np.unique(planes[i].labels.numpy())))
     )
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx
 
 from surgeon.channels.labelling import Labels
-from surgeon.rules import FIXED, Pinned
+from surgeon.rules import FIXED, Couple, Pinned, reasons
 
 Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -43,7 +44,7 @@ class Structure:
     pinned:
         Index into ``pins`` of each channel's first pin, -1 where it is free.
     pins:
-        The ledger's pins in the order in which they were found.
+        The ledger's pins in the order in which they were found, then what was coupled with a place without channels.
     signature:
         Two independent 64-bit sums per channel: equal signatures, interchangeable channels.
     lead:
@@ -71,17 +72,17 @@ class Structure:
 def analyse(labels: Labels, names: Mapping[fx.Node, fx.Node] | None = None) -> Structure:
     """Connect the labels and describe every channel; `names` gives the dense node of each node."""
     ledger, total = labels.ledger, labels.space.total
-    pairs = [_pair(a, b) for a, b in ledger.couples]
+    pairs = [_pair(a, b) for a, b, _ in ledger.couples]
     edges = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
-    met_fixed = edges[:, (edges == FIXED).any(axis=0)].max(axis=0, initial=0)
+    pins = (*ledger.pins, *_met_fixed(ledger.couples, pairs))
     edges = edges[:, (edges != FIXED).all(axis=0)]
     graph = coo_matrix((np.ones(edges.shape[1], dtype=np.int8), (edges[0] - 1, edges[1] - 1)), (total - 1, total - 1))
     count, component = connected_components(graph, directed=False) if total > 1 else (0, np.zeros(0))
     channel = np.concatenate([[-1], component]).astype(np.int64)
     produced, consumed, filters = _flags(labels, total)
-    pinned = _pins(channel, count, ledger.pins, met_fixed)
+    pinned = _pins(channel, count, pins)
     return Structure(
-        labels, channel, count, pinned, tuple(ledger.pins), _signatures(labels, channel, count, names or {}),
+        labels, channel, count, pinned, pins, _signatures(labels, channel, count, names or {}),
         _leads(labels, channel, count), produced, consumed, filters,
     )  # fmt: skip
 
@@ -104,10 +105,18 @@ def _flags(labels: Labels, total: int) -> tuple[NDArray[np.bool_], NDArray[np.bo
     return produced, consumed, filters
 
 
-def _pins(channel: Ints, count: int, pins: Iterable[Pinned], met_fixed: Ints) -> Ints:
-    """The first pin of each channel; a channel that only met a place without channels gets a large number."""
+def _met_fixed(couples: Sequence[Couple], pairs: Sequence[Ints]) -> Iterator[Pinned]:
+    """Labels that were coupled with a place without channels (padding, a constant part)."""
+    for (_, _, node), pair in zip(couples, pairs, strict=True):
+        met = pair[:, (pair == FIXED).any(axis=0)].max(axis=0, initial=0)
+        met = met[met != FIXED]
+        if len(met):
+            yield Pinned(torch.from_numpy(met), reasons.constant(node), node)
+
+
+def _pins(channel: Ints, count: int, pins: Sequence[Pinned]) -> Ints:
+    """The first pin of each channel, -1 where it has none."""
     pinned = np.full(count + 1, -1, dtype=np.int64)
-    pinned[channel[met_fixed]] = np.iinfo(np.int64).max
     for index, pin in reversed(list(enumerate(pins))):
         pinned[channel[flat(pin.labels)]] = index
     return pinned[:-1]  # the last entry took the FIXED places
@@ -122,7 +131,7 @@ def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Nod
         base = _hash(f"{names.get(anchor.node, anchor.node).name}:{anchor.kind}")
         np.add.at(sums, channel[flat(anchor.labels)], _mix(base, flat(anchor.coordinates)))
     for pin in ledger.pins:
-        np.add.at(sums, channel[flat(pin.labels)], _hash(f"{names.get(pin.node, pin.node).name}:{pin.reason}"))
+        np.add.at(sums, channel[flat(pin.labels)], _hash(f"{names.get(pin.node, pin.node).name}:pin"))
     return sums[:-1]
 
 

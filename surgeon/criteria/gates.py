@@ -109,7 +109,7 @@ class GatedModel(nn.Module):
         return result
 
     def _collect(self, activation: Tensor, gradient: Tensor, channel: Tensor, example: Tensor | None) -> None:
-        product = activation.detach() * gradient
+        product = (activation.detach().conj() * gradient).real  # of a complex number the part that the loss follows
         if product.dtype in (torch.float16, torch.bfloat16):
             product = activation.detach().float() * gradient.float()
         rows = torch.zeros([1] * product.ndim, dtype=torch.int64) if example is None else -1 - example

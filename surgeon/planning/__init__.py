@@ -18,6 +18,7 @@ from surgeon.planning.moves import Blocked, Move, Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_made_by, select_layers
+from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
 from surgeon.trial import Binding, Fit, Misfit, fit, settle, widths_of
 
@@ -73,7 +74,7 @@ def make_plan(
     asked = {"filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params}
     _check(scope, round_to, min_channels)
     ignored = select_layers(graph.trace.model, ignored_layers)
-    graph = graph.pin(channels_made_by(graph, ignored), "ignored")
+    graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)
     repair = Repair(graph)
     blocked: Blocked = {}
     while True:

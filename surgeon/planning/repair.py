@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from surgeon.channels import ChannelGraph, Link
+from surgeon.rules import reasons
 from surgeon.trial import Binding, Misfit, find_links
 
 
@@ -50,8 +51,7 @@ class Repair:
         self.graph, misfit = self._open.graph, self._open.misfit
         self.bindings = misfit.bindings
         self._open = None
-        reason = f"constant in {misfit.source}" if misfit.source else misfit.why
-        self.graph = self.graph.pin(misfit.channels, reason, misfit.source)
+        self.graph = self.graph.pin(misfit.channels, reasons.constant(misfit.node), misfit.source)
         return True
 
 

@@ -14,10 +14,10 @@ from surgeon.rules import (  # noqa: F401  # they fill the table
     windows,
 )
 from surgeon.rules.elementwise import POINTWISE
-from surgeon.rules.marks import FIXED, Anchor, Ledger, Marked, Pinned, Plane, Summed, Tie, Work, compact
+from surgeon.rules.marks import FIXED, Anchor, Couple, Ledger, Marked, Pinned, Plane, Summed, Tie, Work, compact
 from surgeon.rules.registry import TABLE, Rule, rule
 
 __all__ = [
-    "FIXED", "POINTWISE", "TABLE", "Anchor", "Ledger", "Marked", "Pinned", "Plane", "Rule", "Summed", "Tie", "Work",
-    "compact", "rule",
+    "FIXED", "POINTWISE", "TABLE", "Anchor", "Couple", "Ledger", "Marked", "Pinned", "Plane", "Rule", "Summed", "Tie",
+    "Work", "compact", "rule",
 ]  # fmt: skip

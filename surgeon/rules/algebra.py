@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.rules import reasons
 from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, Summed, spread
 from surgeon.tracing import operator_name
-
-NO_CHANNEL = "meets a tensor without channels in {}"
 
 
 def running(ledger: Ledger) -> str:
@@ -67,7 +67,10 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
             key = (plane.key, seen[plane.key])
             seen[plane.key] += 1
             merged[key] = _merge(ledger, merged[key], plane) if key in merged else plane
-    inner = {plane.key for plane, rows in _rows(values) if not ledger.couple(rows, plane)}
+    inner = set()
+    for plane, rows in _rows(values):
+        ledger.couple(rows, plane)
+        inner.add(plane.key)
     for index, value in enumerate(values):
         for plane in value.planes:
             for other in values[:index] + values[index + 1 :]:
@@ -83,9 +86,8 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
 
 def _rows(values: Sequence[Marked]) -> Iterator[tuple[Plane, Plane]]:
     """Planes that are like each row of a plane of another value, with that plane."""
-    for index, value in enumerate(values):
-        for other in values[:index] + values[index + 1 :]:
-            yield from ((p, q) for p in value.planes for q in other.planes if _is_row(p, q))
+    for value, other in itertools.permutations(values, 2):
+        yield from ((p, q) for p in value.planes for q in other.planes if _is_row(p, q))
 
 
 def _is_row(plane: Plane, of: Plane) -> bool:
@@ -110,7 +112,7 @@ def _confront(ledger: Ledger, plane: Plane, other: Marked) -> None:
         return
     met = {axis for axis in plane.axes if other.span[axis] > 1}
     if met == plane.axes:
-        ledger.pin([plane], NO_CHANNEL.format(running(ledger)))
+        ledger.pin([plane], reasons.constant(ledger.node))
     elif met:
         ledger.anchor(plane, met, "meets")
 
@@ -228,7 +230,7 @@ def slide(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
             if rest.axes:
                 planes.append(rest)
             else:
-                ledger.pin([plane], f"mixes channels in {running(ledger)}")
+                ledger.pin([plane], reasons.mixes(ledger.node))
         else:
             planes.append(plane)
     return replace(value, planes=tuple(planes))

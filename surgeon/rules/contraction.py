@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, note_summed, on_axis, product_sum
 from surgeon.rules.marks import Ledger, Marked, Work
 from surgeon.rules.registry import rule
@@ -115,9 +115,9 @@ def _same_channel(ledger: Ledger, left: Marked, right: Marked) -> Marked:
         for out in outs:
             ledger.couple(plane, out)
     if not incoming:
-        ledger.pin(outs, algebra.NO_CHANNEL.format("convolution"))
+        ledger.pin(outs, reasons.constant(ledger.node))
     if not outs:
-        ledger.pin(incoming, algebra.NO_CHANNEL.format("convolution"))
+        ledger.pin(incoming, reasons.constant(ledger.node))
     return replace(left, planes=tuple(p for p in left.planes if p.example or 1 not in p.axes), free=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift
 from surgeon.rules.marks import Ledger, Marked
 from surgeon.rules.movement import MASKS
@@ -18,7 +18,7 @@ from surgeon.rules.registry import rule
 def _hold(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
     """Pin what varies along `axes`, and leave those axes with a single place."""
     gone = frozenset(axes)
-    ledger.pin([p for p in value.planes if p.axes & gone], f"mixes channels in {algebra.running(ledger)}")
+    ledger.pin([p for p in value.planes if p.axes & gone], reasons.mixes(ledger.node))
 
     def one(sizes: Sequence[int]) -> tuple[int, ...]:
         return tuple(1 if axis in gone else size for axis, size in enumerate(sizes))
@@ -122,7 +122,7 @@ def picked(ledger: Ledger, *args: Any, **_: Any) -> Any:
     """How many places there are, or which, is told by the numbers."""
     values = [a for a in args if isinstance(a, Marked)]
     for value in values:
-        ledger.pin(value.planes, f"an index that depends on the data in {algebra.running(ledger)}")
+        ledger.pin(value.planes, reasons.mixes(ledger.node))
     result = Marked((), (), constant=all(value.constant for value in values))
     return result if "shape" in ledger.node.meta else [result] * 3
 
@@ -148,7 +148,7 @@ def embedding_bag(ledger: Ledger, weight: Marked, *others: Any, **_: Any) -> lis
     rows = _hold(ledger, weight, [0])
     for value in others:
         if isinstance(value, Marked):
-            ledger.pin(value.planes, f"mixes channels in {algebra.running(ledger)}")
+            ledger.pin(value.planes, reasons.mixes(ledger.node))
     ledger.produced += [(p.labels, False) for p in rows.planes if not p.example]
     empty = Marked((), ())
     return [replace(rows, free=False), empty, empty, empty]

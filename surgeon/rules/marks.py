@@ -115,11 +115,15 @@ class Work:
     factors: tuple[Tensor, ...]
 
 
+#: Labels that are the same channels, place by place, and the call that says so.
+Couple = tuple[Tensor, Tensor, fx.Node]
+
+
 @dataclass
 class Ledger:
     """Everything that the rules report while the graph runs on labels."""
 
-    couples: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    couples: list[Couple] = field(default_factory=list)
     pins: list[Pinned] = field(default_factory=list)
     anchors: list[Anchor] = field(default_factory=list)
     ties: list[Tie] = field(default_factory=list)
@@ -144,7 +148,7 @@ class Ledger:
     def couple(self, one: Plane, other: Plane) -> None:
         """The labels of both planes are the same channels, place by place."""
         if not one.example:
-            self.couples.append((one.labels, other.labels))
+            self.couples.append((one.labels, other.labels, self.node))
 
     def pin(self, planes: Iterable[Plane], reason: str) -> None:
         """No channel of these planes may go."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, note_summed
 from surgeon.rules.contraction import addmm
 from surgeon.rules.marks import FIXED, Ledger, Marked, Plane
@@ -86,7 +86,7 @@ def diagonal(ledger: Ledger, x: Marked, offset: int = 0, dim1: int = 0, dim2: in
     rows, columns = ([p for p in x.planes if axis in p.axes and not p.example] for axis in pair)
     result = algebra.move(ledger, torch.diagonal, x, offset, *pair)
     if offset or len(rows) != 1 or len(columns) != 1 or rows == columns:
-        ledger.pin([*rows, *columns], f"mixes channels in {algebra.running(ledger)}")
+        ledger.pin([*rows, *columns], reasons.mixes(ledger.node))
         return result
     row, column = (result.planes[x.planes.index(plane)] for plane in (*rows, *columns))
     ledger.couple(row, column)
@@ -108,7 +108,7 @@ def diag_embed(ledger: Ledger, x: Marked, offset: int = 0, dim1: int = -2, dim2:
     rest = [axis for axis in range(ndim) if axis not in pair]
     if offset:
         moved = [p for p in x.planes if last in p.axes]
-        ledger.pin(moved, f"mixes channels in {algebra.running(ledger)}")
+        ledger.pin(moved, reasons.mixes(ledger.node))
         x = replace(x, planes=tuple(p for p in x.planes if p not in moved))
     sides = [lift(x, {**dict(enumerate(rest)), last: axis}, ndim) for axis in pair]
     rows, columns = sides
@@ -143,6 +143,6 @@ def whole(ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
     """Every number of the result depends on the whole matrix."""
     values = [a for a in args if isinstance(a, Marked)]
     for value in values:
-        ledger.pin(value.planes, f"mixes channels in {algebra.running(ledger)}")
+        ledger.pin(value.planes, reasons.mixes(ledger.node))
     result = Marked((), (), constant=all(value.constant for value in values))
     return result if "shape" in ledger.node.meta else [result] * 4

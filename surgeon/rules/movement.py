@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, move
 from surgeon.rules.marks import Ledger, Marked, compact
 from surgeon.rules.registry import rule
@@ -163,7 +163,7 @@ def _given(call: fx.Node) -> bool:
 
 @rule("index")
 def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked:
-    why = "an index that depends on the data in index"
+    why = reasons.mixes(ledger.node)
     values = [None if i is None else i.value for i in indices]
     if any(v is None and i is not None for v, i in zip(values, indices, strict=True)):
         ledger.pin(x.planes, why)
@@ -187,7 +187,7 @@ def index_select(ledger: Ledger, x: Marked, dim: int, chosen: Marked) -> Marked:
 @rule("embedding")
 def embedding(ledger: Ledger, weight: Marked, indices: Marked, *_: Any, **__: Any) -> Marked:
     rows = [p for p in weight.planes if 0 in p.axes]
-    ledger.pin(rows, "rows of a table are picked by index in embedding")
+    ledger.pin(rows, reasons.mixes(ledger.node))
     ndim = len(indices.shape) + 1
     kept = replace(weight, planes=tuple(p for p in weight.planes if 0 not in p.axes))
     ledger.produced += [(p.labels, False) for p in kept.planes if not p.example]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, note_summed, product_sum
 from surgeon.rules.marks import Ledger, Marked
 from surgeon.rules.registry import rule
@@ -24,7 +24,7 @@ def vector_norm(ledger: Ledger, x: Marked, p: Any = 2, dim: Any = None, keepdim:
 def dist(ledger: Ledger, one: Marked, other: Marked, p: Any = 2) -> Marked:
     joint = algebra.join(ledger, [one, other])
     if p < 0:
-        ledger.pin(joint.planes, f"mixes channels in {algebra.running(ledger)}")
+        ledger.pin(joint.planes, reasons.mixes(ledger.node))
     for operand, value in enumerate((one, other)):
         note_summed(ledger, value, operand, range(len(value.shape)))
     return Marked((), (), constant=joint.constant)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, reasons
 from surgeon.rules.contraction import convolve
 from surgeon.rules.marks import Ledger, Marked
 from surgeon.rules.registry import rule
@@ -15,7 +15,7 @@ from surgeon.rules.statistics import keep_groups
 def _steer(ledger: Ledger, *values: Marked) -> None:
     """Numbers that say where to look: none of them can go."""
     for value in values:
-        ledger.pin(value.planes, f"mixes channels in {algebra.running(ledger)}")
+        ledger.pin(value.planes, reasons.mixes(ledger.node))
 
 
 def _regions(ledger: Ledger, x: Marked, regions: Marked) -> Marked:

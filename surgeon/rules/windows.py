@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import move
 from surgeon.rules.marks import Ledger, Marked
 from surgeon.rules.registry import rule
@@ -40,7 +40,7 @@ _window(
 
 @rule("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
 def grid_sampler(ledger: Ledger, x: Marked, grid: Marked, *_: Any) -> Marked:
-    ledger.pin(grid.planes, "mixes channels in grid_sampler")
+    ledger.pin(grid.planes, reasons.mixes(ledger.node))
     return algebra.slide(ledger, x, range(2, len(x.shape)))
 
 

@@ -60,8 +60,12 @@ class Inputs:
         return Inputs(args, kwargs)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Inputs:
-        """Move to a device; `dtype` changes floating-point tensors only."""
-        return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+        """Move to a device; `dtype` changes floating-point tensors only, and complex ones to its complex type."""
+
+        def kind(t: Tensor) -> torch.dtype | None:
+            return dtype.to_complex() if dtype and t.is_complex() else dtype if t.is_floating_point() else None
+
+        return self.map(lambda t: t.to(device=device, dtype=kind(t)))
 
     def spec(self) -> Any:
         """A JSON-able description from which :meth:`from_spec` makes inputs of the same shapes."""

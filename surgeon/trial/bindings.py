@@ -25,14 +25,14 @@ from surgeon.trial.targets import Attribute, Settings, Target, held_numbers
 class Where(NamedTuple):
     """A width at a call: of which value there, which plane, which axis (None: all), counted how.
 
-    `count` says what is counted: places, different channels, or only the channels of the n-th group there. A `value`
+    `unit` says what is counted: places, different channels, or only the channels of the n-th group there. A `value`
     that is a name means a tensor of the module itself, and `plane` the axis.
     """
 
     value: int | str
     plane: int
     axis: int | None
-    count: str | int
+    unit: str | int
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +108,9 @@ def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
         for index, plane in enumerate(mark.planes if mark is not None else ()):
             for axis in (None, *(sorted(plane.axes) if len(plane.axes) > 1 else ())):
                 channels = _along(graph, plane, axis)
-                counts = ("places", "channels", *range(len(_by_group(graph, channels))))
-                yield from ((where, _counted(graph, channels, where.count))
-                            for where in (Where(number, index, axis, count) for count in counts))  # fmt: skip
+                units = ("places", "channels", *range(len(_by_group(graph, channels))))
+                yield from ((where, _counted(graph, channels, where.unit))
+                            for where in (Where(number, index, axis, unit) for unit in units))  # fmt: skip
 
     path = node.meta["site"].path
     for (name, axis), channels in _own_widths(graph, path):
@@ -151,7 +151,7 @@ def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
     mark = graph.structure.labels.marks.get(values[where.value]) if where.value < len(values) else None
     if mark is None or where.plane >= len(mark.planes):
         return nothing
-    return _counted(graph, _along(graph, mark.planes[where.plane], where.axis), where.count)
+    return _counted(graph, _along(graph, mark.planes[where.plane], where.axis), where.unit)
 
 
 def _along(graph: ChannelGraph, plane: Plane, axis: int | None) -> Ints:
@@ -162,13 +162,13 @@ def _along(graph: ChannelGraph, plane: Plane, axis: int | None) -> Ints:
     return graph.structure.channel[flat(labels)]
 
 
-def _counted(graph: ChannelGraph, channels: Ints, count: str | int) -> Ints:
-    if count == "places":
+def _counted(graph: ChannelGraph, channels: Ints, unit: str | int) -> Ints:
+    if unit == "places":
         return channels
-    if count == "channels":
+    if unit == "channels":
         return np.unique(channels)
     groups = _by_group(graph, channels)
-    return groups[count] if isinstance(count, int) and count < len(groups) else np.zeros(0, dtype=np.int64)
+    return groups[unit] if isinstance(unit, int) and unit < len(groups) else np.zeros(0, dtype=np.int64)
 
 
 def _by_group(graph: ChannelGraph, channels: Ints) -> list[Ints]:

@@ -99,7 +99,7 @@ class _Sources:
 
 
 def _back(graph: ChannelGraph, node: fx.Node, after: tuple[fx.Node, ...]) -> _Sources | None:
-    """Where the value of `node` comes from; `after` are the calls between it and the number, the nearest to it first."""
+    """Where the value of `node` comes from; `after` are the calls between it and the number."""
     name, own = operator_name(node), _Sources(path={node})
     inputs = [n for n in node.all_input_nodes if n is not node]
     later = (node, *after)

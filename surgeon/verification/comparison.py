@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from surgeon.channels.structure import Ints
 from surgeon.tracing import Call, Inputs, Replay, plain_call
 from surgeon.trial import Fit, find_places, partners
-from surgeon.verification.twin import in_dtype
+from surgeon.verification.twin import as_wide, in_dtype
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
     if node.op != "call_function" or not isinstance(value, Tensor) or not value.numel():
         return False
     result = any(user.op == "output" for user in node.users)
-    number = value.is_floating_point() or (result and not value.is_complex())
+    number = value.is_floating_point() or value.is_complex() or result
     return bool(number and node.users) and not fitted.graph.structure.labels.marks[node].free
 
 
@@ -107,7 +107,7 @@ class _Waiting:
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    return {name: t.detach().to(as_wide(t.dtype, dtype)) for name, t in tensors.items()}
 
 
 def _in(inputs: Inputs, dtype: torch.dtype) -> Inputs:
@@ -123,10 +123,15 @@ def _error(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor, small: Any
         return math.inf
     if not kept.numel():
         return math.nan
-    kept, small = kept.double(), small.double()
+    kept, small = in_double(kept), in_double(small)
     scale = float(kept.abs().max())
     difference = float((kept - small).abs().max())
     return difference / scale if scale > 0 and math.isfinite(scale) and math.isfinite(difference) else math.nan
+
+
+def in_double(value: Tensor) -> Tensor:
+    """In double precision, complex numbers as such."""
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def kept_places(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor) -> Tensor | None:

@@ -11,11 +11,12 @@ from torch import Tensor, fx
 
 from surgeon.tracing import Call
 
-_WORKING_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_REAL_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_COMPLEX_KINDS = (torch.complex32, torch.complex64, torch.complex128)
 
 
 def redraw(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Float64 values for every floating-point tensor: weights at fan-in scale, scales from 0.5 to 1.5, no zeros.
+    """Float64 (or complex128) values for every tensor of numbers: weights at fan-in scale, scales 0.5 to 1.5, no zeros.
 
     What is positive throughout (variances, norm and layer scales) stays positive. Constants keep their values.
     """
@@ -23,11 +24,13 @@ def redraw(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
     return {
         name: _draw(tensor, generator).to(tensor.device)
         for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not name.startswith("_constant_")
+        if (tensor.is_floating_point() or tensor.is_complex()) and not name.startswith("_constant_")
     }
 
 
 def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    if tensor.is_complex():
+        return torch.complex(_draw(tensor.real, generator), _draw(tensor.imag, generator))
     axes = [size for size in tensor.shape if size > 1]
     if len(axes) < 2:
         positive = tensor.numel() > 0 and bool((tensor > 0).all())
@@ -38,11 +41,18 @@ def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) / math.sqrt(fan_in)
 
 
+def as_wide(kind: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    """`dtype` in place of a floating type, the complex type of its width in place of a complex one; others stay."""
+    if kind in _COMPLEX_KINDS:
+        return dtype.to_complex()
+    return dtype if kind in _REAL_KINDS else kind
+
+
 def in_dtype(call: Call, dtype: torch.dtype) -> Call:
     """`call` with every floating type that the recording names replaced, so that nothing is rounded on the way."""
 
     def change(value: Any) -> Any:
-        return dtype if isinstance(value, torch.dtype) and value in _WORKING_KINDS else value
+        return as_wide(value, dtype) if isinstance(value, torch.dtype) else value
 
     def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return call(node, tuple(change(a) for a in args), {key: change(value) for key, value in kwargs.items()})

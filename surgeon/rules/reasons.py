@@ -1,0 +1,34 @@
+"""Why channels stay: the whole set of reasons that a user can read."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from surgeon.tracing import operator_name
+
+#: The model's results keep their places.
+OUTPUT = "output"
+#: The user asked for it.
+IGNORED = "ignored"
+#: No step leaves a channel in every part that needs one.
+EMPTY = "would empty the layer"
+#: Nothing is known of what arrives there.
+UNREACHED = "not reached by the example inputs"
+#: Whole numbers can't be ranked.
+NOT_FLOAT = "not a float weight"
+
+
+def without_rule(name: str) -> str:
+    """The operator `name` isn't in the table."""
+    return f"operator without rule {name}"
+
+
+def mixes(node: fx.Node) -> str:
+    """What the call makes of one channel depends on others, or on which of them is which."""
+    return f"mixes channels in {operator_name(node)}"
+
+
+def constant(node: fx.Node) -> str:
+    """Something of a fixed size meets the channels at this line: a number in the program, an input, a constant."""
+    site = node.meta.get("site")
+    return f"constant in {(site.source or site.path or 'the forward') if site is not None else 'the forward'}"
