@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ Facts = dict[str, Any]
 Emit = Callable[[Facts], None]
 POLL = 0.1  # seconds between two looks at a process
 LONGEST = 400  # characters of a reason
+FOLDERS = re.compile(rf"{re.escape(str(ROOT))}/|/\S*?/(site|dist)-packages/")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,6 @@ def last_words(path: Path) -> str:
 
 
 def shortened(text: str) -> str:
-    """One line, not too long."""
-    text = " ".join(text.split())
+    """One line, not too long, with no folder of this machine in it."""
+    text = FOLDERS.sub("", " ".join(text.split()))
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

@@ -31,6 +31,7 @@ from tests.oracle import OracleError, compare
 
 RATIO = 0.5
 JUDGED = 60e6  # parameters up to which the oracle judges: it holds several float64 copies
+FEWEST = 16  # values per channel that make a statistic
 SHOWN = 8  # pinned layers and unproven places named in a row
 STATUSES: tuple[tuple[type[Exception], str], ...] = (
     (NothingToCutError, "refused"),
@@ -120,8 +121,8 @@ def facts(report: surgeon.Report) -> Facts:
         "unproven": len(check.unproven),
         "params_left": round(report.params_after / report.params_before, 4),
         "macs_left": round(report.macs_after / max(report.macs_before, 1), 4),
-        "reasons": dict(collections.Counter(pin.reason for pin in pinned).most_common()),
-        "pinned": [f"{p.layer}: {p.reason} ({p.channels} of {p.of}; {p.source})" for p in pinned[:SHOWN]],
+        "reasons": dict(collections.Counter(shortened(pin.reason) for pin in pinned).most_common()),
+        "pinned": [shortened(f"{p.layer}: {p.reason} ({p.channels} of {p.of}; {p.source})") for p in pinned[:SHOWN]],
         "stages_s": seconds,
         "seconds": round(sum(value for stage, value in seconds.items() if stage != "verify"), 3),
     }
@@ -152,8 +153,8 @@ def judged(example: Example, plan: surgeon.Plan) -> Facts:
         return {"silent": "too large"}
     torch.set_default_dtype(torch.float64)  # what the forward makes itself
     try:
-        model = redraw(copy.deepcopy(example.model).double(), 0)
         inputs = example.inputs.to(None, torch.float64)
+        model = settled(redraw(copy.deepcopy(example.model).double(), 0), inputs)
         plan = replace(plan, fitted=fit(model, plan, inputs))
         assert plan.fitted is not None
         small = surgeon.rewrite(model, plan)
@@ -163,6 +164,24 @@ def judged(example: Example, plan: surgeon.Plan) -> Facts:
     except Exception as problem:  # noqa: BLE001  # the oracle is a test's tool: it may not know this model
         return {"silent": described(problem)}
     return {"error": verdict.error, "effect": verdict.effect}
+
+
+@torch.no_grad()
+def settled(model: nn.Module, inputs: surgeon.Inputs) -> nn.Module:
+    """Give batch norms the statistics of what arrives, in place: else a deep network's rounding errors explode."""
+
+    def settle(layer: Any, args: tuple[torch.Tensor, ...]) -> None:
+        values = args[0].transpose(0, 1).flatten(1)
+        if values.shape[1] >= FEWEST:
+            layer.running_mean.copy_(values.mean(1))
+            layer.running_var.copy_(values.var(1).clamp(min=0.1))
+
+    norms = [layer for layer in model.modules() if getattr(layer, "running_var", None) is not None]
+    hooks = [layer.register_forward_pre_hook(settle) for layer in norms]
+    model(*inputs.args, **inputs.kwargs)
+    for hook in hooks:
+        hook.remove()
+    return model
 
 
 SIDES: dict[str, Callable[[Example, Emit], None]] = {"ours": ours}
