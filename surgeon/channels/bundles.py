@@ -87,7 +87,7 @@ def _bundle(
     steps = math.gcd(*(g.size for g in chosen)) if proportional else min(g.size for g in chosen)
     takes = tuple(g.size // steps if proportional else 1 for g in chosen)
     if all(_alike(demand.counts[:, indices] @ np.array(takes)) for demand in demands):
-        return Bundle(chosen, steps, takes, stuck=proportional and steps < 2)
+        return Bundle(chosen, steps, takes, stuck=steps < 2)
     if not all(_alike(demand.fixed) for demand in demands):
         return Bundle(chosen, 0, None, stuck=True)
     base = _common_width(structure, chosen)

@@ -209,6 +209,8 @@ class LabelPass(fx.Interpreter):
     def _finish(self, node: fx.Node, marked: Marked) -> Marked:
         shape, span = tuple(node.meta["shape"]), tuple(self._ledger.dense.meta.get("shape", node.meta["shape"]))
         guided = self._guide is not None and self._ledger.dense in self._guide.dense.axes
+        if 0 in shape:
+            marked = replace(marked, planes=())  # nothing was picked: no channel is seen here
         planes, axes = self._guided(marked, shape) if guided else self._evident(marked)
         self._axes[node] = axes
         return replace(marked, shape=shape, span=span, planes=planes)

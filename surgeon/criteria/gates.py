@@ -91,7 +91,7 @@ class GatedModel(nn.Module):
         if key not in self._recordings:
             trace = record(self._inner[0], inputs)
             found = (trace, label(trace, examples=True))
-            if trace.steered or _bakes_values(trace):
+            if trace.decisions or _bakes_values(trace):
                 return found
             self._recordings[key] = found
         return self._recordings[key]

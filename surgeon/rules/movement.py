@@ -163,17 +163,20 @@ def _given(call: fx.Node) -> bool:
 
 @rule("index")
 def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked:
-    why = reasons.mixes(ledger.node)
+    nodes: Any = ledger.node.args[1] if len(ledger.node.args) == 2 else [None] * len(indices)
     values = [None if i is None else i.value for i in indices]
-    if any(v is None and i is not None for v, i in zip(values, indices, strict=True)):
-        ledger.pin(x.planes, why)
-        return Marked((), ())
     axis = 0
-    for marked, value in zip(indices, values, strict=True):
-        after = axis + (value.ndim if value is not None and value.dtype in MASKS else 1)
-        if marked is not None and not (marked.constant and _given(ledger.node)):
-            ledger.pin([p for p in x.planes if p.axes & set(range(axis, after))], why)
+    for marked, node in zip(indices, nodes, strict=True):
+        mask = marked is not None and node is not None and node.meta["dtype"] in MASKS
+        after = axis + (len(marked.shape) if marked is not None and mask else 1)
+        if marked is not None and not (marked.constant and marked.value is not None and _given(ledger.node)):
+            ledger.pin([p for p in x.planes if p.axes & set(range(axis, after))], reasons.mixes(ledger.node))
         axis = after
+    # what a mask picked in the dense run is picked in every other
+    values = ledger.dense.meta.get("decision", values)
+    if any(v is None and i is not None for v, i in zip(values, indices, strict=False)):
+        ledger.pin(x.planes, reasons.mixes(ledger.node))
+        return Marked((), ())
     return move(ledger, torch.ops.aten.index, x, [None if v is None else v.cpu() for v in values])
 
 

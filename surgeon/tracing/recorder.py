@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from surgeon.tracing.decisions import Decisions, decides
 from surgeon.tracing.source import call_site
 
 _aten = torch.ops.aten
@@ -51,9 +52,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         Set while a pass in train mode is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
     """
 
-    def __init__(self, model: nn.Module, known: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, known: Mapping[str, Tensor], decisions: Decisions) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.extra = False
+        self.decisions = decisions
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self._paths = {id(module): name for name, module in model.named_modules()}
@@ -67,6 +69,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         """Declare the input tensors, in order."""
         for index, tensor in enumerate(tensors):
             node = self.graph.placeholder(f"input_{index}")
+            node.meta["data"] = True
             self._describe(node, tensor)
             self._nodes[tensor] = node
             self._storages.add(tensor.untyped_storage()._cdata)  # the caller's inputs stay as they are, too
@@ -97,7 +100,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             args, node_args = (args[0], 0.0, True), (node_args[0], 0.0, True)
         if func.overloadpacket is _aten.bernoulli:  # dropout: a recording draws nothing, every place is kept
             func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
-        result = _run(func, args, kwargs)
+        decision = None
+        if decides(func, args):
+            data = _from_data(node_args, node_kwargs)
+            result, decision = self.decisions.run(func, args, kwargs, from_data=data)
+        else:
+            result = _run(func, args, kwargs)
         site = call_site(self._paths, skip=2)
         if func is _aten.as_strided_.default:
             # the one in-place call that functionalisation leaves: pooling sets the strides of a result of its own
@@ -106,6 +114,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         node = self.graph.create_node("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
         node.meta["extra"] = self.extra
+        node.meta["data"] = _from_data(node_args, node_kwargs)
+        if decision is not None:
+            node.meta["decision"] = decision
         if func.overloadpacket.__name__ in INDEX_OPERATORS:
             self._keep_indices(args, kwargs)
         self._bind(node, result)
@@ -130,6 +141,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if name not in self._attributes:
             # fx would resolve dotted names to owners; the recorder keeps the tensors itself
             node = self.graph.create_node("get_attr", name)
+            node.meta["data"] = not name.startswith("_constant_")
             self._describe(node, tensor)
             self._attributes[name] = node
             self.tensors[name] = tensor
@@ -164,6 +176,11 @@ def _writes_first(func: OpOverload) -> bool:
     arguments = func._schema.arguments
     alias = arguments[0].alias_info if arguments else None
     return alias is not None and alias.is_write
+
+
+def _from_data(args: Any, kwargs: Any) -> bool:
+    """Whether a call's operands depend on inputs or weights, not on sizes alone."""
+    return any(leaf.meta.get("data") for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node))
 
 
 def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:

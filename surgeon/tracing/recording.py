@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.tracing.canonical import CanonicalProducts
+from surgeon.tracing.decisions import Decisions
 from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recorder import Recorder
-from surgeon.tracing.source import operator_name
-
-#: Calls whose outcome steers the Python program: another batch may take another path.
-_STEERING = ("_local_scalar_dense", "nonzero", "nms", "is_nonzero", "unique", "masked_select")
-
 
 @dataclass(frozen=True)
 class Trace:
@@ -37,8 +33,8 @@ class Trace:
         The tensor behind each ``get_attr`` target: qualified parameter and buffer names, ``_constant_N`` for others.
     outputs:
         Structure of the forward's return value.
-    steered:
-        Whether the forward's path depends on the data.
+    decisions:
+        What the data decided on the way; empty unless the forward's path depends on the data.
     """
 
     graph: fx.Graph
@@ -46,7 +42,7 @@ class Trace:
     inputs: Inputs
     tensors: Mapping[str, Tensor]
     outputs: Any
-    steered: bool
+    decisions: Sequence[tuple[str, Any]]
 
     @property
     def calls(self) -> list[fx.Node]:
@@ -92,34 +88,37 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         raise error from None
 
 
-def record(model: nn.Module, inputs: Inputs) -> Trace:
+def record(model: nn.Module, inputs: Inputs, decisions: Sequence[tuple[str, Any]] | None = None) -> Trace:
     """:func:`trace` for inside use: a failing forward raises :class:`Unfinished` with the part that ran.
 
     Where eval mode leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the
-    first, so that what feeds them is known; a model that can't run so keeps the first pass alone.
+    first, so that what feeds them is known; a model that can't run so keeps the first pass alone. `decisions` of an
+    earlier recording are followed.
     """
     try:
-        first = _record(model, inputs, (False,))
+        first = _record(model, inputs, (False,), decisions)
     except Unfinished:
         # the user's own error comes from a plain run; a forward that only functionalisation can't follow (a custom
         # autograd.Function of the older form, numpy) is recorded without it
-        return _record(model, inputs, (False,), functional=False)
+        return _record(model, inputs, (False,), decisions, functional=False)
     unused = {name for name, _ in model.named_parameters()} - first.tensors.keys()
     if not unused:
         return first
     try:
-        both = _record(model, inputs, (False, True))
+        both = _record(model, inputs, (False, True), decisions)
     except Unfinished:
         return first
     return both if len(both.tensors) > len(first.tensors) else first
 
 
-def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...], *, functional: bool = True) -> Trace:
+def _record(
+    model: nn.Module, inputs: Inputs, passes: tuple[bool, ...], decisions: Any = None, *, functional: bool = True
+) -> Trace:
     """Record one forward for each entry of `passes`: False in eval mode, True in train mode."""
     known = {name: _plain(tensor) for name, tensor in _named_tensors(model)}
     flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
     tensors = [_plain(leaf) for leaf in flat if isinstance(leaf, Tensor)]
-    recorder = Recorder(model, known)
+    recorder = Recorder(model, known, Decisions(decisions))
     recorder.add_inputs(tensors)
     returned: list[Any] = []
 
@@ -141,11 +140,10 @@ def _record(model: nn.Module, inputs: Inputs, passes: tuple[bool, ...], *, funct
         except Exception as error:
             raise Unfinished(recorder.graph) from error
         recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
-    steered = any(operator_name(node) in _STEERING for node in recorder.graph.nodes)
     recorder.graph.eliminate_dead_code()  # functionalisation makes some views twice
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants), steered)
+    return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants), recorder.decisions.taken)
 
 
 def _plain(tensor: Tensor) -> Tensor:

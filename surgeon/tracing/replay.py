@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.tracing.decisions import follow
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recording import Trace
 
@@ -19,8 +20,11 @@ Call = Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any]
 def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a call as it was recorded.
 
-    A view is a reshape, since a replay's operands may lie otherwise in memory, and scratch memory is zeroed.
+    What the data decided is decided alike. A view is a reshape, since a replay's operands may lie otherwise in memory,
+    and scratch memory is zeroed.
     """
+    if "decision" in node.meta:
+        return follow(node, args, kwargs)
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
     if packet in _VIEWS:

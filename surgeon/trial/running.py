@@ -60,7 +60,7 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings)
         If the forward fails or carries channels otherwise than the dense one.
     """
     settings = {**arrivals(graph, kept), **settings}
-    recording = None if graph.trace.steered else _on_meta(graph, widths, settings)
+    recording = _on_meta(graph, widths, settings)
     if recording is None:
         recording = _for_real(graph, widths, kept, settings)
     return read_recording(graph, recording, kept)
@@ -70,7 +70,7 @@ def _on_meta(graph: ChannelGraph, widths: Widths, settings: Settings) -> Trace |
     """A recording without numbers; None if the forward fails there, or takes other operators than on its own device."""
     small = _skeleton(graph, widths, settings, "meta")
     try:
-        recording = record(small, graph.trace.inputs.to(device="meta"))
+        recording = record(small, graph.trace.inputs.to(device="meta"), graph.trace.decisions)
     except Unfinished:
         return None
     return recording if alike(recording.graph, graph.trace.graph) else None
@@ -79,7 +79,7 @@ def _on_meta(graph: ChannelGraph, widths: Widths, settings: Settings) -> Trace |
 def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings) -> Trace:
     small = _skeleton(graph, widths, settings, None)
     try:
-        return record(small, graph.trace.inputs)
+        return record(small, graph.trace.inputs, graph.trace.decisions)
     except Unfinished as stop:
         dense = graph.trace.graph
         node = next_call(stop.graph, dense)
@@ -100,13 +100,12 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
         labels = label(recording, Guide(graph.structure.labels, nodes))
     except Mismatch as stop:
         raise find_misfit(graph, nodes, kept, stop.node, stop.why) from stop
-    resized = None if graph.trace.steered else _resized_output(recording, graph.trace)
+    resized = _resized_output(recording, graph.trace)
     if resized is not None:
         raise find_misfit(graph, nodes, kept, resized, "the size of a result depends on the width", exactly=True)
     folds = []
     for changed, other in changed_numbers(recording, graph.trace, nodes):
-        # a number that was read off the data is no function of the width
-        found = None if graph.trace.steered else find_fold(graph, changed, other)
+        found = find_fold(graph, changed, other)
         if found is None:
             misfit = find_misfit(
                 graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True

@@ -1,0 +1,84 @@
+"""What the data decides: how many places a mask picks, which boxes survive, which branch is taken.
+
+A forward that is recorded again on other weights (the cut model, a silenced twin) would decide otherwise and couldn't
+be compared call by call. So it is made to decide as the first recording did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+#: Calls whose outcome has a size, or is a number, that depends on the data.
+DECIDING = frozenset(
+    {"nonzero", "nms", "_local_scalar_dense", "is_nonzero", "_unique2", "unique_dim", "unique_consecutive"}
+)
+#: Calls that may be given masks.
+_MASKED = frozenset({"index", "index_put"})
+_MASKS = (torch.bool, torch.uint8)
+
+
+def decides(func: OpOverload, args: Sequence[Any]) -> bool:
+    """Whether the outcome of this call steers what comes after it."""
+    name = func.overloadpacket.__name__
+    return name in DECIDING or (name in _MASKED and any(map(_is_mask, args[1])))
+
+
+def _is_mask(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in _MASKS
+
+
+class Decisions:
+    """Decisions in the order in which they are made: `given` ones are followed, others taken and kept.
+
+    Attributes
+    ----------
+    taken:
+        What was decided: the result of a call, or, of one that takes masks, the indices that they come to.
+    """
+
+    def __init__(self, given: Sequence[tuple[str, Any]] | None = None) -> None:
+        self._given: Iterator[tuple[str, Any]] | None = None if given is None else iter(given)
+        self.taken: list[tuple[str, Any]] = []
+
+    def run(self, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], *, from_data: bool) -> tuple[Any, Any]:
+        """The call's result, and the decision (None where the data has no say in it)."""
+        name = func.overloadpacket.__name__
+        if not from_data and not (isinstance(args[0], Tensor) and args[0].device.type == "meta"):
+            return func(*args, **kwargs), None
+        decision = self._next(name, args[0].device)
+        if decision is None:
+            decision = _indices(args[1]) if name in _MASKED else func(*args, **kwargs)
+        self.taken.append((name, decision))
+        if name in _MASKED:
+            return func(args[0], decision, *args[2:], **kwargs), decision
+        return decision, decision
+
+    def _next(self, name: str, device: torch.device) -> Any:
+        """The given decision, on this device; None from the first on that is of another kind."""
+        known, decision = next(self._given, ("", None)) if self._given is not None else ("", None)
+        if known != name:
+            self._given = None
+            return None
+        return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), decision)
+
+
+def _indices(indices: Sequence[Any]) -> list[Any]:
+    """Indices without masks."""
+    found: list[Any] = []
+    for index in indices:
+        found += index.nonzero(as_tuple=True) if _is_mask(index) else [index]
+    return found
+
+
+def follow(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """The outcome of a deciding call in a replay: what was decided when it was recorded."""
+    decision: Any = node.meta["decision"]
+    if getattr(node.target, "overloadpacket", None) in (torch.ops.aten.index, torch.ops.aten.index_put):
+        target: Any = node.target
+        return target(args[0], decision, *args[2:], **kwargs)
+    return decision
