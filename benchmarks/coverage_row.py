@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ from confined import Emit, Facts, emitter, peak, shortened
 from coverage_zoo import Example, build
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import surgeon
 from surgeon.errors import BudgetError, NothingToCutError, VerificationError
@@ -158,12 +160,37 @@ def judged(example: Example, plan: surgeon.Plan) -> Facts:
         plan = replace(plan, fitted=fit(model, plan, inputs))
         assert plan.fitted is not None
         small = surgeon.rewrite(model, plan)
-        verdict = compare(model, small, plan.fitted.source, *inputs.args, **inputs.kwargs)
+        tell_norms(model)
+        with Doubled():  # type: ignore[no-untyped-call]
+            verdict = compare(model, small, plan.fitted.source, *inputs.args, **inputs.kwargs)
     except OracleError as problem:
         return {"silent" if "nothing can be said" in str(problem) else "differs": shortened(str(problem))}
     except Exception as problem:  # noqa: BLE001  # the oracle is a test's tool: it may not know this model
         return {"silent": described(problem)}
     return {"error": verdict.error, "effect": verdict.effect}
+
+
+class Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """What a forward computes in float32 on purpose (norms, rotary angles, softmax) stays in float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        double = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
+        return func(*args, **double)
+
+
+def tell_norms(model: nn.Module) -> None:
+    """Root-mean-square norms that a library writes by hand: tell the oracle what they are over the kept channels."""
+    for norm in model.modules():
+        eps = getattr(norm, "variance_epsilon", None)
+        if eps is not None and type(norm).__name__.endswith("Norm"):
+            norm.silenced = functools.partial(kept_rms, norm, eps)  # type: ignore[assignment]  # an attribute of ours
+
+
+def kept_rms(norm: Any, eps: float, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The norm of `x` (..., C) with the mean square over the channels in `mask` (C,)."""
+    square = (x.square() * mask).sum(-1, keepdim=True) / mask.sum()
+    result: torch.Tensor = norm.weight * x * (square + eps).rsqrt()
+    return result
 
 
 @torch.no_grad()
