@@ -170,7 +170,10 @@ def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked
         mask = marked is not None and node is not None and node.meta["dtype"] in MASKS
         after = axis + (len(marked.shape) if marked is not None and mask else 1)
         if marked is not None and not (marked.constant and marked.value is not None and _given(ledger.node)):
-            ledger.pin([p for p in x.planes if p.axes & set(range(axis, after))], reasons.mixes(ledger.node))
+            # which channel is where is for the data to say: they stay, and nobody behind can tell them apart
+            picked = [p for p in x.planes if p.axes & set(range(axis, after))]
+            ledger.pin(picked, reasons.mixes(ledger.node))
+            x = replace(x, planes=tuple(p for p in x.planes if p not in picked))
         axis = after
     # what a mask picked in the dense run is picked in every other
     values = ledger.dense.meta.get("decision", values)

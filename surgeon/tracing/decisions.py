@@ -25,11 +25,43 @@ _MASKS = (torch.bool, torch.uint8)
 def decides(func: OpOverload, args: Sequence[Any]) -> bool:
     """Whether the outcome of this call steers what comes after it."""
     name = func.overloadpacket.__name__
-    return name in DECIDING or (name in _MASKED and any(map(_is_mask, args[1])))
+    return name in DECIDING or _ranks(func) or (name in _MASKED and any(map(_is_mask, args[1])))
+
+
+def _ranks(func: OpOverload) -> bool:
+    """Whether the call says where numbers stand that it finds: equal ones in another order are another answer."""
+    name = func.overloadpacket.__name__
+    return name in ("topk", "sort", "argmax", "argmin") or (name in ("max", "min") and func._overloadname == "dim")
 
 
 def _is_mask(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in _MASKS
+
+
+def _apply(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], decision: Any) -> Any:
+    """The result of a call whose decision is known."""
+    if func.overloadpacket.__name__ in _MASKED:
+        return func(args[0], decision, *args[2:], **kwargs)
+    if _ranks(func) and not func.overloadpacket.__name__.startswith("arg"):
+        return _picked(func, args, kwargs, decision), decision
+    return decision
+
+
+def _picked(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], where: Tensor) -> Tensor:
+    """The numbers that stand where they were found."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    value, dim = given["self"], given.get("dim", -1)
+    if where.ndim < value.ndim:
+        return torch.gather(value, dim, where.unsqueeze(dim)).squeeze(dim)
+    return torch.gather(value, dim, where) if value.ndim else value
+
+
+def _decision(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """What the data decides in this call."""
+    if func.overloadpacket.__name__ in _MASKED:
+        return _indices(args[1])
+    result = func(*args, **kwargs)
+    return result[1] if isinstance(result, tuple) and _ranks(func) else result
 
 
 class Decisions:
@@ -52,11 +84,9 @@ class Decisions:
             return func(*args, **kwargs), None
         decision = self._next(name, args[0].device)
         if decision is None:
-            decision = _indices(args[1]) if name in _MASKED else func(*args, **kwargs)
+            decision = _decision(func, args, kwargs)
         self.taken.append((name, decision))
-        if name in _MASKED:
-            return func(args[0], decision, *args[2:], **kwargs), decision
-        return decision, decision
+        return _apply(func, args, kwargs, decision), decision
 
     def _next(self, name: str, device: torch.device) -> Any:
         """The given decision, on this device; None from the first on that is of another kind."""
@@ -77,8 +107,5 @@ def _indices(indices: Sequence[Any]) -> list[Any]:
 
 def follow(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The outcome of a deciding call in a replay: what was decided when it was recorded."""
-    decision: Any = node.meta["decision"]
-    if getattr(node.target, "overloadpacket", None) in (torch.ops.aten.index, torch.ops.aten.index_put):
-        target: Any = node.target
-        return target(args[0], decision, *args[2:], **kwargs)
-    return decision
+    target: Any = node.target
+    return _apply(target, args, kwargs, node.meta["decision"])

@@ -130,7 +130,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             for index, item in enumerate(result):
                 if isinstance(item, Tensor):
                     part = self.graph.call_function(operator.getitem, (node, index))
-                    part.meta["site"] = node.meta["site"]
+                    part.meta |= {"site": node.meta["site"], "data": node.meta["data"]}
                     self._bind(part, item)
         else:
             node.meta["value"] = result
