@@ -169,11 +169,11 @@ def test_control_flow_follows_the_example(times: int) -> None:
     recorded = surgeon.trace(Branching(), torch.full((2, 4), float(times)))
     products = [n for n in recorded.calls if n.target is torch.ops.aten.addmm.default]
     assert len(products) == times
-    assert recorded.steered
+    assert recorded.decisions
 
 
-def test_a_forward_without_branches_is_not_steered() -> None:
-    assert not surgeon.trace(factories.Small(), X).steered
+def test_a_forward_without_branches_decides_nothing() -> None:
+    assert not surgeon.trace(factories.Small(), X).decisions
 
 
 class Several(nn.Module):

@@ -61,6 +61,7 @@ class Space:
         return np.searchsorted(np.asarray(self.starts), labels, side="right") - 1
 
 
+_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.alias.default, torch.ops.aten.detach.default)
 #: Of each plane of a value the number of the plane that the rule gave, and the axes along which its labels vary.
 Arrangement = tuple[tuple[int, frozenset[int] | None], ...]
 
@@ -233,6 +234,9 @@ class LabelPass(fx.Interpreter):
         assert self._guide is not None
         dense = self._ledger.dense
         wanted = self._guide.dense.axes[dense]
+        if self._ledger.node.target is not dense.target and self._ledger.node.target in _COPIES:
+            # a copy that only this run makes stands for its operand's own call, whose planes are arranged already
+            wanted = tuple(enumerate(axes for _, axes in wanted if axes is not None))
         if len(wanted) != len(marked.planes):
             raise Mismatch(dense, "channels arrive along other axes than in the dense model")
         planes = []

@@ -64,8 +64,8 @@ class Guess:
     parts: tuple[Where | None, ...]
 
 
-def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags) -> list[Guess]:
-    """All numbers around `node` that equal a width there that changes, the innermost module's first."""
+def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> list[Guess]:
+    """All numbers around `node` that equal a width there that changes (None: any), the innermost module's first."""
     site = node.meta.get("site")
     if site is None:
         return []
@@ -91,12 +91,12 @@ def _readings(value: Any, by_size: dict[int, list[Where]]) -> Iterator[tuple[Whe
         yield tuple(ways[min(choice, len(ways) - 1)] if ways else None for ways in options)
 
 
-def _changing(graph: ChannelGraph, node: fx.Node, kept: Flags) -> dict[int, list[Where]]:
+def _changing(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> dict[int, list[Where]]:
     """Widths at `node` by their dense size; of those with the same dense and small size the first."""
-    flags = np.append(kept, True)
+    flags = np.append(kept, True) if kept is not None else None
     found: dict[int, dict[int, Where]] = {}
     for where, channels in _widths(graph, node):
-        small = int(flags[channels].sum())
+        small = int(flags[channels].sum()) if flags is not None else 0
         if small != len(channels):
             found.setdefault(len(channels), {}).setdefault(small, where)
     return {size: list(ways.values()) for size, ways in found.items()}

@@ -15,7 +15,8 @@ from surgeon.trial.bindings import Binding, Guess, alike, guesses, target_at
 from surgeon.trial.blame import Misfit
 from surgeon.trial.targets import Target
 
-_MOST_ANCESTORS = 400
+#: How far up, and with how many bundles that a module handles, links are tried.
+_MOST_ANCESTORS, _MOST_PARTNERS = 400, 4
 
 
 def find_links(graph: ChannelGraph, misfit: Misfit) -> list[tuple[Link, ...]]:
@@ -26,13 +27,31 @@ def find_links(graph: ChannelGraph, misfit: Misfit) -> list[tuple[Link, ...]]:
     """
     calls = alike(graph, misfit.node)
     known = {binding.target: binding for binding in misfit.bindings}
-    shared = [g for g in guesses(graph, misfit.node, misfit.kept) if g.target in known]
+    shared = [g for g in guesses(graph, misfit.node, None) if g.target in known]
     bundle_of = {group.name: index for index, bundle in enumerate(graph.bundles) for group in bundle.groups}
     candidates = [[_sharing(graph, call, guess, known) for call in calls] for guess in shared]
     candidates.append([frozenset(_groups_around(graph, call)) for call in calls])
     candidates.append([_nearest(graph, call, bundle_of) for call in calls])
-    found = [tuple(dict.fromkeys(link for link in links if len(link) > 1)) for links in candidates]
-    return [links for links in dict.fromkeys(found) if links]
+    modules = [_in_module(graph, call, bundle_of) for call in calls]
+    candidates += [[links[k] for links in modules if k < len(links)] for k in range(_MOST_PARTNERS)]
+    found = [tuple(dict.fromkeys(link for link in links if link)) for links in candidates]
+    return [links for links in dict.fromkeys(found) if any(len({bundle_of[n] for n in link}) > 1 for link in links)]
+
+
+def _in_module(graph: ChannelGraph, node: fx.Node, bundle_of: dict[str, int]) -> list[Link]:
+    """The groups that the module around this call makes, with each other bundle that it handles, in order.
+
+    One attribute may hold the widths of all its parts, or it compares one with another before it calls anything.
+    """
+    path = node.meta["site"].path
+    made = {group.name for group in graph.groups if path in group.producers}
+    seen = dict.fromkeys(
+        name for call in graph.trace.calls if call.meta["site"].path == path for name in _groups_around(graph, call)
+    )
+    own = {bundle_of[name] for name in made}
+    others = dict.fromkeys(bundle_of[name] for name in seen if bundle_of[name] not in own)
+    partners = [frozenset(made | {name for name in seen if bundle_of[name] == bundle}) for bundle in others]
+    return [frozenset(made), *partners] if len(own) > 1 else partners
 
 
 def _groups_around(graph: ChannelGraph, node: fx.Node) -> set[str]:

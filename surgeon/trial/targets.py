@@ -81,7 +81,7 @@ def held_numbers(model: nn.Module, path: str, line: int | None) -> Iterator[tupl
     module = model.get_submodule(path)
     if isinstance(module, fx.GraphModule):
         yield from _literals(module, path, line)
-    if type(module).__module__.startswith("torch.nn"):
+    if type(module).__module__.startswith("torch.nn") and (module._parameters or module._buffers):
         return  # torch's own layers have their followers
     own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
     yield from ((Attribute(path, name), value) for name, value in own.items() if _is_number(value))
