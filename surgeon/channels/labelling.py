@@ -154,7 +154,8 @@ class LabelPass(fx.Interpreter):
     def _parameter(self, node: fx.Node) -> Marked:
         name, shape = str(node.target), tuple(node.meta["shape"])
         value = self._value(node)
-        labelled = not name.startswith("_constant_") and node.meta["dtype"].is_floating_point
+        dtype = node.meta["dtype"]
+        labelled = not name.startswith("_constant_") and (dtype.is_floating_point or dtype.is_complex)
         planes = self._weight_planes(node, name, shape) if labelled else ()
         return Marked(shape, tuple(self._ledger.dense.meta["shape"]), planes, constant=True, value=value)
 
@@ -210,8 +211,7 @@ class LabelPass(fx.Interpreter):
     def _finish(self, node: fx.Node, marked: Marked) -> Marked:
         shape, span = tuple(node.meta["shape"]), tuple(self._ledger.dense.meta.get("shape", node.meta["shape"]))
         guided = self._guide is not None and self._ledger.dense in self._guide.dense.axes
-        if 0 in shape:
-            marked = replace(marked, planes=())  # nothing was picked: no channel is seen here
+        marked = replace(marked, planes=tuple(p for p in marked.planes if p.labels.numel()))
         planes, axes = self._guided(marked, shape) if guided else self._evident(marked)
         self._axes[node] = axes
         return replace(marked, shape=shape, span=span, planes=planes)

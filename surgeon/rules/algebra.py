@@ -157,7 +157,13 @@ def drop_axis(value: Marked, axis: int) -> Marked:
 
 def move(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: Any, **kwargs: Any) -> Marked:
     """Data movement: run the very operator on the labels."""
-    planes = [(plane, func(spread(plane, value.shape), *args, **kwargs)) for plane in value.planes]
+    try:
+        planes = [(plane, func(spread(plane, value.shape), *args, **kwargs)) for plane in value.planes]
+    except RuntimeError:
+        if 0 not in value.shape:
+            raise
+        ledger.pin(value.planes, reasons.mixes(ledger.node))  # nothing is there to tell where they would go
+        planes = []
     return replace(
         value,
         shape=(),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, note_summed, on_axis, product_sum
-from surgeon.rules.marks import Ledger, Marked, Work
+from surgeon.rules.marks import Ledger, Marked, Plane, Work
 from surgeon.rules.registry import rule
 
 
@@ -20,7 +20,20 @@ def convolution(
     ledger: Ledger, x: Marked, weight: Marked, bias: Marked | None, stride: Any, padding: Any, dilation: Any,
     transposed: bool, output_padding: Any, groups: int,
 ) -> Marked:  # fmt: skip
-    return convolve(ledger, x, weight, bias, (groups, ledger.dense.args[8]), transposed=transposed)  # type: ignore[arg-type]  # an int
+    counts: Any = (groups, ledger.dense.args[8])
+    x, passing = _passing(x, weight, stride, padding)
+    result = convolve(ledger, x, weight, bias, counts, transposed=transposed)
+    return replace(result, planes=(*result.planes, *passing))
+
+
+def _passing(x: Marked, weight: Marked, stride: Any, padding: Any) -> tuple[Marked, tuple[Plane, ...]]:
+    """Planes along spatial axes on which the window is one step wide: each place is on its own there."""
+    own = {
+        axis + 2 for axis in range(len(x.shape) - 2)
+        if weight.span[axis + 2] == 1 and stride[axis % len(stride)] == 1 and padding[axis % len(padding)] == 0
+    }  # fmt: skip
+    passing = tuple(p for p in x.planes if p.axes <= own)
+    return replace(x, planes=tuple(p for p in x.planes if p not in passing)), passing
 
 
 def convolve(

@@ -188,5 +188,8 @@ def compact(labels: Tensor) -> tuple[Tensor, frozenset[int]]:
 
 
 def spread(plane: Plane, shape: Sequence[int]) -> Tensor:
-    """The plane's labels at every place of a value of this shape (a view, nothing is copied)."""
-    return plane.labels.expand(*shape)
+    """The plane's labels at every place of a value of this shape (a view, nothing is copied).
+
+    Of a value without places (no box was found) the labels are those that it would have with one: another input has.
+    """
+    return plane.labels.expand(*(size or 1 for size in shape))

@@ -20,7 +20,7 @@ MASKS = (torch.bool, torch.uint8)
 
 
 def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
-    return labels.reshape(size)
+    return labels.reshape([s or 1 for s in size])
 
 
 @rule("view", "_unsafe_view", "_reshape_alias")
@@ -180,7 +180,8 @@ def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked
     if any(v is None and i is not None for v, i in zip(values, indices, strict=False)):
         ledger.pin(x.planes, reasons.mixes(ledger.node))
         return Marked((), ())
-    return move(ledger, torch.ops.aten.index, x, [None if v is None else v.cpu() for v in values])
+    places = [None if v is None else (v if v.numel() else v.new_zeros([s or 1 for s in v.shape])).cpu() for v in values]
+    return move(ledger, torch.ops.aten.index, x, places)
 
 
 @rule("index_select")

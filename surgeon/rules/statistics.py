@@ -93,6 +93,7 @@ def sum_(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_:
 
 @rule("mean")
 def mean(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
+    x = algebra.slide_outer(ledger, x, frozenset(axes_of(x, dim)))
     note_statistics(ledger, x, axes_of(x, dim))
     return algebra.reduce(ledger, x, axes_of(x, dim), keepdim)
 
@@ -115,6 +116,7 @@ def _reduced(ledger: Ledger, x: Marked, dims: Sequence[int]) -> Any:
 def spread_of(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """As means, variances are taken over what is kept."""
     dims = _axes(x, args, kwargs)
+    x = algebra.slide_outer(ledger, x, frozenset(dims))
     note_statistics(ledger, x, dims)
     # a removed channel's zero would count: it is left out, not silenced, so its labels end here without a sum
     return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & frozenset(dims))), dims)

@@ -53,6 +53,23 @@ def _normalize(x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out:
     return x / norm.clamp_min(eps)
 
 
+def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:  # noqa: A002
+    """A circular border is put together of parts, where torch writes into fresh memory."""
+    if mode != "circular":
+        return F.pad(input, pad, mode, value)  # type: ignore[arg-type]  # a list is as good as a tuple
+    for index in range(len(pad) // 2):
+        axis, (before, after) = input.ndim - 1 - index, pad[2 * index : 2 * index + 2]
+        size = input.shape[axis]
+        if before > 0 or after > 0:
+            middle = input.narrow(axis, max(-before, 0), size + min(before, 0) + min(after, 0))
+            parts = [input.narrow(axis, size - before, before)] if before > 0 else []
+            parts += [middle, *([input.narrow(axis, 0, after)] if after > 0 else [])]
+            input = torch.cat(parts, axis)  # noqa: A001
+        else:
+            input = input.narrow(axis, -before, size + before + after)  # noqa: A001
+    return input
+
+
 def _with_forms(function: Any) -> Any:
     """A function of torch's whose body uses the forms above: a mode is off while one of its functions runs."""
     scope = {**function.__globals__, "linear": _linear, "has_torch_function": lambda _: False}
@@ -70,6 +87,7 @@ def _moved(function: Any, scope: dict[str, Any]) -> Any:
 _FORMS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _with_forms(F.multi_head_attention_forward),
     F.linear: _linear,
+    F.pad: _pad,
     F.normalize: _normalize,
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,

@@ -49,11 +49,29 @@ def _apply(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], decisi
 
 def _picked(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], where: Tensor) -> Tensor:
     """The numbers that stand where they were found."""
-    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
-    value, dim = given["self"], given.get("dim", -1)
+    value, dim = _ranked(func, args, kwargs)
     if where.ndim < value.ndim:
         return torch.gather(value, dim, where.unsqueeze(dim)).squeeze(dim)
     return torch.gather(value, dim, where) if value.ndim else value
+
+
+def _ranked(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Tensor, int]:
+    """The numbers among which the call looks, and along which axis."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+    dim = given.get("dim", -1)
+    return given["self"], -1 if dim is None else dim
+
+
+def _fits(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], decision: Any) -> bool:
+    """Whether a given decision is about as many places as there are; along axes with channels there may be fewer."""
+    if not _ranks(func) or not decision.ndim:
+        return True
+    value, dim = _ranked(func, args, kwargs)
+    sizes, places = list(value.shape), list(decision.shape)
+    del sizes[dim]
+    if len(places) > len(sizes):
+        del places[dim]
+    return sizes == places
 
 
 def _decision(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -83,7 +101,7 @@ class Decisions:
         if not from_data and not (isinstance(args[0], Tensor) and args[0].device.type == "meta"):
             return func(*args, **kwargs), None
         decision = self._next(name, args[0].device)
-        if decision is None:
+        if decision is None or not _fits(func, args, kwargs, decision):
             decision = _decision(func, args, kwargs)
         self.taken.append((name, decision))
         return _apply(func, args, kwargs, decision), decision

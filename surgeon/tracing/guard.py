@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from surgeon.errors import ModelError
@@ -84,6 +84,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     try:
         with torch.random.fork_rng(devices=list(devices)):
             set_mode(model, False)
+            _keep_quiet(model)
             yield
     finally:
         for module, attributes, containers in saved:
@@ -91,6 +92,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
             for container, content in containers:
                 _refill(container, content)
+
+
+def _keep_quiet(model: nn.Module) -> None:
+    """Graph modules print a traceback of their own when they fail, as trials do; without it, the error says it all."""
+    for module in model.modules():
+        if isinstance(module, fx.GraphModule):
+            module.__dict__["_wrapped_call"] = nn.Module.__call__
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:

@@ -17,6 +17,7 @@ from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouche
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recorder import Recorder
 
+
 @dataclass(frozen=True)
 class Trace:
     """One recorded forward.

@@ -22,7 +22,7 @@ from surgeon.tracing import operator_name
 _LINEAR = frozenset({
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "clone", "alias", "detach", "slice",
     "select", "split", "split_with_sizes", "chunk", "unbind", "squeeze", "unsqueeze", "contiguous", "index_select",
-    "repeat", "flip", "roll", "neg",
+    "repeat", "flip", "roll", "neg", "view_as_complex", "view_as_real",
 })  # fmt: skip
 #: Of these the operators that pick a part.
 _PICKING = frozenset({"slice", "select", "split", "split_with_sizes", "chunk", "unbind", "index_select"})
@@ -64,8 +64,11 @@ def find_fold(graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> Fold | Non
     """How the changed number of the call `dense` (in the small run: `small`) can be folded; None if it can't."""
     factor = _factor(dense, small)
     start = dense.args[0] if dense.args else None
-    found = _back(graph, start, ()) if factor is not None and isinstance(start, fx.Node) else None
-    if factor is None or found is None or not found.rows or not _exclusive(graph, dense, found):
+    if factor is None or not isinstance(start, fx.Node):
+        return None
+    ways = (_back(graph, start, (), weights) for weights in (False, True))
+    found = next((way for way in ways if way is not None and way.rows and _exclusive(graph, dense, way)), None)
+    if found is None:
         return None
     labels = np.concatenate([_labels_of(graph, place, positions) for place, positions in found.rows.items()])
     return Fold(factor, found.rows, labels, frozenset(found.path))
@@ -98,8 +101,11 @@ class _Sources:
         return _Sources(rows, path)
 
 
-def _back(graph: ChannelGraph, node: fx.Node, after: tuple[fx.Node, ...]) -> _Sources | None:
-    """Where the value of `node` comes from; `after` are the calls between it and the number."""
+def _back(graph: ChannelGraph, node: fx.Node, after: tuple[fx.Node, ...], weights: bool) -> _Sources | None:
+    """Where the value of `node` comes from; `after` are the calls between it and the number.
+
+    `weights`: of a product the factor that doesn't depend on the data takes it, as behind a norm.
+    """
     name, own = operator_name(node), _Sources(path={node})
     inputs = [n for n in node.all_input_nodes if n is not node]
     later = (node, *after)
@@ -108,16 +114,16 @@ def _back(graph: ChannelGraph, node: fx.Node, after: tuple[fx.Node, ...]) -> _So
     if name in _MADE:
         return own
     if name in _PRODUCTS:
-        return own.with_others(_weights(graph, node, later))
-    if name in _SUMS or name == "cat":
-        return own.with_others([_back(graph, n, later) for n in inputs])
+        return own.with_others(_weights(graph, node, later, weights))
+    if name in _SUMS or name in ("cat", "stack"):
+        return own.with_others([_back(graph, n, later, weights) for n in inputs])
     if name == "bmm" or (name in ("mul", "div") and len(inputs) == 2):  # either factor can take it
-        factors = sorted(inputs[: 1 if name == "div" else 2], key=lambda n: _constant(graph, n))
-        ways = (own.with_others([_back(graph, n, later)]) for n in factors)
+        factors = sorted(inputs[: 1 if name == "div" else 2], key=lambda n: _constant(graph, n) != weights)
+        ways = (own.with_others([_back(graph, n, later, weights)]) for n in factors)
         return next((way for way in ways if way is not None), None)
     scaled = name in ("mul", "div") and len(inputs) == 1
     if scaled or name in _LINEAR or node.target is operator.getitem:
-        return own.with_others([_back(graph, inputs[0], later)])
+        return own.with_others([_back(graph, inputs[0], later, weights)])
     return None
 
 
@@ -126,22 +132,24 @@ def _constant(graph: ChannelGraph, node: fx.Node) -> bool:
     return mark is not None and mark.constant
 
 
-def _weights(graph: ChannelGraph, product: fx.Node, later: tuple[fx.Node, ...]) -> list[_Sources | None]:
+def _weights(graph: ChannelGraph, product: fx.Node, later: tuple[fx.Node, ...], weights: bool) -> list[_Sources | None]:
     """The rows of a product's weight and bias that reach the number."""
     bias_index, weight_index = _PRODUCTS[operator_name(product)]
     weight = product.args[weight_index] if len(product.args) > weight_index else None
     bias = product.args[bias_index] if bias_index is not None and len(product.args) > bias_index else None
     if not isinstance(weight, fx.Node):
         return [None]
-    found = [_back(graph, weight, later)]
+    found = [_back(graph, weight, later, weights)]
     if isinstance(bias, fx.Node):
-        found.append(_beside(graph, weight, bias, found[0]))
+        found.append(_beside(graph, weight, bias, found[0], weights))
     return found
 
 
-def _beside(graph: ChannelGraph, weight: fx.Node, bias: fx.Node, rows: _Sources | None) -> _Sources | None:
+def _beside(
+    graph: ChannelGraph, weight: fx.Node, bias: fx.Node, rows: _Sources | None, weights: bool
+) -> _Sources | None:
     """The bias of the chosen rows of a weight: they lie alike along the product's last axis."""
-    other = _back(graph, bias, ())
+    other = _back(graph, bias, (), weights)
     axes = [_vector(graph, weight, rows), _vector(graph, bias, other)]
     if rows is None or other is None or len(other.rows) != 1 or axes[0] is None or axes[1] is None:
         return None
@@ -168,22 +176,27 @@ def _vector(graph: ChannelGraph, node: fx.Node, rows: _Sources | None) -> Ints |
 
 
 def _parameter_rows(graph: ChannelGraph, node: fx.Node, later: tuple[fx.Node, ...]) -> _Sources | None:
-    """The rows of a parameter that are still to be seen nearest to the number."""
+    """The rows of a parameter that reach the number."""
     name, space = str(node.target), graph.structure.labels.space
     own = [index for index, (tensor, _) in enumerate(space.places) if tensor == name]
     if name not in space.planes or not own:
         return None
-    path = {node}
-    for call in reversed(later):
+    found: tuple[int, Ints] | None = None
+    for call in later:
         labels = _labels_at(graph, call)
         labels = labels[np.isin(space.place_of(labels), own)]
         places = np.unique(space.place_of(labels))
-        if len(places) == 1:
-            index = int(places[0])
-            return _Sources({space.places[index]: labels - space.starts[index]}, path)
-        if len(places) > 1:
-            return None
-    return None
+        # behind the product one axis is left; from there on, only what picks a part makes the rows fewer
+        if len(places) == 1 and (found is None or _picks(call)):
+            found = int(places[0]), labels
+    if found is None:
+        return None
+    index, labels = found
+    return _Sources({space.places[index]: labels - space.starts[index]}, {node})
+
+
+def _picks(node: fx.Node) -> bool:
+    return operator_name(node) in _PICKING or node.target is operator.getitem
 
 
 def _labels_at(graph: ChannelGraph, node: fx.Node) -> Ints:
@@ -205,7 +218,6 @@ def _exclusive(graph: ChannelGraph, dense: fx.Node, found: _Sources) -> bool:
         for user in node.users:
             if user is dense or user in found.path:
                 continue
-            picks = operator_name(user) in _PICKING or user.target is operator.getitem
-            if not picks or np.isin(_labels_at(graph, user), labels).any():
+            if not _picks(user) or np.isin(_labels_at(graph, user), labels).any():
                 return False
     return True

@@ -96,6 +96,7 @@ def _skeleton(graph: ChannelGraph, widths: Widths, settings: Settings, device: s
 def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
     """Label the small model's recording along the dense one."""
     nodes = align(recording.graph, graph.trace.graph)
+    _leave_open(nodes)
     try:
         labels = label(recording, Guide(graph.structure.labels, nodes))
     except Mismatch as stop:
@@ -114,6 +115,15 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
             raise misfit
         folds.append(found)
     return Run(analyse(labels, nodes), nodes, tuple(folds))
+
+
+def _leave_open(nodes: dict[fx.Node, fx.Node]) -> None:
+    """Where numbers of single channels are ranked, the cut run has decided on its own: each replay does so, too."""
+    for small, dense in nodes.items():
+        ours, theirs = small.meta.get("decision"), dense.meta.get("decision")
+        if isinstance(ours, Tensor) and (not isinstance(theirs, Tensor) or ours.shape != theirs.shape):
+            del small.meta["decision"]
+            dense.meta.pop("decision", None)
 
 
 def _resized_output(small: Trace, dense: Trace) -> fx.Node | None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 _ASSIGNED = re.compile(r"\s*(\w+)(?: :[^=]+)? = ")
+_SLICE = ("start", "stop", "step")
+#: How many nodes around a failing one are searched for numbers.
+_MOST_NODES = 12
+_ON_SIZES = frozenset(
+    {
+        torch._assert,
+        *(getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "is_", "getitem", "floordiv", "mul")),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +47,15 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Literal:
-    """A number among the arguments of a node of the graph module at `path`; `position` leads to it."""
+    """A number among the arguments of a node of the graph module at `path`; `position` leads to it.
+
+    A width that is counted from the end (``x[:, -8:]``) stands there with a minus: `sign` is -1.
+    """
 
     path: str
     node: str
     position: tuple[Any, ...]
+    sign: int = 1
 
     def __str__(self) -> str:
         return f"{self.path}.{self.node}" if self.path else self.node
@@ -51,7 +66,7 @@ class Literal:
         assert isinstance(module, fx.GraphModule)
         node = next(n for n in module.graph.nodes if n.name == self.node)
         where, *rest = self.position
-        setattr(node, where, _replaced(getattr(node, where), rest, value))
+        setattr(node, where, _replaced(getattr(node, where), rest, self.sign * value))
         module.recompile()
 
 
@@ -72,6 +87,9 @@ def _replaced(holder: Any, position: list[Any], value: Any) -> Any:
     key, *rest = position
     if isinstance(holder, Mapping):
         return {**holder, key: _replaced(holder[key], rest, value)}
+    if isinstance(holder, slice):
+        parts = {name: getattr(holder, name) for name in _SLICE}
+        return slice(*(parts | {key: _replaced(parts[key], rest, value)}).values())
     items = [_replaced(item, rest, value) if index == key else item for index, item in enumerate(holder)]
     return type(holder)(items)
 
@@ -105,12 +123,37 @@ def _entries(value: Any) -> dict[str, Any]:
 
 
 def _literals(module: fx.GraphModule, path: str, line: int | None) -> Iterator[tuple[Target, int]]:
+    """The numbers of the call at `line`, then those of what it works on and is checked by, the nearest first."""
     lines = module.code.splitlines()
     found = _ASSIGNED.match(lines[line - 1]) if line is not None and 0 < line <= len(lines) else None
-    for node in module.graph.nodes:
-        if found is not None and node.name == found[1]:
-            for position, value in (*_numbers(node.args, ("args",)), *_numbers(node.kwargs, ("kwargs",))):
-                yield Literal(path, node.name, position), value
+    for node in _around(next((n for n in module.graph.nodes if found and n.name == found[1]), None)):
+        for position, value in (*_numbers(node.args, ("args",)), *_numbers(node.kwargs, ("kwargs",))):
+            yield Literal(path, node.name, position, -1 if value < 0 else 1), abs(value)
+
+
+def _around(node: fx.Node | None) -> list[fx.Node]:
+    """A node of a graph module, the checks right before it, and the calls that they take their operands from."""
+    if node is None:
+        return []
+    before = node.prev
+    found = {node: None}
+    while before.op != "root" and _is_about_sizes(before):
+        found[before] = None
+        before = before.prev
+    queue = list(found)
+    while queue and len(found) < _MOST_NODES:
+        calls = [n for n in queue.pop(0).all_input_nodes if n.op.startswith("call_f") or n.op == "call_method"]
+        queue += [n for n in calls if n not in found]
+        found |= dict.fromkeys(calls)
+    return list(found)
+
+
+def _is_about_sizes(node: fx.Node) -> bool:
+    """Whether a node works on sizes alone, so that nothing of it is recorded."""
+    if node.target is getattr or node.target == "size":
+        return True
+    operands = node.all_input_nodes
+    return node.target in _ON_SIZES and bool(operands) and all(_is_about_sizes(n) for n in operands)
 
 
 def _numbers(value: Any, position: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
@@ -119,6 +162,9 @@ def _numbers(value: Any, position: tuple[Any, ...]) -> Iterator[tuple[tuple[Any,
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(item, (*position, key))
+    elif isinstance(value, slice):
+        for name in _SLICE:
+            yield from _numbers(getattr(value, name), (*position, name))
     elif isinstance(value, tuple | list):
         for index, item in enumerate(value):
             yield from _numbers(item, (*position, index))
