@@ -219,7 +219,7 @@ def _convolutions() -> list[Sample]:
         Sample("convolution", conv, "2i 4i 5i 5i, 3c 4p 3p 3p, 3c", "on an input"),
         Sample("convolution", F.conv1d, "2c 4c 5p, 3c 4c 3p", "1d"),
         Sample("convolution", F.conv3d, "1- 2c 3p 3p 3p, 3c 2c 2p 2p 2p", "3d"),
-        Sample("convolution", conv, "2c 4c 3p 3p, 3c 4c 1- 1-", "1x1"),
+        Sample("convolution", conv, "2c 4c 3c 3c, 3c 4c 1- 1-", "1x1"),
         Sample("convolution", backwards, "2c 4c 3p 3p, 4c 3c 2p 2p, 3c", "transposed"),
         Sample("convolution", grouped, "2c 6b 3p 3p, 4b 3b 2p 2p, 4b", "grouped"),
         Sample("convolution", functools.partial(backwards, groups=2), "2c 6b 3p 3p, 6b 2b 2p 2p, 4b", "grouped back"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 import surgeon
 from surgeon.channels import ChannelGraph, layer_of
+from surgeon.rules import reasons
 from tests.test_zoo import build
 from tests.zoo import ZOO
 from tests.zoo.base import conv
@@ -121,7 +123,7 @@ class Sorted(nn.Module):
         self.conv, self.fc = conv(3, 8), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Any:
-        return self.fc(torch.cummax(F.relu(self.conv(x)), 1).values.mean((2, 3)))
+        return self.fc(torch.special.bessel_j0(F.relu(self.conv(x))).mean((2, 3)))
 
 
 def sorted_graph() -> ChannelGraph:
@@ -138,8 +140,8 @@ def pins(graph: ChannelGraph) -> dict[str, tuple[str, int, int]]:
         (lambda: graph_of("PlainChain"), "fc", ("output", 5, 5), None),
         (lambda: graph_of("FeatureMapOutput"), "conv", ("output", 16, 16), None),
         (lambda: graph_of("SoftmaxOverChannels"), "conv", ("mixes channels in _softmax", 12, 12), "zoo/constants.py"),
-        (lambda: graph_of("PaddedShortcut"), "conv2", ("tied to places that stay", 8, 16), None),
-        (sorted_graph, "conv", ("operator without rule cummax", 8, 8), "test_channels.py"),
+        (lambda: graph_of("PaddedShortcut"), "conv2", ("constant in", 8, 16), "tests/zoo"),
+        (sorted_graph, "conv", ("operator without rule special_bessel_j0", 8, 8), "test_channels.py"),
     ],
     ids=["output", "feature map", "softmax", "padded shortcut", "no rule"],
 )
@@ -147,7 +149,8 @@ def test_pins_say_why(
     make: Callable[[], ChannelGraph], layer: str, expected: tuple[str, int, int], file: str | None
 ) -> None:
     graph = make()
-    assert pins(graph)[layer] == expected
+    reason, channels, of = pins(graph)[layer]
+    assert (reason if expected[0] != "constant in" else reason[:11], channels, of) == expected
     source = {p.layer: p.source for p in graph.pinned}[layer]
     assert (source is None) == (file is None)
     assert file is None or file in str(source)
@@ -157,7 +160,7 @@ def test_a_pin_names_the_line() -> None:
     (source,) = [p.source for p in sorted_graph().pinned if p.layer == "conv"]
     file, _, line = str(source).rpartition(":")
     with open(file, encoding="utf-8") as text:  # noqa: PTH123  # a path of the user's program
-        assert "torch.cummax" in text.readlines()[int(line) - 1]
+        assert "bessel_j0" in text.readlines()[int(line) - 1]
 
 
 def test_the_graph_as_networkx() -> None:
@@ -222,7 +225,14 @@ def test_pinning_one_group_of_a_bundle_keeps_the_others() -> None:
     graph = graph_of("ChannelShuffle")
     pinned = graph.pin(graph.named["conv#2"].numbers, "ignored")
     assert bundles(pinned) == bundles(graph)[1:]
-    assert pins(pinned)["conv"] == ("tied to places that stay", 16, 16)
+    assert pins(pinned)["conv"] == ("ignored", 16, 16)
+
+
+#: The whole set of reasons that a user can read.
+REASON = re.compile(
+    r"output|ignored|operator without rule \S+|constant in \S.*|mixes channels in \S+|would empty the layer"
+    r"|not reached by the example inputs|not a float weight"
+)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -238,4 +248,7 @@ def test_numbers_add_up(name: str) -> None:
         if structure.produced[start]:
             free[layer_of(tensor)] += int(np.isin(structure.channel[start : start + size], graph.removable).sum())
             sizes[layer_of(tensor)] += int(size)
-    assert free + Counter({pin.layer: pin.channels for pin in graph.pinned}) == sizes
+    assert free + Counter({pin.layer: pin.channels for pin in graph.pinned if pin.layer in sizes}) == sizes
+    others = {pin.reason for pin in graph.pinned if pin.layer not in sizes}
+    assert others <= {reasons.UNREACHED, reasons.EMPTY, reasons.NOT_FLOAT}
+    assert all(REASON.fullmatch(pin.reason) for pin in graph.pinned)
