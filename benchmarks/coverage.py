@@ -23,7 +23,7 @@ from common import Table, arguments, output_path, pick_device, run_main, say, so
 from confined import Facts, Limits, run_confined
 from coverage_zoo import LISTS, names
 
-SIDES = {"ours": Limits(300, 16), "theirs": Limits(180, 8)}
+SIDES = {"ours": Limits(300, 12), "theirs": Limits(180, 8)}
 SETTINGS = {"ratio": 0.5, "scope": "local", "criterion": "random"}
 GOOD = "right"
 

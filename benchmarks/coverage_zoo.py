@@ -34,7 +34,15 @@ def build(name_of_set: str, name: str) -> Example:
     """One model of a set, from a fixed seed. Raises MissingError where the set's library isn't installed."""
     torch.manual_seed(0)
     model, inputs = BUILDERS[name_of_set](name)
-    return Example(model.eval(), Inputs.of(inputs))
+    return Example(woken(model).eval(), Inputs.of(inputs))
+
+
+def woken(model: nn.Module) -> nn.Module:
+    """Draw the weights that a library begins at zero (some heads): no trained model has them, and zero proves nothing."""
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():
+            nn.init.normal_(weight, std=0.02)
+    return model
 
 
 def names(name_of_set: str) -> tuple[str, ...]:
