@@ -38,7 +38,7 @@ def build(name_of_set: str, name: str) -> Example:
 
 
 def woken(model: nn.Module) -> nn.Module:
-    """Draw the weights that a library begins at zero (some heads): no trained model has them, and zero proves nothing."""
+    """Draw the weights that a library begins at zero (some heads): trained ones are not, and zero proves nothing."""
     for weight in model.parameters():
         if weight.ndim > 1 and not weight.any():
             nn.init.normal_(weight, std=0.02)
