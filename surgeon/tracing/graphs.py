@@ -11,7 +11,7 @@ from torch import fx, nn
 from surgeon.errors import ModelError
 from surgeon.tracing.guard import check_model, untouched
 from surgeon.tracing.inputs import Inputs
-from surgeon.tracing.source import error_site
+from surgeon.tracing.source import LINES, error_site
 from surgeon.tracing.symbolic import RankTracer
 
 
@@ -42,6 +42,7 @@ def as_graph(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
             _ask_for_the_mode(graph, list(_traced(module, inputs).nodes))
         result = fx.GraphModule(module, graph, type(module).__name__)
     _complete(module, result)
+    result.meta[LINES] = {node.name: node.meta.pop(LINES) for node in result.graph.nodes if LINES in node.meta}
     return result
 
 

@@ -5,17 +5,22 @@ Reading the stack needs no hook, so tracing leaves nothing behind in the model.
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import fx, nn
 
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
 _SURGEON = str(Path(__file__).resolve().parents[1]) + os.sep
+_GENERATED = "<eval_with_key>"  # what fx calls the code of a graph module
+#: Under this name a graph module's ``meta`` may hold the user's line of each node.
+LINES = "lines"
 _MODULE_CALL = nn.Module._call_impl.__code__
 
 
@@ -27,13 +32,17 @@ def operator_name(node: fx.Node) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """A place in the user's program: the innermost line outside of torch and surgeon."""
+    """A place in the user's program: the innermost line outside of torch and surgeon.
+
+    Of a line of generated code, `written` says which line the user wrote.
+    """
 
     file: str
     line: int
+    written: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return self.written or f"{self.file}:{self.line}"
 
 
 @dataclass(frozen=True)
@@ -59,11 +68,21 @@ def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
             if path is None:
                 path = names.get(id(frame.f_locals.get("self")))
         elif source is None and not code.co_filename.startswith((_TORCH, _SURGEON, "<frozen")):
-            source = Source(code.co_filename, frame.f_lineno)
+            source = _source(frame, frame.f_lineno)
         if path is not None and source is not None:
             break
         frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None at the stack's bottom
     return Site(path or "", source)
+
+
+def _source(frame: FrameType, line: int) -> Source:
+    """The line that a frame is at; all copies of a graph module are one file, though each has code of its own."""
+    name = frame.f_code.co_filename
+    if not name.startswith(_GENERATED):
+        return Source(name, line)
+    lines = getattr(frame.f_locals.get("self"), "meta", {}).get(LINES, {})
+    made = linecache.getline(name, line).strip().partition(" ")[0]
+    return Source("<graph>", line, lines.get(made, f"{name}:{line}"))
 
 
 def error_site(error: BaseException, names: Mapping[int, str]) -> Site:
@@ -75,6 +94,6 @@ def error_site(error: BaseException, names: Mapping[int, str]) -> Site:
         if code is _MODULE_CALL:
             path = names.get(id(step.tb_frame.f_locals.get("self")), path)
         elif not code.co_filename.startswith((_TORCH, _SURGEON, "<frozen")):
-            source = Source(code.co_filename, step.tb_lineno)
+            source = _source(step.tb_frame, step.tb_lineno)
         step = step.tb_next
     return Site(path, source)

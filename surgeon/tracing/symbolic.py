@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import linecache
 import math
 import operator
+import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.tracing.inputs import Inputs
+from surgeon.tracing.source import LINES, call_site
 
 #: They make a tensor from sizes alone, and torch tells fx of no call that has only sizes to go by.
 _MAKERS = (
@@ -20,6 +24,7 @@ _MAKERS = (
 )  # fmt: skip
 #: Sequences of these have as many parts at every size of the input.
 _EVEN_PARTS = frozenset({"chunk", "tensor_split", "shape", "size"})
+_COMPOUND = re.compile(r"\b(not|or|and|if .* if|else)\b")
 _PLAIN = (int, float, str, type(None))
 
 
@@ -42,7 +47,6 @@ class RankTracer(fx.Tracer):
         self._values: dict[fx.Node, Any] = {}
         self._given: dict[str, Any] = {}
         self._working = False
-        self.trace_asserts = True
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A proxy that knows how many axes it has."""
@@ -72,7 +76,8 @@ class RankTracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
         """Write a node, and note what it gives on the meta device."""
         proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
-        if kind not in ("placeholder", "output"):
+        proxy.node.meta[LINES] = str(call_site({}).source)
+        if kind != "placeholder":
             self._work_out(proxy.node)
         return proxy
 
@@ -88,6 +93,21 @@ class RankTracer(fx.Tracer):
         """The parts of a sequence whose length no size decides."""
         length = self.length(obj.node)
         return super().iter(obj) if length is None else iter([operator.getitem(obj, index) for index in range(length)])
+
+    def to_bool(self, obj: Any) -> bool:
+        """What a check of a size must find (``assert``, ``if ...: raise``); the graph makes the same check."""
+        frame: Any = sys._getframe(2)
+        line, after = (linecache.getline(frame.f_code.co_filename, frame.f_lineno + more).strip() for more in (0, 1))
+        if _COMPOUND.search(line):
+            return super().to_bool(obj)
+        if line.startswith("assert "):
+            self.create_proxy("call_function", torch._assert, (obj, line), {})
+            return True
+        if line.startswith("if ") and line.endswith(":") and after.startswith("raise "):
+            passed = self.create_proxy("call_function", operator.not_, (obj,), {})
+            self.create_proxy("call_function", torch._assert, (passed, after), {})
+            return False
+        return super().to_bool(obj)
 
     def rank(self, node: fx.Node) -> int | None:
         """How many axes the tensor has, if that is known."""

@@ -19,14 +19,15 @@ from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints, flat
 from surgeon.rules import Plane
 from surgeon.tracing import operator_name
-from surgeon.trial.targets import Attribute, Settings, Target, held_numbers
+from surgeon.trial.targets import Attribute, Literal, Settings, Target, held_numbers
 
 
 class Where(NamedTuple):
     """A width at a call: of which value there, which plane, which axis (None: all), counted how.
 
-    `unit` says what is counted: places, different channels, or only the channels of the n-th group there. A `value`
-    that is a name means a tensor of the module itself, and `plane` the axis.
+    `unit` says what is counted: places, different channels, or only the channels of the n-th group there; a negative
+    number stands for so many places at the front. A `value` that is a name means a tensor of the module itself, and
+    `plane` the axis.
     """
 
     value: int | str
@@ -57,9 +58,13 @@ def settings(bindings: Iterable[Binding], kept: Flags) -> dict[Target, Any]:
 
 @dataclass(frozen=True)
 class Guess:
-    """A held number that equals a width at a call: the module `up` levels above the innermost, and what it holds."""
+    """A held number that equals a width at a call: the module `up` levels above the innermost, and what it holds.
+
+    It is the `rank`-th of the numbers that are held there.
+    """
 
     up: int
+    rank: int
     target: Target
     parts: tuple[Where | None, ...]
 
@@ -70,11 +75,11 @@ def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> list[Gues
     if site is None:
         return []
     by_size = _changing(graph, node, kept)
-    line = site.source.line if site.source else None
     found = []
     for up, path in enumerate(_paths(site.path)):
-        for target, value in held_numbers(graph.trace.model, path, line):
-            found += [Guess(up, target, parts) for parts in _readings(value, by_size)]
+        for rank, (target, value) in enumerate(held_numbers(graph.trace.model, path, _line(node))):
+            readings = (*_one_each(graph, node, value), *_readings(value, by_size))
+            found += [Guess(up, rank, target, parts) for parts in readings]
     return found
 
 
@@ -89,6 +94,14 @@ def _readings(value: Any, by_size: dict[int, list[Where]]) -> Iterator[tuple[Whe
     options = [by_size.get(n, []) if type(n) is int else [] for n in numbers]
     for choice in range(max(map(len, options), default=0)):
         yield tuple(ways[min(choice, len(ways) - 1)] if ways else None for ways in options)
+
+
+def _one_each(graph: ChannelGraph, node: fx.Node, value: Any) -> Iterator[tuple[Where | None, ...]]:
+    """The sizes of the parts that a call gives, in their order."""
+    if not isinstance(value, int) and len(value) > 1:
+        wholes = {w.value: w for w, channels in _widths(graph, node) if w.unit == "places" and w.axis is None}
+        if all(number in wholes for number in range(len(value))):
+            yield tuple(wholes[number] for number in range(len(value)))
 
 
 def _changing(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> dict[int, list[Where]]:
@@ -112,9 +125,23 @@ def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
                 yield from ((where, _counted(graph, channels, where.unit))
                             for where in (Where(number, index, axis, unit) for unit in units))  # fmt: skip
 
+    yield from _bounds(graph, node)
     path = node.meta["site"].path
     for (name, axis), channels in _own_widths(graph, path):
         yield Where(name.removeprefix(f"{path}."), axis, None, "places"), channels
+
+
+def _bounds(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
+    """Where a slice starts and where it stops, as numbers of places at the front of what is sliced."""
+    source, axis, *bounds = node.args if operator_name(node) == "slice" and len(node.args) > 1 else (None, 0)
+    mark = graph.structure.labels.marks.get(source) if isinstance(source, fx.Node) else None
+    if mark is None or not isinstance(source, fx.Node):
+        return
+    size, number = source.meta["shape"][axis], _values(node).index(source)
+    for index, plane in enumerate(mark.planes):
+        for bound in bounds[:2] if plane.axes == {axis} else ():
+            if isinstance(bound, int) and 0 < bound < size:
+                yield Where(number, index, None, -bound), _along(graph, plane, None)[:bound]
 
 
 def _own_widths(graph: ChannelGraph, path: str) -> Iterator[tuple[tuple[str, int], Ints]]:
@@ -167,6 +194,8 @@ def _counted(graph: ChannelGraph, channels: Ints, unit: str | int) -> Ints:
         return channels
     if unit == "channels":
         return np.unique(channels)
+    if isinstance(unit, int) and unit < 0:
+        return channels[:-unit]
     groups = _by_group(graph, channels)
     return groups[unit] if isinstance(unit, int) and unit < len(groups) else np.zeros(0, dtype=np.int64)
 
@@ -179,21 +208,29 @@ def _by_group(graph: ChannelGraph, channels: Ints) -> list[Ints]:
     return [unique[[name == kind for name in names]] for kind in kinds if kind] if len(kinds) > 1 else []
 
 
-def target_at(node: fx.Node, guess: Guess) -> Target | None:
+def _line(node: fx.Node) -> int | None:
+    source = node.meta["site"].source
+    return source.line if source is not None else None
+
+
+def target_at(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Target | None:
     """What `guess` is about at another call of the same line."""
     paths = _paths(node.meta["site"].path)
-    if not isinstance(guess.target, Attribute):
-        return guess.target
-    return replace(guess.target, path=paths[guess.up]) if guess.up < len(paths) else None
+    if guess.up >= len(paths):
+        return None
+    if isinstance(guess.target, Attribute):
+        return replace(guess.target, path=paths[guess.up])
+    held = [target for target, _ in held_numbers(graph.trace.model, paths[guess.up], _line(node))]
+    other = held[guess.rank] if guess.rank < len(held) else None  # a line of the user's may be many of a graph
+    return other if isinstance(other, Literal) and other.position == guess.target.position else None
 
 
 def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:
     """`guess` at another call of the same line; None where the number is none of the widths there."""
-    target = target_at(node, guess)
+    target = target_at(graph, node, guess)
     if target is None:
         return None
-    line = node.meta["site"].source.line if node.meta["site"].source else None
-    held = dict(held_numbers(graph.trace.model, target.path, line))
+    held = dict(held_numbers(graph.trace.model, target.path, _line(node)))
     if target not in held:
         return None
     value = held[target]
@@ -210,13 +247,18 @@ def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:
 
 
 def alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
-    """`node`, and all other calls of its line and operator."""
-    source, name = node.meta["site"].source, operator_name(node)
+    """`node`, and all other calls of the user's line and of its operator."""
+    line, name = _written(node), operator_name(node)
     others = [
         n for n in graph.trace.calls
-        if n is not node and source is not None and n.meta["site"].source == source and operator_name(n) == name
+        if n is not node and line is not None and _written(n) == line and operator_name(n) == name
     ]  # fmt: skip
     return [node, *others]
+
+
+def _written(node: fx.Node) -> str | None:
+    source = node.meta["site"].source
+    return str(source) if source is not None else None
 
 
 def bind_alike(graph: ChannelGraph, nodes: Sequence[fx.Node], guess: Guess) -> list[Binding]:

@@ -60,7 +60,7 @@ def _groups_around(graph: ChannelGraph, node: fx.Node) -> set[str]:
 
 def _sharing(graph: ChannelGraph, node: fx.Node, guess: Guess, known: dict[Target, Binding]) -> Link:
     """The groups at `node`, and those whose width the number held there was found to be."""
-    target = target_at(node, guess)
+    target = target_at(graph, node, guess)
     if target not in known:
         return frozenset()
     parts = [part for part in known[target].parts if not isinstance(part, int)]

@@ -6,7 +6,7 @@ import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,10 +16,7 @@ _SLICE = ("start", "stop", "step")
 #: How many nodes around a failing one are searched for numbers.
 _MOST_NODES = 12
 _ON_SIZES = frozenset(
-    {
-        torch._assert,
-        *(getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge", "is_", "getitem", "floordiv", "mul")),
-    }
+    {torch._assert, operator.getitem, operator.eq, operator.ne, operator.is_, operator.not_, operator.floordiv}
 )
 
 
@@ -61,13 +58,12 @@ class Literal:
         return f"{self.path}.{self.node}" if self.path else self.node
 
     def set(self, model: nn.Module, value: Any) -> None:
-        """Write another number into the graph."""
+        """Write another number into the graph; it counts once the module is recompiled."""
         module = model.get_submodule(self.path)
         assert isinstance(module, fx.GraphModule)
         node = next(n for n in module.graph.nodes if n.name == self.node)
         where, *rest = self.position
-        setattr(node, where, _replaced(getattr(node, where), rest, self.sign * value))
-        module.recompile()
+        setattr(node, where, _replaced(getattr(node, where), rest, value if self.sign > 0 else -value))
 
 
 Target = Attribute | Literal
@@ -79,6 +75,8 @@ def apply_settings(model: nn.Module, settings: Settings) -> None:
     """Set them on the small model."""
     for target, value in settings.items():
         target.set(model, value)
+    for path in {target.path for target in settings if isinstance(target, Literal)}:
+        cast(fx.GraphModule, model.get_submodule(path)).recompile()
 
 
 def _replaced(holder: Any, position: list[Any], value: Any) -> Any:
@@ -122,17 +120,18 @@ def _entries(value: Any) -> dict[str, Any]:
     return {key: item for key, item in getattr(value, "__dict__", {}).items() if not key.startswith("_")}
 
 
-def _literals(module: fx.GraphModule, path: str, line: int | None) -> Iterator[tuple[Target, int]]:
+def _literals(module: fx.GraphModule, path: str, line: int | None) -> Iterator[tuple[Target, Any]]:
     """The numbers of the call at `line`, then those of what it works on and is checked by, the nearest first."""
     lines = module.code.splitlines()
     found = _ASSIGNED.match(lines[line - 1]) if line is not None and 0 < line <= len(lines) else None
     for node in _around(next((n for n in module.graph.nodes if found and n.name == found[1]), None)):
         for position, value in (*_numbers(node.args, ("args",)), *_numbers(node.kwargs, ("kwargs",))):
-            yield Literal(path, node.name, position, -1 if value < 0 else 1), abs(value)
+            sign = -1 if isinstance(value, int) and value < 0 else 1
+            yield Literal(path, node.name, position, sign), -value if sign < 0 else value
 
 
 def _around(node: fx.Node | None) -> list[fx.Node]:
-    """A node of a graph module, the checks right before it, and the calls that they take their operands from."""
+    """A node of a graph module, the checks right before it, what else reads its operands, and what makes these."""
     if node is None:
         return []
     before = node.prev
@@ -140,12 +139,13 @@ def _around(node: fx.Node | None) -> list[fx.Node]:
     while before.op != "root" and _is_about_sizes(before):
         found[before] = None
         before = before.prev
+    found |= dict.fromkeys(user for source in node.all_input_nodes for user in source.users if user.op != "output")
     queue = list(found)
     while queue and len(found) < _MOST_NODES:
         calls = [n for n in queue.pop(0).all_input_nodes if n.op.startswith("call_f") or n.op == "call_method"]
         queue += [n for n in calls if n not in found]
         found |= dict.fromkeys(calls)
-    return list(found)
+    return list(found)[:_MOST_NODES]
 
 
 def _is_about_sizes(node: fx.Node) -> bool:
@@ -156,7 +156,8 @@ def _is_about_sizes(node: fx.Node) -> bool:
     return node.target in _ON_SIZES and bool(operands) and all(_is_about_sizes(n) for n in operands)
 
 
-def _numbers(value: Any, position: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], int]]:
+def _numbers(value: Any, position: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The numbers in an argument with the ways that lead to them; lists of several come first as a whole."""
     if type(value) is int:
         yield position, value
     elif isinstance(value, Mapping):
@@ -166,5 +167,7 @@ def _numbers(value: Any, position: tuple[Any, ...]) -> Iterator[tuple[tuple[Any,
         for name in _SLICE:
             yield from _numbers(getattr(value, name), (*position, name))
     elif isinstance(value, tuple | list):
+        if len(value) > 1 and all(type(item) is int for item in value):
+            yield position, value
         for index, item in enumerate(value):
             yield from _numbers(item, (*position, index))
