@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.criteria import Request, Scores, find_criterion, score
 from surgeon.criteria.table import Floats, ForwardLoss
-from surgeon.errors import BudgetError, InputError, NothingToCutError, ScoreError, SurgeonError
+from surgeon.errors import BudgetError, InputError, ModelError, NothingToCutError, ScoreError, SurgeonError
 from surgeon.planning import Plan, make_plan
 from surgeon.report import Report, make_report, tensor_bytes
 from surgeon.rewriting import rewrite
 from surgeon.rules import reasons
 from surgeon.tracing import Inputs, check_model, error_site, outside_inference_mode, trace
+from surgeon.tracing import as_graph as to_graph
 from surgeon.trial import find_misfit
 from surgeon.verification import Difference
 from surgeon.verification import verify as run_check
@@ -53,6 +54,7 @@ def prune(
     verify: bool = True,
     strict: bool = False,
     inplace: bool = False,
+    as_graph: bool = False,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
@@ -72,6 +74,10 @@ def prune(
         Fail if a layer that isn't an output and wasn't ignored has to keep channels.
     inplace:
         Change `model` itself (after the check has passed).
+    as_graph:
+        Make it a ``torch.fx.GraphModule`` first. Widths that the forward spells out (``x.view(-1, 8 * 36)``) are then
+        rewritten, where else their channels stay; the class is the only other thing that changes, and
+        :func:`surgeon.load` needs no class of yours.
     seed:
         For everything that draws.
     progress:
@@ -85,6 +91,15 @@ def prune(
     clock = _Clock(progress)
     module = check_model(model)
     _check_early(criterion, dataloader)
+    ignored_layers = list(ignored_layers)
+    if as_graph:
+        if inplace:
+            raise ModelError("a graph is a new module: give as_graph=True or inplace=True, not both")
+        names = {module: name for name, module in module.named_modules()}  # the graph has layers of its own
+        ignored_layers = [
+            names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in ignored_layers
+        ]
+        module = to_graph(module, example_inputs)
     with clock("trace"):
         graph = _graph(module, example_inputs)
     with clock("score"):

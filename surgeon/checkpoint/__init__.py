@@ -2,7 +2,8 @@
 
 A file is data of unknown origin until every field is checked. Without a `factory` only a torchvision model name
 of the file is followed, never an import path; the plan is applied to the freshly built architecture, and each
-tensor must then fit by name, shape and type.
+tensor must then fit by name, shape and type. A graph module is built from its own description, which can name torch's
+operators and layers and nothing else.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.checkpoint.files import write_beside
 from surgeon.checkpoint.fitting import compare, distinct, fill, state_of
+from surgeon.checkpoint.graphs import build, describe, kept_outside
 from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
 from surgeon.checkpoint.origin import build_origin, check_origin
 from surgeon.errors import CheckpointError, ModelError
@@ -58,11 +60,12 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: Plan, origin: Map
     Raises
     ------
     CheckpointError
-        If the model holds state that is no tensor.
+        If the model holds state that is no tensor, or is a graph module with operators that are not torch's own.
     OSError
         If the file can't be written (no such folder, no space, no permission).
     """
-    tensors, aliases = distinct(state_of(model))
+    graph = describe(model) if isinstance(model, fx.GraphModule) else None
+    tensors, aliases = distinct(state_of(model) | (kept_outside(model) if graph else {}))
     header = {
         "format": FORMAT,
         "class": type(model).__name__,
@@ -72,6 +75,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: Plan, origin: Map
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         "training": model.training,
     }
+    header |= {"graph": graph} if graph else {}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_beside(path) as temporary:
         _write(stored, temporary, {KEY: json.dumps(header, sort_keys=True)})
@@ -87,7 +91,8 @@ def load(
     path:
         The file.
     factory:
-        Makes the dense architecture, with any weights. Without it the file's torchvision name is followed.
+        Makes the dense architecture, with any weights. Without it, a graph module is built as the file says, of
+        operators of torch alone; for other models the file's torchvision name is followed.
     example_inputs:
         What the dense model's forward takes, where the plan can't describe it (arguments that are no tensors).
 
@@ -99,17 +104,35 @@ def load(
         If it can't be read.
     """
     header = read_header(path)
+    if header.graph is not None and factory is None:
+        return _built(path, header)
     small = _cut(path, header, _dense(path, header, factory), example_inputs)
     expected = state_of(small)
     compare(path, header, expected)
-    with opened(path) as file:
-        stored = {name: file.get_tensor(name) for name in header.tensors}
+    stored = _stored(path, header)
     for name, source in header.aliases.items():
         stored[name] = stored[source]
     fill(small, expected, stored)
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name not in header.frozen)
     return small.train(header.training)
+
+
+def _stored(path: str | os.PathLike[str], header: Header) -> dict[str, Tensor]:
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in header.tensors}
+
+
+def _built(path: str | os.PathLike[str], header: Header) -> nn.Module:
+    """The graph module that a file describes."""
+    try:
+        model = build(header.graph, header.class_name, _stored(path, header), header.aliases)
+    except Exception as problem:  # the file is data: whatever is wrong with it is the file's fault
+        told = str(problem) or type(problem).__name__
+        raise CheckpointError(f"{path}: its graph is damaged, or not allowed: {told}") from problem
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in header.frozen and parameter.requires_grad)
+    return model
 
 
 def load_dense(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None) -> nn.Module:

@@ -45,6 +45,8 @@ class Header:
         Whether the model was in training mode.
     tensors:
         Shape and type of each stored tensor, such as ``((64, 3, 3, 3), "F32")``.
+    graph:
+        How the model itself is built, where it is a graph module.
     """
 
     class_name: str
@@ -54,6 +56,7 @@ class Header:
     frozen: tuple[str, ...]
     training: bool
     tensors: Mapping[str, tuple[tuple[int, ...], str]]
+    graph: Mapping[str, Any] | None = None
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -110,16 +113,17 @@ def _header(path: str | os.PathLike[str], fields: Any, tensors: dict[str, tuple[
     if fields["format"] != FORMAT:
         found = fields["format"]
         raise CheckpointError(f"{path}: format {found}, this surgeon reads {FORMAT}; use a matching version")
-    if unknown := sorted(set(fields) - set(_FIELDS) - {"origin"}):
+    if unknown := sorted(set(fields) - set(_FIELDS) - {"origin", "graph"}):
         raise CheckpointError(f"{path}: unknown header field {unknown[0]!r}")
     return Header(
         class_name=fields["class"],
         plan=_plan(path, fields["plan"]),
-        origin=_origin(path, fields.get("origin")),
+        origin=_object(path, "origin", fields.get("origin")),
         aliases=_aliases(path, fields["aliases"], tensors),
         frozen=_frozen(path, fields["frozen"], tensors),
         training=fields["training"],
         tensors=tensors,
+        graph=_object(path, "graph", fields.get("graph")),
     )
 
 
@@ -148,7 +152,7 @@ def _frozen(path: str | os.PathLike[str], names: list[Any], tensors: Mapping[str
     return tuple(names)
 
 
-def _origin(path: str | os.PathLike[str], origin: Any) -> dict[str, Any] | None:
-    if origin is not None and not isinstance(origin, dict):
-        raise CheckpointError(f"{path}: header field 'origin' is {type(origin).__name__}, expected an object")
-    return origin
+def _object(path: str | os.PathLike[str], name: str, value: Any) -> dict[str, Any] | None:
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{path}: header field {name!r} is {type(value).__name__}, expected an object")
+    return value

@@ -71,14 +71,14 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
     for plane, rows in _rows(values):
         ledger.couple(rows, plane)
         inner.add(plane.key)
-    for index, value in enumerate(values):
-        for plane in value.planes:
-            for other in values[:index] + values[index + 1 :]:
-                _confront(ledger, plane, other)
+    # what is pinned here stays everywhere: it needs no following any further
+    held = {
+        p.key for value, other in itertools.permutations(values, 2) for p in value.planes if _held(ledger, p, other)
+    }
     return Marked(
         _broadcast([v.shape for v in values]),
         _broadcast([v.span for v in values]),
-        tuple(plane for plane in merged.values() if plane.key not in inner),
+        tuple(plane for plane in merged.values() if plane.key not in inner | held),
         free=all(v.free for v in values),
         constant=all(v.constant for v in values),
     )
@@ -104,17 +104,18 @@ def _merge(ledger: Ledger, one: Plane, other: Plane) -> Plane:
     return replace(one, labels=torch.where(one.labels == FIXED, other.labels, one.labels))
 
 
-def _confront(ledger: Ledger, plane: Plane, other: Marked) -> None:
-    """Hold `plane` in place where `other` has places of its own along its axes."""
+def _held(ledger: Ledger, plane: Plane, other: Marked) -> bool:
+    """Hold `plane` in place where `other` has places of its own along its axes; whether it is pinned by that."""
     if other.free or plane.example:
-        return
+        return False
     if any(p.key == plane.key or _is_row(p, plane) or _is_row(plane, p) for p in other.planes):
-        return
+        return False
     met = {axis for axis in plane.axes if other.span[axis] > 1}
     if met == plane.axes:
         ledger.pin([plane], reasons.constant(ledger.node))
     elif met:
         ledger.anchor(plane, met, "meets")
+    return met == plane.axes
 
 
 def pointwise(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
@@ -187,11 +188,16 @@ def move_many(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: An
     ]
 
 
-def assemble(ledger: Ledger, parts: Sequence[Marked], dim: int, combine: Callable[[list[Tensor]], Tensor]) -> Marked:
-    """Put `parts` together along `dim` (cat, slice_scatter): labels follow along it and couple along other axes."""
+def assemble(
+    ledger: Ledger, parts: Sequence[Marked], dim: int, combine: Callable[[list[Tensor]], Tensor], *, whole: bool = False
+) -> Marked:
+    """Put `parts` together along `dim` (cat, slice_scatter): labels follow along it and couple along other axes.
+
+    `whole`: each part is there as a whole; one that the forward makes may yet take channels (a state's first value).
+    """
     keys = list(dict.fromkeys(plane.key for part in parts for plane in part.planes if dim in plane.axes))
-    if not keys and len({part.free for part in parts}) > 1:
-        keys = [(False, frozenset({dim}))]  # what the forward makes here may yet take channels (a state's first value)
+    if whole and not keys and len({part.free for part in parts}) > 1:
+        keys = [(False, frozenset({dim}))]
     planes = []
     for example, axes in keys:
         labels = []

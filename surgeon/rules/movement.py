@@ -90,7 +90,7 @@ def cat(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
     # torch skips empty one-dimensional tensors here, a leftover from before zero-size axes
     parts = [t for t in tensors if t.shape != (0,)] or list(tensors)
     dim %= len(parts[0].shape)
-    return algebra.assemble(ledger, parts, dim, lambda labels: torch.cat(labels, dim))
+    return algebra.assemble(ledger, parts, dim, lambda labels: torch.cat(labels, dim), whole=True)
 
 
 @rule("stack")

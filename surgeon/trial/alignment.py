@@ -39,8 +39,7 @@ def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
     seen: Counter[Any] = Counter()
     keyed = {}
     for node in nodes:
-        site = node.meta["site"]
-        key = (site.path, site.source, _name(node))
+        key = _place(node)
         keyed[key, seen[key]] = node
         seen[key] += 1
     return keyed
@@ -99,6 +98,22 @@ def partners(nodes: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
 def alike(small: fx.Graph, dense: fx.Graph) -> bool:
     """Whether both run the same operators in the same order."""
     return [_name(n) for n in calls(small)] == [_name(n) for n in calls(dense)]
+
+
+def strays(small: fx.Graph, dense: fx.Graph) -> fx.Node | None:
+    """The first dense call where `small` took another way through the program; None if both ran the same lines."""
+    ours, theirs = [_place(n) for n in calls(small)], [_place(n) for n in calls(dense)]
+    common = set(ours) & set(theirs)
+    lost = next((i for i, place in enumerate(theirs) if place not in common), None)
+    added = next((i for i, place in enumerate(ours) if place not in common), None)
+    first = min((i for i in (lost, added) if i is not None), default=None)
+    return None if first is None else calls(dense)[min(first, len(theirs) - 1)]
+
+
+def _place(node: fx.Node) -> Any:
+    """Operator and place in the program."""
+    site = node.meta["site"]
+    return site.path, site.source, _name(node)
 
 
 def next_call(part: fx.Graph, dense: fx.Graph) -> fx.Node | None:

@@ -9,6 +9,7 @@ from torch import fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints, flat
+from surgeon.rules import Plane
 from surgeon.trial.alignment import partners
 from surgeon.trial.bindings import Binding
 
@@ -60,11 +61,11 @@ def find_misfit(
 
 def _first_deviation(graph: ChannelGraph, nodes: dict[fx.Node, fx.Node], kept: Flags) -> fx.Node | None:
     backwards = partners(nodes)
-    for candidate in graph.trace.graph.nodes:
+    for candidate in graph.trace.calls:
         small = backwards.get(candidate)
         marked = candidate in graph.structure.labels.marks
         if marked and small is not None and _deviates(graph, candidate, small, kept):
-            return candidate  # type: ignore[no-any-return]  # fx types its nodes as Any here
+            return candidate
     return None
 
 
@@ -84,13 +85,23 @@ def _deviates(graph: ChannelGraph, dense: fx.Node, small: fx.Node, kept: Flags) 
     shape = small.meta.get("shape")
     if shape is None or len(shape) != len(dense.meta["shape"]):
         return shape is not None
-    for plane in graph.structure.labels.marks[dense].planes:
-        flags = np.append(kept, True)[graph.structure.channel[flat(plane.labels)]].reshape(plane.labels.shape)
-        outer = min(plane.axes)  # several axes: the channels inside each group of the first
-        rows = flags.any(axis=tuple(axis for axis in range(flags.ndim) if axis != outer))
-        if rows.sum() != shape[outer] or flags.sum() != math.prod(shape[axis] for axis in plane.axes):
+    flags = [(plane.axes, _kept_places(graph, plane, kept)) for plane in graph.structure.labels.marks[dense].planes]
+    for axes, own in flags:
+        stay = own
+        for others, theirs in flags:
+            if others < axes:
+                stay = stay & theirs  # rows of a grouped weight that go take their part of the columns along
+        outer = min(axes)  # several axes: the channels inside each group of the first
+        rows = stay.any(axis=tuple(axis for axis in range(stay.ndim) if axis != outer))
+        if rows.sum() != shape[outer] or stay.sum() != math.prod(shape[axis] for axis in axes):
             return True
     return False
+
+
+def _kept_places(graph: ChannelGraph, plane: Plane, kept: Flags) -> Flags:
+    """Which places of a plane stay, in its shape."""
+    found: Flags = np.append(kept, True)[graph.structure.channel[flat(plane.labels)]].reshape(plane.labels.shape)
+    return found
 
 
 def _channels_at(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from surgeon.channels import ChannelGraph, Guide, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags
 from surgeon.tracing import Trace, Unfinished, record
-from surgeon.trial.alignment import align, alike, next_call
+from surgeon.trial.alignment import align, alike, next_call, strays
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import find_misfit
 from surgeon.trial.folding import Fold, find_fold
@@ -59,10 +59,14 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings)
     Misfit
         If the forward fails or carries channels otherwise than the dense one.
     """
-    settings = {**arrivals(graph, kept), **settings}
-    recording = _on_meta(graph, widths, settings)
+    everything = {**arrivals(graph, kept), **settings}
+    recording = _on_meta(graph, widths, everything)
     if recording is None:
-        recording = _for_real(graph, widths, kept, settings)
+        recording = _for_real(graph, widths, kept, everything)
+    elsewhere = strays(recording.graph, graph.trace.graph) if settings else None
+    if elsewhere is not None:  # a number was set that means a way to go, and no width
+        why = "a number that was taken for a width takes the forward another way"
+        raise find_misfit(graph, {}, kept, elsewhere, why, exactly=True)
     return read_recording(graph, recording, kept)
 
 
