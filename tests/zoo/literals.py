@@ -210,3 +210,37 @@ class LoopOverChannels(Literal):
 
     def middle(self, x: Tensor) -> Any:
         return torch.stack([x[:, i] * (i + 1) for i in range(16)], 1)
+
+
+@zoo
+class NumberThatChooses(Classifier):
+    """``self.kind`` says how the halves meet and isn't their number, which stands in the same line."""
+
+    cuts, width, arrives = ("stem", "last"), 24, 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind = 2
+
+    def middle(self, x: Tensor) -> Any:
+        if self.kind == 0:
+            first, second = x.chunk(2, dim=1)
+            return torch.maximum(first, second)
+        n, c, *size = x.shape
+        return x.view(n, c // 2, 2, *size).max(dim=2).values
+
+
+@zoo
+class GroupsThenLiteralSplit(Classifier):
+    """What holds in place is the split, not the weight of the grouped convolution that lost filters before it."""
+
+    cuts, arrives = ("grouped", "last"), 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = 6
+        self.grouped, self.both, self.inner = conv(16, 32, groups=2), conv(32, 12, 1), conv(6, 6)
+
+    def middle(self, x: Tensor) -> Any:
+        y = list(F.relu(self.both(F.relu(self.grouped(x)))).split((self.c, self.c), 1))  # type: ignore[no-untyped-call]
+        return torch.cat((y[0], F.relu(self.inner(y[1]))), 1)
