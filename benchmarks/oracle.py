@@ -90,7 +90,7 @@ def run(seed: int, extended: bool, code: str) -> Row:
         outcome = Outcome("crash", f"took longer than {SEED_SECONDS} s")
     row: Row = {"seed": seed, **asdict(outcome), "seconds": round(time.perf_counter() - start, 3), "code": code}
     if outcome.status != "exact":
-        row |= {"spec": json.loads(sample_network(seed, extended).to_json()), "cut": asdict(sample_cut(seed))}
+        row |= {"spec": json.loads(sample_network(seed, extended).to_json()), "cut": asdict(sample_cut(seed, extended))}
     return row
 
 
@@ -107,6 +107,7 @@ def summary(rows: Sequence[Row], extended: bool, code: str) -> Row:
         "refused": dict(collections.Counter(row["detail"] for row in rows if row["status"] == "refused")),
         "failures": [row for row in rows if row["status"] in ("wrong", "crash")],
         "blocks": dict(parts.most_common()),
+        "whole": dict(collections.Counter(text for row in exact for text in row["whole"]).most_common()),
         "seconds": {"sum": round(sum(row["seconds"] for row in rows), 1), "max": max(row["seconds"] for row in rows)},
         "grammar": "extended" if extended else "basic",
         "tolerance": "1e-9 of each output's largest value, float64",

@@ -20,19 +20,23 @@ from torch import Tensor, nn
 from tests.blocks import BLOCKS, OPTIONS, Place
 from tests.blocks.base import conv
 from tests.blocks.ends import FEATURES, HEADS, SECONDS, STEMS, TOKENS, Head, Meet, Stem
+from tests.blocks.outlets import CONTEXT, ENTRIES, OUTLETS, Entry, Outlet
+from tests.blocks.wraps import STAGES, WRAPS, Wrapped
 
 SIZES = {1: (16,), 2: (8, 8), 3: (4, 4, 4)}  # big enough for two strides, small enough for milliseconds
 MAX_BLOCKS = 5
 CHANNELS = (4, 24)
+VARIANTS = 10**6  # options of the extended grammar's blocks run from 0 to here
 
 
 @dataclass(frozen=True)
 class Part:
-    """One block of a network: a name in ``BLOCKS``, a channel count, a variant."""
+    """One block of a network: a name in ``BLOCKS``, a channel count, a variant, and what stands around it."""
 
     kind: str
     width: int
     option: int
+    wrap: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,12 @@ class Spec:
             torch.manual_seed(self.seed)
             return redraw(Network(self), self.seed).to(dtype).eval()
 
-    def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    def inputs(self, dtype: torch.dtype = torch.float64) -> tuple[Any, ...]:
+        """The arguments: one or two tensors, or both in nested dicts."""
+        first, *rest = self.tensors(dtype)
+        return ({"image": first, "extra": {"maps": rest}},) if self.second == "nested" else (first, *rest)
+
+    def tensors(self, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
         """One or two tensors: images (N, 3, *size) or tokens (N, T); then what the second input is."""
         generator = torch.Generator().manual_seed(self.seed + 1)
         size = SIZES[self.dims]
@@ -62,7 +71,8 @@ class Spec:
             first = torch.randint(TOKENS, (self.batch, *size), generator=generator)
         else:
             first = torch.randn(self.batch, 3, *size, generator=generator, dtype=torch.float64).to(dtype)
-        shape = (self.batch, FEATURES) if self.second == "film" else (self.batch, 2, *size)
+        vectors = {"film": (FEATURES,), "context": (CONTEXT, FEATURES)}
+        shape = (self.batch, *vectors.get(self.second, (2, *size)))
         second = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
         return (first, second) if self.second else (first,)
 
@@ -84,9 +94,9 @@ class Network(nn.Module):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.stem = Stem(spec.stem, Place(3, SIZES[spec.dims]), spec.width)
-        one = Spec(**{**asdict(spec), "batch": 1, "parts": ()}).inputs(torch.float32)
+        one = Spec(**{**asdict(spec), "batch": 1, "parts": ()}).tensors(torch.float32)
         place = _arrives(self.stem, one[0])
-        self.second = Meet(spec.second, place, 2) if spec.second else None
+        self.second = _second(spec, place)
         if self.second is not None:
             place = _arrives(self.second, _zeros(place), one[1])
         self.body = nn.Sequential()
@@ -94,9 +104,13 @@ class Network(nn.Module):
             module = _part(part, place)
             place = _arrives(module, _zeros(place))
             self.body.append(module)
-        self.head = Head(spec.head, place, max(2, spec.width // 2))
+        head = Outlet if spec.head in OUTLETS else Head
+        self.head = head(spec.head, place, max(2, spec.width // 2))
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Any:
+    def forward(self, x: Any, other: Tensor | None = None) -> Any:
+        if isinstance(x, dict):
+            (other,) = x["extra"]["maps"]
+            x = x["image"]
         x = self.stem(x)
         if self.second is not None:
             x = self.second(x, other)
@@ -114,7 +128,21 @@ def _arrives(module: nn.Module, *inputs: Tensor) -> Place:
     return Place(shape[1], tuple(shape[2:]))
 
 
+def _second(spec: Spec, place: Place) -> nn.Module | None:
+    if spec.second in ENTRIES:
+        return Entry(spec.second, place, max(2, spec.width // 2))
+    return Meet(spec.second, place, 2) if spec.second else None
+
+
 def _part(part: Part, place: Place) -> nn.Module:
+    """The block with what stands around it."""
+    module = _divisible(part, place)
+    if not part.wrap or part.kind in STAGES:
+        return module
+    return Wrapped(part.wrap, module, place, _arrives(module, _zeros(place)))
+
+
+def _divisible(part: Part, place: Place) -> nn.Module:
     """The block, behind a 1x1 convolution where its channels have to be divisible."""
     entry = BLOCKS[part.kind]
     fitting = max(entry.divisor, place.channels // entry.divisor * entry.divisor)
@@ -164,16 +192,33 @@ def _compose(choose: _Chooser, extended: bool) -> Spec:
     """The grammar. Dimensions 1 and 3 are rarer than 2."""
     dims = (2, 2, 2, 1, 1, 3)[choose.integer(0, 5)]
     stems = [stem for stem in STEMS if stem != "embedding" or dims == 1]
-    kinds = [name for name, entry in BLOCKS.items() if dims in entry.dims and (extended or not entry.extended)]
     stem, width = choose.pick(stems), choose.integer(*CHANNELS)
     # three of five networks have one input
-    second = choose.pick((SECONDS[0],) * 6 + SECONDS[1:])
+    second = choose.pick((SECONDS[0],) * 6 + SECONDS[1:] + (ENTRIES if extended else ()))
     count = choose.integer(1, MAX_BLOCKS)
-    parts = tuple(
+    parts = _extended_parts(choose, dims, count) if extended else _basic_parts(choose, dims, count)
+    heads = HEADS + OUTLETS if extended else HEADS
+    batch, head, seed = choose.integer(1, 3), choose.pick(heads), choose.integer(0, 99)
+    return Spec(dims, batch, stem, width, second, parts, head, seed)
+
+
+def _basic_parts(choose: _Chooser, dims: int, count: int) -> tuple[Part, ...]:
+    kinds = [name for name, entry in BLOCKS.items() if dims in entry.dims and not entry.extended]
+    return tuple(
         Part(choose.pick(kinds), choose.integer(*CHANNELS), choose.integer(0, OPTIONS - 1)) for _ in range(count)
     )
-    batch, head, seed = choose.integer(1, 3), choose.pick(HEADS), choose.integer(0, 99)
-    return Spec(dims, batch, stem, width, second, parts, head, seed)
+
+
+def _extended_parts(choose: _Chooser, dims: int, count: int) -> tuple[Part, ...]:
+    """Blocks beyond convolutional networks as well, two of three times; some change the number of axes."""
+    parts = []
+    for _ in range(count):
+        beyond = choose.integer(0, 2) > 0
+        kinds = [name for name, entry in BLOCKS.items() if dims in entry.dims and entry.extended == beyond]
+        part = Part(choose.pick(kinds), choose.integer(*CHANNELS), choose.integer(0, VARIANTS - 1), choose.pick(WRAPS))
+        parts.append(part)
+        dims = STAGES.get(part.kind, dims)
+    return tuple(parts)
 
 
 class _Seeded:

@@ -1,6 +1,42 @@
 """Building blocks of random networks; importing this package fills the table ``BLOCKS``."""
 
-from tests.blocks import convolutions, extended, gates, modern, movement, norms
+from tests.blocks import (
+    attending,
+    branches,
+    computed,
+    constants,
+    convolutions,
+    extended,
+    gates,
+    modern,
+    movement,
+    norms,
+    outlets,
+    positions,
+    sequences,
+    transforms,
+    wraps,
+)
 from tests.blocks.base import BLOCKS, OPTIONS, Entry, Place
 
-__all__ = ["BLOCKS", "OPTIONS", "Entry", "Place", "convolutions", "extended", "gates", "modern", "movement", "norms"]
+__all__ = [
+    "BLOCKS",
+    "OPTIONS",
+    "Entry",
+    "Place",
+    "attending",
+    "branches",
+    "computed",
+    "constants",
+    "convolutions",
+    "extended",
+    "gates",
+    "modern",
+    "movement",
+    "norms",
+    "outlets",
+    "positions",
+    "sequences",
+    "transforms",
+    "wraps",
+]
