@@ -115,6 +115,8 @@ def prune(
             )  # fmt: skip
         if strict and plan.fitted is not None:
             _refuse_pinned(plan.fitted.graph)
+        if inplace and not verify:
+            return plan, module  # cut at the end, once
         with clock("rewrite"):
             return plan, rewrite(module, plan)
 
@@ -134,10 +136,11 @@ def prune(
                 raise difference from None  # without those channels there is nothing left to do
     assert plan.fitted is not None
     graph = plan.fitted.graph
-    sizes = (tensor_bytes(module), tensor_bytes(small))
-    report = make_report(graph, plan.kept(graph), sizes, check, (*inexact, *_notes(graph, plan)), clock.seconds)
+    report = make_report(graph, plan.kept(graph), check, (*inexact, *_notes(graph, plan)))
     if inplace:
-        small = rewrite(model, plan, inplace=True)
+        with clock("rewrite"):
+            small = rewrite(model, plan, inplace=True)
+    report = replace(report, bytes_after=tensor_bytes(small), seconds=dict(clock.seconds))
     return Result(small, replace(plan, fitted=None), report)
 
 

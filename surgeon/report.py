@@ -87,16 +87,14 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
 def make_report(
     graph: ChannelGraph,
     kept: Flags,
-    sizes: tuple[int, int],
     check: Check | None,
     notes: tuple[str, ...],
-    seconds: Mapping[str, float],
 ) -> Report:
-    """Put the report together; `sizes` are the bytes before and after."""
+    """Put the report together, before the model changes; the bytes after it and the seconds are still to come."""
     cost = Cost(graph)
     dense = cost.everything()
     before, after = filter_counts(graph, kept)
     return Report(
         layer_rows(graph, kept), before, after, cost.macs(dense), cost.macs(kept),
-        cost.params(dense), cost.params(kept), *sizes, check, graph.pinned, notes, (), dict(seconds),
+        cost.params(dense), cost.params(kept), tensor_bytes(graph.trace.model), 0, check, graph.pinned, notes,
     )  # fmt: skip

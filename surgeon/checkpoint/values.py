@@ -120,8 +120,6 @@ def encode(value: Any) -> Any:
     """`value` as JSON; containers and what JSON doesn't know become an object with one key."""
     if value is None or isinstance(value, bool | str) or (type(value) is int and abs(value) < _LARGEST):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, slice):
@@ -130,6 +128,12 @@ def encode(value: Any) -> Any:
         return {"tuple" if isinstance(value, tuple) else "list": [encode(item) for item in value]}
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {"dict": {key: encode(item) for key, item in value.items()}}
+    return _encoded_constant(value)
+
+
+def _encoded_constant(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, _CONSTANTS):
         return {"torch": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
@@ -156,7 +160,7 @@ def decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         return nodes[content]
     if kind in ("list", "tuple", "slice") and isinstance(content, list):
         items = [decode(item, nodes) for item in content]
-        return {"list": list, "tuple": tuple, "slice": lambda parts: slice(*parts)}[kind](items)
+        return slice(*items) if kind == "slice" else items if kind == "list" else tuple(items)
     if kind == "dict" and isinstance(content, dict):
         return {key: decode(item, nodes) for key, item in content.items()}
     return _decoded_constant(kind, content)

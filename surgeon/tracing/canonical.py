@@ -56,7 +56,7 @@ def _normalize(x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out:
 def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:  # noqa: A002
     """A circular border is put together of parts, where torch writes into fresh memory."""
     if mode != "circular":
-        return F.pad(input, pad, mode, value)  # type: ignore[arg-type]  # a list is as good as a tuple
+        return F.pad(input, pad, mode, value)
     for index in range(len(pad) // 2):
         axis, (before, after) = input.ndim - 1 - index, pad[2 * index : 2 * index + 2]
         size = input.shape[axis]

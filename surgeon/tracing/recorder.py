@@ -165,10 +165,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
 
 def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The call itself; on the meta device torch's own batch norm takes a millisecond of Python to say three shapes."""
+    """The call itself; on the meta device torch's own batch norm and cat take milliseconds of Python to say a shape."""
     if func is _aten.native_batch_norm.default and args[0].device.type == "meta" and not args[5]:
         return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+    if func is _aten.cat.default and args[0][0].device.type == "meta":
+        shape = _joined([tuple(part.shape) for part in args[0]], *args[1:])
+        if shape is not None and len({part.dtype for part in args[0]}) == 1:
+            return args[0][0].new_empty(shape)
     return func(*args, **kwargs)
+
+
+def _joined(shapes: list[tuple[int, ...]], dim: int = 0) -> list[int] | None:
+    """The shape of a concatenation; None where the parts don't fit, which torch itself has to say."""
+    first = list(shapes[0])
+    if not first or not -len(first) <= dim < len(first):
+        return None
+    dim %= len(first)
+    rests = {(*shape[:dim], *shape[dim + 1 :]) for shape in shapes if len(shape) == len(first)}
+    if len(rests) != 1 or any(len(shape) != len(first) for shape in shapes):
+        return None
+    first[dim] = sum(shape[dim] for shape in shapes)
+    return first
 
 
 def _writes_first(func: OpOverload) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor, fx
 
 from surgeon.channels import ChannelGraph, Group, Structure
 from surgeon.channels.structure import Flags, Ints
-from surgeon.errors import PlanError
 from surgeon.tracing import Trace
 from surgeon.trial.alignment import partners
 from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, settings
@@ -219,10 +218,13 @@ def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
 
 def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
     slots, known = _by_signature(run.structure), _by_signature(graph.structure)
-    _refuse_strangers(graph, run, kept)
-    if any(len(slots.get(key, ())) != int(kept[numbers].sum()) for key, numbers in known.items()):
+    _refuse_strangers(graph, run, kept, slots, known)
+    chosen = {key: [number for number in numbers if kept[number]] for key, numbers in known.items()}
+    if any(len(slots.get(key, ())) != len(numbers) for key, numbers in chosen.items()):
         raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
-    channel = _assign(graph.structure, run.structure, kept)
+    channel = np.full(run.structure.count, -1, dtype=np.int64)
+    for key, found in slots.items():
+        channel[found] = chosen[key]  # of one signature, both in order
     disorder = _disorder(graph, run, channel)
     if disorder is not None:
         raise find_misfit(
@@ -245,15 +247,18 @@ def _disorder(graph: ChannelGraph, run: Run, channel: Ints) -> fx.Node | None:
 
 def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:
     """Slots of each group's signature."""
-    _refuse_strangers(graph, run, kept)
     slots = _by_signature(run.structure)
+    _refuse_strangers(graph, run, kept, slots, _by_signature(graph.structure))
     return {group.name: len(slots.get(_key(graph.structure, group), ())) for group in graph.groups}
 
 
-def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags) -> None:
+#: Channels of each signature.
+Kinds = Mapping[tuple[int, int], Sequence[int]]
+
+
+def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags, slots: Kinds, known: Kinds) -> None:
     """A slot that no dense channel resembles is a misfit."""
-    known = _by_signature(graph.structure)
-    if any(len(found) > len(known.get(key, ())) for key, found in _by_signature(run.structure).items()):
+    if any(len(found) > len(known.get(key, ())) for key, found in slots.items()):
         misfit = find_misfit(graph, run.nodes, kept, None, "channels take another way than in the dense model")
         misfit.followed = True
         raise misfit
@@ -267,20 +272,8 @@ def _by_signature(structure: Structure) -> dict[tuple[int, int], list[int]]:
     """Channels of each signature, in the order of their first label."""
     first = np.full(structure.count + 1, np.iinfo(np.int64).max)
     np.minimum.at(first, structure.channel[1:], np.arange(1, len(structure.channel)))
+    order = np.argsort(first[:-1], kind="stable")
     found: dict[tuple[int, int], list[int]] = {}
-    for number in np.argsort(first[:-1], kind="stable"):
-        a, b = structure.signature[number]
-        found.setdefault((int(a), int(b)), []).append(int(number))
+    for number, (a, b) in zip(order.tolist(), structure.signature[order].tolist(), strict=True):
+        found.setdefault((a, b), []).append(number)
     return found
-
-
-def _assign(dense: Structure, small: Structure, kept: Flags) -> Ints:
-    """Give every slot a dense channel of the same signature, both in order."""
-    known = _by_signature(dense)
-    channel = np.full(small.count, -1, dtype=np.int64)
-    for key, slots in _by_signature(small).items():
-        chosen = [number for number in known.get(key, ()) if kept[number]]
-        if len(chosen) != len(slots):
-            raise PlanError(f"{len(slots)} places for {len(chosen)} channels: the plan doesn't fit this model")
-        channel[slots] = chosen
-    return channel
