@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from surgeon.channels import ChannelGraph
@@ -14,13 +13,14 @@ from surgeon.cost import Cost
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
-from surgeon.planning.moves import Blocked, Move, Steps, staircases
+from surgeon.planning.moves import Move, Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_made_by, select_layers
+from surgeon.planning.shares import NoSuchWidthError, Shares
 from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
-from surgeon.trial import Binding, Fit, Misfit, fit, settle, widths_of
+from surgeon.trial import Misfit, fit
 
 __all__ = ["LIMITS", "Plan", "make_plan", "select_layers", "smallest"]
 
@@ -76,16 +76,18 @@ def make_plan(
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)
     repair = Repair(graph)
-    blocked: Blocked = {}
+    shares = Shares()
     while True:
         try:
-            steps = Steps(round_to or 1, min_channels, blocked)
-            kept, fitted = _attempt(repair.graph, scores, asked, scope, steps, repair.bindings)
+            steps = Steps(round_to or 1, min_channels, shares.blocked)
+            moves, kept = _chosen(repair.graph, scores, asked, scope, steps)
+            kept = shares.settle(repair.graph, scores, moves, kept)
+            fitted = fit(repair.graph, kept, repair.bindings)
             break
         except Misfit as misfit:
             repair.after(misfit)
-        except _NoSuchWidth as stop:
-            blocked.setdefault(stop.bundle, set()).add(stop.level)
+        except NoSuchWidthError:  # it is blocked now
+            continue
         except (BudgetError, NothingToCutError):
             if not repair.undone():
                 raise
@@ -105,23 +107,10 @@ def _check(scope: str, round_to: Any, min_channels: Any) -> None:
             raise BudgetError(f"{name}={value!r}: expected a positive whole number")
 
 
-class _NoSuchWidth(Exception):
-    """A bundle that is cut by shares can't have this width: its channels would flow another way."""
-
-    def __init__(self, bundle: str, level: int) -> None:
-        super().__init__(bundle)
-        self.bundle, self.level = bundle, level
-
-
-def _attempt(
-    graph: ChannelGraph,
-    scores: Scores,
-    asked: dict[str, Any],
-    scope: str,
-    steps: Steps,
-    bindings: tuple[Binding, ...],
-) -> tuple[Flags, Fit]:
-    """Plan once on the channels that are free by now; a misfit says which aren't."""
+def _chosen(
+    graph: ChannelGraph, scores: Scores, asked: dict[str, Any], scope: str, steps: Steps
+) -> tuple[list[Move], Flags]:
+    """The moves to take on the channels that are free by now, and what they keep."""
     if not graph.groups:
         raise NothingToCutError(_nothing(graph))
     problem = Problem(graph, staircases(graph, scores, steps), Cost(graph), scope)
@@ -129,51 +118,7 @@ def _attempt(
     kept = problem.kept(moves)
     if bool(kept.all()):
         raise BudgetError(_too_little(problem, asked))
-    kept = _settled(graph, scores, moves, kept)
-    return kept, fit(graph, kept, bindings)
-
-
-def _settled(graph: ChannelGraph, scores: Scores, moves: list[Move], kept: Flags) -> Flags:
-    """Exact numbers for bundles that are cut by shares: what the forward makes of their widths, one at a time."""
-    levels = {m.bundle: m.level for m in moves if graph.bundles[m.bundle].takes is None}
-    kept = kept.copy()
-    for index, level in levels.items():
-        counts = _counts_at(graph, index, level)
-        for group in graph.bundles[index].groups:
-            ranked = group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")]
-            kept[group.numbers] = True
-            kept[ranked[: group.size - counts[group.name]]] = False
-    return kept
-
-
-def _counts_at(graph: ChannelGraph, index: int, level: int) -> dict[str, int]:
-    """Channels of each group of bundle `index` when it alone has lost `level` of its steps."""
-    bundle = graph.bundles[index]
-    alone = np.ones(graph.structure.count, dtype=bool)
-    for group, gone in zip(bundle.groups, bundle.gone(level), strict=True):
-        alone[group.numbers[:gone]] = False
-    try:
-        return settle(graph, _shared_widths(graph, {index: level}, alone), alone)
-    except Misfit as misfit:
-        if misfit.followed:
-            raise _NoSuchWidth(bundle.groups[0].name, level) from misfit
-        raise
-
-
-def _shared_widths(graph: ChannelGraph, levels: dict[int, int], kept: Flags) -> dict[tuple[str, int], int]:
-    structure = graph.structure
-    share = np.zeros(structure.count + 1)
-    whole = np.append(kept, True)
-    for index, level in levels.items():
-        bundle = graph.bundles[index]
-        for group in bundle.groups:
-            share[group.numbers] = level / bundle.steps
-            whole[group.numbers] = True
-    widths = widths_of(graph, whole[:-1])
-    space = structure.labels.space
-    for place, start, size in zip(space.places, space.starts, space.sizes, strict=True):
-        widths[place] -= round(float(share[structure.channel[start : start + size]].sum()))
-    return widths
+    return moves, kept
 
 
 def _too_little(problem: Problem, asked: dict[str, Any]) -> str:
