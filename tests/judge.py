@@ -15,6 +15,7 @@ import surgeon
 from surgeon.errors import BudgetError, NothingToCutError, VerificationError
 from surgeon.report import Report
 from surgeon.rewriting import fit
+from surgeon.rules import reasons
 from tests.blocks.wraps import Wrapped
 from tests.networks import Network, Spec, sample_network
 from tests.oracle import OracleError, compare
@@ -149,11 +150,12 @@ def _as_asked(cut: Cut, model: nn.Module, report: Report) -> None:
 
 
 def _whole(spec: Spec, model: nn.Module, report: Report) -> Iterator[str]:
-    """Kind of block and reason of each layer in a block that keeps all of its filters."""
+    """Kind of block and reason of each layer in a block that is used and keeps all of its filters."""
     assert isinstance(model, Network)
+    expected = (reasons.IGNORED, reasons.OUTPUT, reasons.UNREACHED, reasons.EMPTY)
     for pin in report.pinned:
         path = pin.layer.split(".")
-        if path[0] == "body" and pin.channels == pin.of and pin.reason not in ("ignored", "output"):
+        if path[0] == "body" and pin.channels == pin.of and pin.reason not in expected:
             block = model.body[int(path[1])]
             inside = isinstance(block, Wrapped) and path[2:3] == ["inner"]
             rest = ".".join(path[3 if inside else 2 :])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.judge import Cut, judge, judge_seed, sample_cut
+from tests.blocks import BLOCKS
+from tests.judge import BUDGETS, Cut, judge, judge_seed, sample_cut
 from tests.networks import Spec, networks, sample_network
 
 cuts = st.builds(
@@ -13,6 +14,17 @@ cuts = st.builds(
     ratio=st.sampled_from([0.5, 0.3, 0.1, 0.7, 0.8]),
     scope=st.sampled_from(["local", "global"]),
     seed=st.integers(0, 99),
+)
+
+conditions = st.builds(
+    Cut,
+    ratio=st.sampled_from([0.5, 0.3, 0.1, 0.7, 0.8]),
+    scope=st.sampled_from(["local", "global"]),
+    seed=st.integers(0, 99),
+    budget=st.sampled_from(BUDGETS),
+    round_to=st.sampled_from([None, 2, 4]),
+    ignored=st.none() | st.integers(0, 20),
+    min_channels=st.sampled_from([1, 2, 3]),
 )
 
 
@@ -30,6 +42,20 @@ def test_never_wrong(spec: Spec, cut: Cut) -> None:
     assert outcome.status == "exact" or outcome.detail
 
 
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(networks(extended=True), conditions)
+def test_never_wrong_beyond_convolutions(spec: Spec, cut: Cut) -> None:
+    outcome = judge(spec, cut)
+    assert outcome.status in ("exact", "refused"), outcome
+    assert outcome.status == "exact" or outcome.detail
+
+
 def test_most_random_networks_are_cut() -> None:
     """An oracle over networks that are all refused would prove nothing."""
     outcomes = [judge_seed(seed) for seed in range(20)]
@@ -40,4 +66,9 @@ def test_specs_survive_json_and_are_drawn_alike() -> None:
     for seed in range(50):
         spec = sample_network(seed, extended=seed % 2 == 0)
         assert Spec.from_json(spec.to_json()) == spec == sample_network(seed, extended=seed % 2 == 0)
-        assert sample_cut(seed) == sample_cut(seed)
+        assert sample_cut(seed, extended=True) == sample_cut(seed, extended=True)
+
+
+def test_every_block_of_the_extended_grammar_is_drawn() -> None:
+    drawn = {part.kind for seed in range(1000) for part in sample_network(seed, extended=True).parts}
+    assert drawn == set(BLOCKS)
