@@ -21,7 +21,7 @@ from surgeon.rules import reasons
 from surgeon.tracing import Inputs, check_model, error_site, outside_inference_mode, trace
 from surgeon.tracing import as_graph as to_graph
 from surgeon.trial import find_misfit
-from surgeon.verification import Difference
+from surgeon.verification import Check, Difference
 from surgeon.verification import verify as run_check
 
 
@@ -91,15 +91,9 @@ def prune(
     clock = _Clock(progress)
     module = check_model(model)
     _check_early(criterion, dataloader)
-    ignored_layers = list(ignored_layers)
     if as_graph:
-        if inplace:
-            raise ModelError("a graph is a new module: give as_graph=True or inplace=True, not both")
-        names = {module: name for name, module in module.named_modules()}  # the graph has layers of its own
-        ignored_layers = [
-            names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in ignored_layers
-        ]
-        module = to_graph(module, example_inputs)
+        ignored_layers = _by_name(module, ignored_layers)
+        module = _graph_module(module, example_inputs, inplace=inplace)
     with clock("trace"):
         graph = _graph(module, example_inputs)
     with clock("score"):
@@ -120,20 +114,14 @@ def prune(
         with clock("rewrite"):
             return plan, rewrite(module, plan)
 
+    def checked(plan: Plan, small: nn.Module) -> Check:
+        with clock("verify"):
+            return run_check(module, small, plan, example_inputs, seed=seed)
+
     plan, small = planned(graph)
     check, inexact = None, list[str]()
-    while verify and check is None:
-        try:
-            with clock("verify"):
-                check = run_check(module, small, plan, example_inputs, seed=seed)
-        except Difference as difference:  # noqa: PERF203  # it happens next to never
-            inexact.append(f"not exact at {difference.node.meta.get('site')}: the channels there stay whole")
-            if len(inexact) > _MOST_REPLANS:
-                raise
-            try:
-                plan, small = planned(_without(plan, difference))
-            except (BudgetError, NothingToCutError):
-                raise difference from None  # without those channels there is nothing left to do
+    if verify:
+        plan, small, check, inexact = _until_exact(plan, small, planned, checked)
     assert plan.fitted is not None
     graph = plan.fitted.graph
     report = make_report(graph, plan.kept(graph), check, (*inexact, *_notes(graph, plan)))
@@ -146,6 +134,27 @@ def prune(
 
 #: How often a cut that the check found wrong is planned again without the channels that meet where it differs.
 _MOST_REPLANS = 8
+
+
+def _until_exact(
+    plan: Plan,
+    small: nn.Module,
+    planned: Callable[[ChannelGraph], tuple[Plan, nn.Module]],
+    checked: Callable[[Plan, nn.Module], Check],
+) -> tuple[Plan, nn.Module, Check, list[str]]:
+    """Check the cut; where it differs, plan again with the channels there pinned, and say so."""
+    inexact: list[str] = []
+    while True:
+        try:
+            return plan, small, checked(plan, small), inexact
+        except Difference as difference:  # noqa: PERF203  # it happens next to never
+            inexact.append(f"not exact at {difference.node.meta.get('site')}: the channels there stay whole")
+            if len(inexact) > _MOST_REPLANS:
+                raise
+            try:
+                plan, small = planned(_without(plan, difference))
+            except (BudgetError, NothingToCutError):
+                raise difference from None  # without those channels there is nothing left to do
 
 
 def _without(plan: Plan, difference: Difference) -> ChannelGraph:
@@ -194,6 +203,18 @@ def _graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
             f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
             "pass example_inputs that model(*args, **kwargs) runs on"
         ) from problem
+
+
+def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool) -> nn.Module:
+    if inplace:
+        raise ModelError("a graph is a new module: give as_graph=True or inplace=True, not both")
+    return to_graph(model, example_inputs)
+
+
+def _by_name(model: nn.Module, layers: Iterable[nn.Module | str]) -> list[nn.Module | str]:
+    """The same layers by name: a graph has containers of its own."""
+    names = {part: name for name, part in model.named_modules()}
+    return [names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in layers]
 
 
 def _refuse_pinned(graph: ChannelGraph) -> None:
