@@ -54,7 +54,7 @@ class Yolo(nn.Module):
         self.c = max(2, width // 2)
         self.cv1, self.cv3 = conv_bn_act(place, place.channels, 2 * self.c, 1), conv(place, place.channels, self.c, 1)
         self.m = nn.ModuleList(conv_bn_act(place, self.c, self.c) for _ in range(count + 1))
-        arrives = (3 if self.kind == 2 else 2) * self.c + (count + (self.kind != 2)) * self.c
+        arrives = (3 if self.kind == 2 else 2) * self.c + (count + 1) * self.c
         self.cv2 = conv_bn_act(place, arrives, width, 1)
 
     def forward(self, x: Tensor) -> Any:
@@ -67,9 +67,8 @@ class Yolo(nn.Module):
         last = y[-1]
         for i, layer in enumerate(self.m):
             last = last + layer(last) if i % 2 else layer(last)
-            if self.kind != 2 or i:
-                y.append(last)
-        return self.cv2(torch.cat(y, 1)) if self.kind != 2 else self.cv2(torch.cat([*y[:-1], y[-1]], 1))
+            y.append(last)
+        return self.cv2(torch.cat(y, 1))
 
 
 @block(extended=True)
