@@ -88,7 +88,7 @@ def factory_of(name: str | None) -> Callable[[], nn.Module] | None:
 
 
 def header_of(path: str, factory: Callable[[], nn.Module] | None) -> Header:
-    """The header of a pruned file, from which a dense model can be made.
+    """The header of a pruned file, from which the model can be made.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def header_of(path: str, factory: Callable[[], nn.Module] | None) -> Header:
     """
     header = read_header(path)
     try:
-        if factory is None:
+        if factory is None and header.graph is None:
             check_origin(header.origin or {})
     except CheckpointError as problem:
         origin = json.dumps(header.origin)[:200] if header.origin else "unknown"

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_json: bool, with_plan: bool) -> None:
     """What a person wants to know, on standard error; with `as_json` all there is, on standard output."""
+    from torch import fx
+
     report = result.report.to_dict()
     file_bytes = written.stat().st_size if written else None
     if as_json:
@@ -48,7 +50,7 @@ def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_j
     if report["check"] is not None and report["check"]["status"] != "passed":
         warn("the check could not prove the cut right everywhere; compare the two models before you rely on it")
     say(_check_line(report["check"]))
-    say(_file_line(written, file_bytes, subject.origin))
+    say(_file_line(written, file_bytes, "torchvision" in subject.origin or isinstance(result.model, fx.GraphModule)))
     if with_plan and not as_json:
         _show_plan(result.plan.removed.items())
 
@@ -74,10 +76,10 @@ def _check_line(check: dict[str, Any] | None) -> str:
     return f"check: {check['status'].upper()} ({facts}); not compared: {', '.join(check['unproven'][:4])}"
 
 
-def _file_line(written: Path | None, file_bytes: int | None, origin: dict[str, Any]) -> str:
+def _file_line(written: Path | None, file_bytes: int | None, alone: bool) -> str:
     if written is None:
         return "dry run: nothing written"
-    factory = "" if "torchvision" in origin else ", factory=...), a callable that makes the dense model"
+    factory = "" if alone else ", factory=...), a callable that makes the dense model"
     call = f"surgeon.load({str(written)!r}" + (factory or ")")
     return f"written: {written} ({size(file_bytes or 0)}); open it with {call}"
 

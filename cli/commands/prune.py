@@ -47,6 +47,7 @@ class Options:
     seed: int
     verify: bool
     strict: bool
+    as_graph: bool
     dry_run: bool
     as_json: bool
 
@@ -144,6 +145,12 @@ class Options:
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove that the cut was right.")
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
+@click.option(
+    "--as-graph",
+    is_flag=True,
+    help="Make it a torch.fx graph first: widths written into the forward are rewritten, and the file opens without "
+    "the model's class.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and what it would give; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
 def command(**options: Any) -> None:
@@ -248,6 +255,7 @@ def _prune(
         min_channels=options.min_channels,
         verify=options.verify,
         strict=options.strict,
+        as_graph=options.as_graph,
         seed=options.seed,
         progress=watch,
     )

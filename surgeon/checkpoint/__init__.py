@@ -78,7 +78,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: Plan, origin: Map
     header |= {"graph": graph} if graph else {}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_beside(path) as temporary:
-        _write(stored, temporary, {KEY: json.dumps(header, sort_keys=True)})
+        _write(stored, temporary, {KEY: json.dumps(header)})
 
 
 def load(

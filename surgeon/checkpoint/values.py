@@ -24,6 +24,9 @@ ATTRIBUTES = frozenset(
 _MAKERS = frozenset({"zeros", "ones", "full", "empty", "rand", "randn", "arange", "linspace", "eye", "_assert"})
 #: Names in operator that call or change what they are given.
 _NO_OPERATORS = frozenset({"attrgetter", "itemgetter", "methodcaller", "call", "setitem", "delitem"})
+#: Helpers in torch.nn.functional, and methods that hand out memory or call back.
+_HELPERS = ("_", "has_torch_function", "handle_torch_function", "boolean_dispatch", "assert_int_or_pair")
+_NO_METHODS = frozenset({"apply_", "map_", "map2_", "backward", "numpy", "set_", "share_memory_", "data_ptr"})
 #: Functions of torchvision's models that fx leaves as one call.
 _TORCHVISION = {
     "torchvision.models.swin_transformer": (
@@ -48,7 +51,8 @@ def _overridable() -> Mapping[Any, frozenset[str]]:
 @functools.cache
 def methods() -> frozenset[str]:
     """Methods of tensors that compute."""
-    return frozenset(n for n in _overridable()[torch.Tensor] if not n.startswith("_"))
+    found = {n for n in _overridable()[torch.Tensor] if not n.startswith(("_", "register_")) and "storage" not in n}
+    return frozenset(found - _NO_METHODS)
 
 
 @functools.cache
@@ -59,7 +63,11 @@ def _functions() -> dict[str, Callable[..., Any]]:
         ("operator", operator, [n for n in operator.__all__ if n not in _NO_OPERATORS]),
         ("math", math, [n for n in dir(math) if not n.startswith("_")]),
         ("torch", torch, _overridable()[torch] | _MAKERS),
-        ("torch.nn.functional", F, [n for n in dir(F) if not n.startswith("_")]),
+        (
+            "torch.nn.functional",
+            F,
+            [n for n in dir(F) if not n.startswith(_HELPERS)],
+        ),
         *_torchvision(),
     ]
     for name, space, allowed in spaces:

@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.trial.attributes import follow
 from surgeon.trial.targets import Settings, apply_settings
@@ -116,3 +116,5 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 def _follow_all(dense: nn.Module, small: nn.Module) -> None:
     for before, after in zip(dense.modules(), small.modules(), strict=True):
         follow(before, after)
+        if isinstance(after, fx.GraphModule):  # each has a class of its own, whose name copies forget
+            type(after).__name__ = type(before).__name__
