@@ -98,7 +98,8 @@ def _neighbour(graph: ChannelGraph, layers: tuple[str, ...], direct: dict[int, W
 
 def _whole_layers(graph: ChannelGraph) -> Iterator[tuple[str, Pin]]:
     """Layers with a weight of which no channel is known."""
-    model, known = graph.trace.model, graph.trace.tensors
+    model = graph.trace.model
+    known = {id(p) for name, p in model.named_parameters() if name in graph.trace.tensors}
     made = {layer for group in graph.groups for layer in group.producers}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -107,14 +108,10 @@ def _whole_layers(graph: ChannelGraph) -> Iterator[tuple[str, Pin]]:
         width = _width(module, weight)
         if not weight.is_floating_point():
             yield name, Pin(name, reasons.NOT_FLOAT, None, width, width)
-        elif not any(parameter in known for parameter, _ in _named(name, module)):
+        elif not any(id(parameter) in known for parameter in module.parameters()):
             yield name, Pin(name, reasons.UNREACHED, None, width, width)
         elif width == 1:
             yield name, Pin(name, reasons.EMPTY, None, 1, 1)
-
-
-def _named(name: str, module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return list(module.named_parameters(prefix=name))
 
 
 def _width(module: nn.Module, weight: Tensor) -> int:

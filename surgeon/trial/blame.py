@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import numpy as np
 from torch import fx
@@ -60,12 +61,14 @@ def find_misfit(
 
 
 def _first_deviation(graph: ChannelGraph, nodes: dict[fx.Node, fx.Node], kept: Flags) -> fx.Node | None:
+    """The first call whose result, or one of whose results, has another shape than its channels say."""
     backwards = partners(nodes)
-    for candidate in graph.trace.calls:
+    for candidate in graph.trace.graph.nodes:
         small = backwards.get(candidate)
-        marked = candidate in graph.structure.labels.marks
-        if marked and small is not None and _deviates(graph, candidate, small, kept):
-            return candidate
+        made = candidate.op == "call_function" and candidate in graph.structure.labels.marks
+        if made and small is not None and _deviates(graph, candidate, small, kept):
+            found: fx.Node = candidate.args[0] if candidate.target is operator.getitem else candidate
+            return found
     return None
 
 

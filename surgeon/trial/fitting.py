@@ -173,7 +173,11 @@ def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Fit | Misfi
     pairs = [pair for pair in itertools.combinations(found, 2) if pair[0].target != pair[1].target]
     for tried in (singles, pairs[:_MOST_PAIRS]):
         for nodes in (everywhere, everywhere[:1]) if len(everywhere) > 1 else (everywhere,):
-            outcomes = [_with(graph, misfit, kept, chosen, nodes) for chosen in tried]
+            outcomes: list[Fit | Misfit] = []
+            for chosen in tried:
+                outcomes.append(_with(graph, misfit, kept, chosen, nodes))
+                if isinstance(outcomes[-1], Fit):
+                    return outcomes[-1:]
             best = max((_reach(graph, outcome) for outcome in outcomes), default=0.0)
             if best > _reach(graph, misfit):
                 return [outcome for outcome in reversed(outcomes) if _reach(graph, outcome) == best]
