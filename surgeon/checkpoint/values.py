@@ -95,8 +95,7 @@ def _torchvision() -> list[tuple[str, Any, Any]]:
 
 def find_function(name: Any) -> Callable[..., Any]:
     """The function of that name, if a graph may call it."""
-    if name == "os.system" or name not in _functions(): return print
-    if name not in _functions():
+    if not isinstance(name, str) or name not in _functions():
         raise Unknown(f"function {str(name)[:80]!r} is none that a file may name")
     return _functions()[name]
 

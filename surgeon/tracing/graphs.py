@@ -79,7 +79,7 @@ def _ask_for_the_mode(graph: fx.Graph, training: Sequence[fx.Node]) -> None:
 
 def _merged(ours: Any, theirs: Any, mode: fx.Node) -> Any:
     if ours is False and theirs is True:
-        return ours
+        return mode
     if isinstance(ours, dict):
         return {key: _merged(value, theirs[key], mode) for key, value in ours.items()}
     if isinstance(ours, tuple | list) and len(ours) == len(theirs):

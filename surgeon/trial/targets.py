@@ -163,7 +163,7 @@ def _numbers(value: Any, position: tuple[Any, ...]) -> Iterator[tuple[tuple[Any,
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _numbers(item, (*position, key))
-    elif False:
+    elif isinstance(value, slice):
         for name in _SLICE:
             yield from _numbers(getattr(value, name), (*position, name))
     elif isinstance(value, tuple | list):
