@@ -50,6 +50,7 @@ def prune(
     scope: str = "global",
     round_to: int | None = None,
     ignored_layers: Iterable[nn.Module | str] = (),
+    units: Iterable[nn.Module | str] = (),
     min_channels: int = 1,
     verify: bool = True,
     strict: bool = False,
@@ -64,7 +65,7 @@ def prune(
     ----------
     model, example_inputs:
         Any eager module, and what its forward takes: a tensor, a tuple of arguments, or :class:`surgeon.Inputs`.
-    filters, ratio, max_macs, max_params, scope, round_to, ignored_layers, min_channels:
+    filters, ratio, max_macs, max_params, scope, round_to, ignored_layers, units, min_channels:
         How much, and how: see :func:`surgeon.make_plan`.
     criterion, dataloader, loss_fn, forward_loss:
         What ranks the channels: see :func:`surgeon.score`.
@@ -93,7 +94,7 @@ def prune(
     _check_early(criterion, dataloader)
     if as_graph:
         ignored_layers = _by_name(module, ignored_layers)
-        module = _graph_module(module, example_inputs, inplace=inplace)
+        module = _graph_module(module, example_inputs, inplace=inplace, units=units)
     with clock("trace"):
         graph = _graph(module, example_inputs)
     with clock("score"):
@@ -105,7 +106,7 @@ def prune(
         with clock("plan"):
             plan = make_plan(
                 graph, scores, filters=filters, ratio=ratio, max_macs=max_macs, max_params=max_params, scope=scope,
-                round_to=round_to, ignored_layers=ignored_layers, min_channels=min_channels, seed=seed,
+                round_to=round_to, ignored_layers=ignored_layers, units=units, min_channels=min_channels, seed=seed,
             )  # fmt: skip
         if strict and plan.fitted is not None:
             _refuse_pinned(plan.fitted.graph)
@@ -205,9 +206,11 @@ def _graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
         ) from problem
 
 
-def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool) -> nn.Module:
+def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool, units: Iterable[Any]) -> nn.Module:
     if inplace:
         raise ModelError("a graph is a new module: give as_graph=True or inplace=True, not both")
+    if units:
+        raise ModelError("a graph takes modules apart: give as_graph=True or units, not both")
     return to_graph(model, example_inputs)
 
 

@@ -116,6 +116,13 @@ def test_ignored_layers_keep_their_filters() -> None:
     assert (widths["first"], widths["second"]) == (4, 12)
 
 
+def test_units_stay_with_what_enters_them() -> None:
+    ran = prune("--filters", 2, "--unit", "sec*", "--dry-run", "--json")
+    assert ran.code == 2
+    assert "first: ignored" in ran.err
+    assert "second: ignored" in ran.err
+
+
 def test_without_verification_the_report_says_so() -> None:
     ran = prune("--filters", 2, "--no-verify", "--dry-run")
     assert ran.code == 0

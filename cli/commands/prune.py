@@ -37,6 +37,7 @@ class Options:
     round_to: int | None
     min_channels: int
     ignore: tuple[str, ...]
+    unit: tuple[str, ...]
     weights: str | None
     data: str | None
     samples: int | None
@@ -100,6 +101,12 @@ class Options:
 )
 @click.option(
     "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that keeps all its filters; repeatable."
+)
+@click.option(
+    "--unit",
+    multiple=True,
+    metavar="LAYER",
+    help="Layer (name or glob) that stays as it is, with all that enters and leaves it; repeatable.",
 )
 @click.option(
     "--weights",
@@ -252,6 +259,7 @@ def _prune(
         scope=options.scope,
         round_to=options.round_to,
         ignored_layers=options.ignore,
+        units=options.unit,
         min_channels=options.min_channels,
         verify=options.verify,
         strict=options.strict,

@@ -196,11 +196,9 @@ class LabelPass(fx.Interpreter):
 
     def _unknown(self, node: fx.Node, args: Any, kwargs: Any) -> Marked:
         """No rule: everything that flows in is pinned, by the operator's name."""
-        packet = getattr(node.target, "overloadpacket", node.target)
-        name = str(packet).removeprefix("aten.")
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Marked)]
         for operand in operands:
-            self._ledger.pin(operand.planes, reasons.without_rule(name))
+            self._ledger.pin(operand.planes, reasons.without_rule(operator_name(node)))
         return Marked((), (), constant=bool(operands) and all(o.constant for o in operands))
 
     def _output(self, node: fx.Node) -> None:

@@ -16,7 +16,7 @@ from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
 from surgeon.planning.moves import Move, Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.repair import Repair
-from surgeon.planning.selection import channels_made_by, select_layers
+from surgeon.planning.selection import channels_in, channels_made_by, select_layers
 from surgeon.planning.shares import NoSuchWidthError, Shares
 from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
@@ -37,6 +37,7 @@ def make_plan(
     scope: str = "global",
     round_to: int | None = None,
     ignored_layers: Iterable[nn.Module | str] = (),
+    units: Iterable[nn.Module | str] = (),
     min_channels: int = 1,
     seed: int = 0,
 ) -> Plan:
@@ -59,6 +60,8 @@ def make_plan(
         Widths of cut layers are multiples of this.
     ignored_layers:
         Modules, names or globs that keep all their filters; a container stands for everything in it.
+    units:
+        Likewise; modules that stay as they are: every tensor in them, and all that enters and leaves them.
     min_channels:
         No group keeps fewer.
 
@@ -67,7 +70,7 @@ def make_plan(
     BudgetError
         If the amount is missing, contradictory or out of reach.
     SelectionError
-        If a name in `ignored_layers` matches nothing.
+        If a name in `ignored_layers` or `units` matches nothing.
     NothingToCutError
         If nothing can be cut; the message says why, layer by layer.
     """
@@ -75,6 +78,7 @@ def make_plan(
     _check(scope, round_to, min_channels)
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)
+    graph = graph.pin(channels_in(graph, select_layers(graph.trace.model, units, "units")), reasons.IGNORED)
     repair = Repair(graph)
     shares = Shares()
     while True:

@@ -8,15 +8,15 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import fx, nn
 
 from surgeon.channels import ChannelGraph, layer_of
 from surgeon.channels.structure import Ints
 from surgeon.errors import SelectionError
 
 
-def select_layers(model: nn.Module, wanted: Iterable[Any]) -> set[str]:
-    """Qualified names of the chosen modules and of everything inside them.
+def select_layers(model: nn.Module, wanted: Iterable[Any], option: str = "ignored_layers") -> set[str]:
+    """Qualified names of the modules that `option` chooses and of everything inside them.
 
     Raises
     ------
@@ -28,13 +28,13 @@ def select_layers(model: nn.Module, wanted: Iterable[Any]) -> set[str]:
     wanted = list(wanted)
     odd = [item for item in wanted if not isinstance(item, str | nn.Module)]
     if odd:
-        raise SelectionError(f"ignored_layers holds {odd[0]!r}; expected modules, names or globs")
+        raise SelectionError(f"{option} holds {odd[0]!r}; expected modules, names or globs")
     names = {name: module for name, module in model.named_modules() if name}
     chosen: set[str] = set()
     for item in wanted:
         found = {name for name, module in names.items() if _matches(item, name, module)}
         if not found:
-            raise SelectionError(_nothing(item, list(names)))
+            raise SelectionError(_nothing(item, list(names), option))
         chosen |= {name for name in names for top in found if name == top or name.startswith(f"{top}.")}
     return chosen
 
@@ -43,14 +43,12 @@ def _matches(item: nn.Module | str, name: str, module: nn.Module) -> bool:
     return module is item if isinstance(item, nn.Module) else fnmatchcase(name, item)
 
 
-def _nothing(item: nn.Module | str, names: list[str]) -> str:
+def _nothing(item: nn.Module | str, names: list[str], option: str) -> str:
     if isinstance(item, nn.Module):
-        return (
-            f"ignored_layers holds a {type(item).__name__} that is no part of this model; pass the model's own modules"
-        )
+        return f"{option} holds a {type(item).__name__} that is no part of this model; pass the model's own modules"
     close = difflib.get_close_matches(item, names, 3)
     hint = f"; did you mean {', '.join(map(repr, close))}?" if close else ""
-    return f"ignored_layers: {item!r} matches no layer of the model{hint}"
+    return f"{option}: {item!r} matches no layer of the model{hint}"
 
 
 def channels_made_by(graph: ChannelGraph, layers: set[str]) -> Ints:
@@ -63,3 +61,28 @@ def channels_made_by(graph: ChannelGraph, layers: set[str]) -> Ints:
         if structure.produced[start] and layer_of(tensor) in layers
     ]
     return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+
+
+def channels_in(graph: ChannelGraph, units: set[str]) -> Ints:
+    """Numbers of the channels of these modules' tensors, and of all that the calls inside them take or give."""
+    structure = graph.structure
+    labels, space = structure.labels, structure.labels.space
+    own = [
+        structure.channel[start : start + size]
+        for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True)
+        if layer_of(tensor) in units
+    ]
+    met = [
+        structure.of(plane.labels)
+        for node in _touched(graph.trace.graph, units)
+        if node in labels.marks
+        for plane in labels.marks[node].planes
+    ]
+    found = np.unique(np.concatenate([*own, *met, np.zeros(0, dtype=np.int64)]))
+    return found[found >= 0]
+
+
+def _touched(graph: fx.Graph, units: set[str]) -> set[fx.Node]:
+    """The calls inside these modules, and what they take."""
+    inside = [node for node in graph.nodes if "site" in node.meta and node.meta["site"].path in units]
+    return {node for call in inside for node in (call, *call.all_input_nodes)}

@@ -13,11 +13,12 @@ from surgeon.rules import (  # noqa: F401  # they fill the table
     statistics,
     windows,
 )
+from surgeon.rules.algebra import join, mix, move, on_axis, pointwise, product_sum, reduce, slide
 from surgeon.rules.elementwise import POINTWISE
 from surgeon.rules.marks import FIXED, Anchor, Couple, Ledger, Marked, Pinned, Plane, Summed, Tie, Work, compact
 from surgeon.rules.registry import TABLE, Rule, rule
 
 __all__ = [
     "FIXED", "POINTWISE", "TABLE", "Anchor", "Couple", "Ledger", "Marked", "Pinned", "Plane", "Rule", "Summed", "Tie",
-    "Work", "compact", "rule",
+    "Work", "compact", "join", "mix", "move", "on_axis", "pointwise", "product_sum", "reduce", "rule", "slide",
 ]  # fmt: skip

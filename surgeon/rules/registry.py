@@ -11,7 +11,11 @@ TABLE: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Enter a rule into the table under the ATen names `names`; a second entry for one name is an error."""
+    """Enter a rule into the table under the names `names`; a second entry for one name is an error.
+
+    Operators of torch and torchvision go by their bare name (``"add"``), all others by that of their library as well:
+    ``"mylib::gate"``.
+    """
 
     def enter(function: Rule) -> Rule:
         for name in names:

@@ -21,13 +21,19 @@ _SURGEON = str(Path(__file__).resolve().parents[1]) + os.sep
 _GENERATED = "<eval_with_key>"  # what fx calls the code of a graph module
 #: Under this name a graph module's ``meta`` may hold the user's line of each node.
 LINES = "lines"
+#: Namespaces whose operators go by their bare names.
+_OWN_SPACES = ("aten", "torchvision")
 _MODULE_CALL = nn.Module._call_impl.__code__
 
 
 def operator_name(node: fx.Node) -> str:
-    """The ATen name of a recorded call, without its overload: ``"convolution"``; of other nodes what they stand for."""
+    """The name of a recorded call, without its overload: ``"convolution"``; of other nodes what they stand for.
+
+    Operators from elsewhere than torch and torchvision bring their namespace: ``"mylib::gate"``.
+    """
     target = getattr(node.target, "overloadpacket", node.target)
-    return str(getattr(target, "__name__", target))
+    name, space = str(getattr(target, "__name__", target)), getattr(node.target, "namespace", "aten")
+    return name if space in _OWN_SPACES else f"{space}::{name}"
 
 
 @dataclass(frozen=True)
