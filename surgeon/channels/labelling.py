@@ -212,6 +212,7 @@ class LabelPass(fx.Interpreter):
         marked = replace(marked, planes=tuple(p for p in marked.planes if p.labels.numel()))
         planes, axes = self._guided(marked, shape) if guided else self._evident(marked)
         self._axes[node] = axes
+        span = tuple(1 if axis in marked.stretched else size for axis, size in enumerate(span))
         return replace(marked, shape=shape, span=span, planes=planes)
 
     def _evident(self, marked: Marked) -> tuple[tuple[Plane, ...], Arrangement]:

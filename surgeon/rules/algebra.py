@@ -37,7 +37,8 @@ def lift(value: Marked, places: Mapping[int, int], ndim: int) -> Marked:
         labels = plane.labels.permute(*rest, *order)
         labels = labels.reshape(arrange(plane.labels.shape))
         planes.append(replace(plane, labels=labels, axes=frozenset(places[a] for a in plane.axes)))
-    return replace(value, shape=tuple(arrange(value.shape)), span=tuple(arrange(value.span)), planes=tuple(planes))
+    shape, span = tuple(arrange(value.shape)), tuple(arrange(value.span))
+    return replace(value, shape=shape, span=span, planes=tuple(planes), stretched=frozenset())
 
 
 def on_axis(vector: Marked, axis: int, ndim: int) -> Marked:
@@ -75,12 +76,14 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
     held = {
         p.key for value, other in itertools.permutations(values, 2) for p in value.planes if _held(ledger, p, other)
     }
+    shape, span = _broadcast([v.shape for v in values]), _broadcast([v.span for v in values])
     return Marked(
-        _broadcast([v.shape for v in values]),
-        _broadcast([v.span for v in values]),
+        shape,
+        span,
         tuple(plane for plane in merged.values() if plane.key not in inner | held),
         free=all(v.free for v in values),
         constant=all(v.constant for v in values),
+        stretched=frozenset(axis for axis in range(len(span)) if span[axis] == 1),
     )
 
 
@@ -170,6 +173,7 @@ def move(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: Any, **
         shape=(),
         planes=tuple(Plane(labels, frozenset(range(labels.ndim)), p.example) for p, labels in planes),
         value=None,
+        stretched=frozenset(),
     )
 
 
@@ -183,6 +187,7 @@ def move_many(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: An
             shape=(),
             planes=tuple(Plane(out[i], frozenset(range(out[i].ndim)), p.example) for p, out in runs),
             value=None,
+            stretched=frozenset(),
         )
         for i in range(len(probe))
     ]
@@ -212,7 +217,7 @@ def assemble(
     across = [replace(part, span=_one(part.span, dim)) for part in across]
     joint = join(ledger, across)
     # parts of other values: places differ, even where each part was made in the size that it needed
-    return replace(joint, planes=(*planes, *joint.planes), shape=(), free=False)
+    return replace(joint, planes=(*planes, *joint.planes), shape=(), free=False, stretched=frozenset())
 
 
 def _unlabelled(ledger: Ledger, part: Marked, axes: frozenset[int]) -> Plane:

@@ -47,7 +47,9 @@ def _alike(numbers: Tensor, axis: int) -> bool:
 
 def _first(ledger: Ledger, value: Marked, index: Marked, dim: int) -> Marked:
     """An operand that is read or written at as many places as the index has, except along `dim`."""
-    shorter = [a for a in range(len(value.shape)) if a != dim and value.span[a] != index.span[a]]
+    stretched = value.stretched | index.stretched
+    axes = [a for a in range(len(value.shape)) if a != dim and a not in stretched]
+    shorter = [a for a in axes if value.span[a] != index.span[a]]
     return _hold(ledger, value, [dim, *shorter])
 
 

@@ -55,6 +55,8 @@ class Marked:
         Depends on parameters and constants alone.
     value:
         The numbers, for index tensors whose values were recorded.
+    stretched:
+        Axes along which one place was repeated (``expand``) to the size that was asked for: still broadcast, in `span`.
     """
 
     shape: tuple[int, ...]
@@ -63,6 +65,7 @@ class Marked:
     free: bool = False
     constant: bool = False
     value: Tensor | None = None
+    stretched: frozenset[int] = frozenset()
 
     def covers(self, axis: int) -> bool:
         """Whether some plane labels `axis`."""

@@ -43,7 +43,16 @@ def _mover(name: str) -> None:
     rule(name)(run)
 
 
-for _name in """permute transpose t squeeze unsqueeze expand flip roll repeat select rot90
+@rule("expand")
+def expand(ledger: Ledger, value: Marked, size: Sequence[int], **_: Any) -> Marked:
+    offset = len(size) - len(value.shape)
+    own = [1] * offset + list(value.span)
+    stretched = frozenset(axis for axis in range(len(size)) if own[axis] == 1)
+    result = move(ledger, Tensor.expand, value, [s or 1 for s in size])
+    return replace(result, stretched=stretched)
+
+
+for _name in """permute transpose t squeeze unsqueeze flip roll repeat select rot90
                 pixel_shuffle pixel_unshuffle unfold""".split():
     _mover(_name)
 
