@@ -156,7 +156,7 @@ def judged(example: Example, plan: surgeon.Plan) -> Facts:
     torch.set_default_dtype(torch.float64)  # what the forward makes itself
     try:
         inputs = example.inputs.to(None, torch.float64)
-        model = settled(redraw(copy.deepcopy(example.model).double(), 0), inputs)
+        model = redrawn(example.model, inputs)
         plan = replace(plan, fitted=fit(model, plan, inputs))
         assert plan.fitted is not None
         small = surgeon.rewrite(model, plan)
@@ -191,6 +191,24 @@ def kept_rms(norm: Any, eps: float, x: torch.Tensor, mask: torch.Tensor) -> torc
     square = (x.square() * mask).sum(-1, keepdim=True) / mask.sum()
     result: torch.Tensor = norm.weight * x * (square + eps).rsqrt()
     return result
+
+
+def redrawn(dense: nn.Module, inputs: surgeon.Inputs) -> nn.Module:
+    """A float64 copy on healthy random weights; with its own buffers where others (a variance below 0) break it."""
+    model = settled(redraw(copy.deepcopy(dense).double(), 0), inputs)
+    if not finite(model, inputs):
+        own = dict(dense.named_buffers())
+        for name, buffer in model.named_buffers():
+            buffer.copy_(own[name])
+        settled(model, inputs)
+    return model
+
+
+@torch.no_grad()
+def finite(model: nn.Module, inputs: surgeon.Inputs) -> bool:
+    """Whether all that the model gives is finite."""
+    leaves = pytree.tree_leaves(model(*inputs.args, **inputs.kwargs))
+    return all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 @torch.no_grad()
