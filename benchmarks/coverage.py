@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from common import Table, arguments, output_path, pick_device, run_main, say, so
 from confined import Facts, Limits, run_confined
 from coverage_zoo import LISTS, names
 
-SIDES = {"ours": Limits(300, 12), "theirs": Limits(180, 8)}
+SIDES = {"ours": Limits(300, 12), "theirs": Limits(180, 8), "race": Limits(300, 12)}
 SETTINGS = {"ratio": 0.5, "scope": "local", "criterion": "random"}
 GOOD = "right"
 
@@ -50,7 +51,12 @@ def parse() -> argparse.Namespace:
     parser.set_defaults(threads=1)
     parser.add_argument("--set", choices=list(LISTS), default="torchvision", help="whose models")
     parser.add_argument("--only", nargs="+", help="these models")
-    parser.add_argument("--side", choices=[*SIDES, "both"], default="ours", help="surgeon, Torch-Pruning, or both")
+    parser.add_argument(
+        "--side",
+        choices=[*SIDES, "both"],
+        default="ours",
+        help="surgeon, Torch-Pruning, their times side by side, or all",
+    )
     parser.add_argument("--seconds", type=float, help="limit for one model (default: 300 for ours, 180 for theirs)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so long")
     parser.add_argument("--retry", action="store_true", help="measure again the rows that aren't right")
@@ -134,9 +140,21 @@ def summary(rows: Mapping[str, Mapping[str, Any]]) -> str:
         counts = collections.Counter(row["status"] for row in found)
         listed = ", ".join(f"{count} {status}" for status, count in counts.most_common())
         lines += [f"| {side} | {len(found)} | {listed} |"] if found else []
+    lines += geometric(rows)
     sources = {row["ours"].get("source") for row in rows.values() if "ours" in row}
     mixed = [f"The rows are of {len(sources)} different sources of surgeon (--stale)."] if len(sources) > 1 else []
     return "\n".join([*lines, "", *mixed]).rstrip()
+
+
+def geometric(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The geometric mean of our time over theirs where both worked, and who is over five forwards and 2 s."""
+    raced = {name: row["race"] for name, row in rows.items() if "ratio" in row.get("race", {})}
+    slow = [name for name, row in rows.items() if row.get("race", {}).get("within") is False]
+    logs = [math.log(row["ratio"]["median"]) for row in raced.values()]
+    mean = (
+        [f"Ours takes {math.exp(sum(logs) / len(logs)):.2f} of theirs (geometric mean of {len(logs)})."] if logs else []
+    )
+    return ["", *mean, *([f"Over 5 forwards + 2 s: {', '.join(slow)}."] if slow else [])]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 from common import ROOT, source_digest
 from confined import Emit, Facts, emitter, peak, shortened
 from coverage_zoo import Example, build
+from rival import race, theirs
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -229,7 +230,11 @@ def settled(model: nn.Module, inputs: surgeon.Inputs) -> nn.Module:
     return model
 
 
-SIDES: dict[str, Callable[[Example, Emit], None]] = {"ours": ours}
+SIDES: dict[str, Callable[[Example, Emit], None]] = {
+    "ours": ours,
+    "theirs": functools.partial(theirs, outline=outline),
+    "race": race,
+}
 
 if __name__ == "__main__":
     main(sys.argv[1:])
