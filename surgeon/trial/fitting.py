@@ -166,6 +166,8 @@ def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Fit | Misfi
 
     A number is bound at all calls of the line if that helps, else at the one call.
     """
+    if misfit.numeric:
+        return []  # the sizes follow: no number is bound to a width here
     taken = {binding.target for binding in misfit.bindings}
     found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
     everywhere = alike(graph, misfit.node) if found else []

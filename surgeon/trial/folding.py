@@ -18,11 +18,12 @@ from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints, flat
 from surgeon.tracing import operator_name
 
-#: Operators through which a factor passes unchanged.
+#: Operators through which a positive factor passes unchanged.
 _LINEAR = frozenset({
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "clone", "alias", "detach", "slice",
     "select", "split", "split_with_sizes", "chunk", "unbind", "squeeze", "unsqueeze", "contiguous", "index_select",
-    "repeat", "flip", "roll", "neg", "view_as_complex", "view_as_real",
+    "repeat", "flip", "roll", "neg", "view_as_complex", "view_as_real", "relu", "sum", "mean",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "upsample_nearest2d",
 })  # fmt: skip
 #: Of these the operators that pick a part.
 _PICKING = frozenset({"slice", "select", "split", "split_with_sizes", "chunk", "unbind", "index_select"})
@@ -64,7 +65,7 @@ def find_fold(graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> Fold | Non
     """How the changed number of the call `dense` (in the small run: `small`) can be folded; None if it can't."""
     factor = _factor(dense, small)
     start = dense.args[0] if dense.args else None
-    if factor is None or not isinstance(start, fx.Node):
+    if factor is None or factor <= 0 or not isinstance(start, fx.Node):
         return None
     ways = (_back(graph, start, (), weights) for weights in (False, True))
     found = next((way for way in ways if way is not None and way.rows and _exclusive(graph, dense, way)), None)
