@@ -29,12 +29,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import surgeon
 from surgeon.errors import BudgetError, NothingToCutError, VerificationError
 from surgeon.rewriting import fit
-from tests.networks import redraw
+from tests.networks import redraw, settled
 from tests.oracle import OracleError, compare
 
 RATIO = 0.5
 JUDGED = 60e6  # parameters up to which the oracle judges: it holds several float64 copies
-FEWEST = 16  # values per channel that make a statistic
 SHOWN = 8  # pinned layers and unproven places named in a row
 STATUSES: tuple[tuple[type[Exception], str], ...] = (
     (NothingToCutError, "refused"),
@@ -196,12 +195,12 @@ def kept_rms(norm: Any, eps: float, x: torch.Tensor, mask: torch.Tensor) -> torc
 
 def redrawn(dense: nn.Module, inputs: surgeon.Inputs) -> nn.Module:
     """A float64 copy on healthy random weights; with its own buffers where others (a variance below 0) break it."""
-    model = settled(redraw(copy.deepcopy(dense).double(), 0), inputs)
+    model = settled(redraw(copy.deepcopy(dense).double(), 0), *inputs.args, **inputs.kwargs)
     if not finite(model, inputs):
         own = dict(dense.named_buffers())
         for name, buffer in model.named_buffers():
             buffer.copy_(own[name])
-        settled(model, inputs)
+        settled(model, *inputs.args, **inputs.kwargs)
     return model
 
 
@@ -210,24 +209,6 @@ def finite(model: nn.Module, inputs: surgeon.Inputs) -> bool:
     """Whether all that the model gives is finite."""
     leaves = pytree.tree_leaves(model(*inputs.args, **inputs.kwargs))
     return all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, torch.Tensor))
-
-
-@torch.no_grad()
-def settled(model: nn.Module, inputs: surgeon.Inputs) -> nn.Module:
-    """Give batch norms the statistics of what arrives, in place: else a deep network's rounding errors explode."""
-
-    def settle(layer: Any, args: tuple[torch.Tensor, ...]) -> None:
-        values = args[0].transpose(0, 1).flatten(1)
-        if values.shape[1] >= FEWEST:
-            layer.running_mean.copy_(values.mean(1))
-            layer.running_var.copy_(values.var(1).clamp(min=0.1))
-
-    norms = [layer for layer in model.modules() if getattr(layer, "running_var", None) is not None]
-    hooks = [layer.register_forward_pre_hook(settle) for layer in norms]
-    model(*inputs.args, **inputs.kwargs)
-    for hook in hooks:
-        hook.remove()
-    return model
 
 
 SIDES: dict[str, Callable[[Example, Emit], None]] = {

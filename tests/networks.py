@@ -173,6 +173,28 @@ def redraw(module: nn.Module, seed: int) -> nn.Module:
     return module
 
 
+@torch.no_grad()
+def settled(model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """Give batch norms the statistics of what arrives, in place: else a deep network's rounding errors explode."""
+
+    def settle(layer: Any, given: tuple[Tensor, ...]) -> None:
+        values = given[0].transpose(0, 1).flatten(1)
+        if values.shape[1] >= FEWEST:
+            layer.running_mean.copy_(values.mean(1))
+            layer.running_var.copy_(values.var(1).clamp(min=0.1))
+
+    norms = [layer for layer in model.modules() if getattr(layer, "running_var", None) is not None]
+    hooks = [layer.register_forward_pre_hook(settle) for layer in norms]
+    model(*args, **kwargs)
+    for hook in hooks:
+        hook.remove()
+    return model
+
+
+#: Values per channel that make a statistic.
+FEWEST = 16
+
+
 def _scales(module: nn.Module) -> set[str]:
     """Names of per-channel scales: one-dimensional weights, and the parameters called gamma or scale."""
     names = set()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.rewriting import fit
-from tests.networks import redraw
+from tests.networks import redraw, settled
 from tests.oracle import compare
 
 CLASSES = 11  # a width that no hidden layer has
@@ -39,7 +39,7 @@ class Family:
             if self.name.startswith(("deeplab", "fcn", "lraspp")):
                 kwargs["weights_backbone"] = None
             model: nn.Module = torchvision.models.get_model(self.name, **kwargs)
-            return redraw(_narrowed(model), 0).double().eval()
+            return settled(redraw(_narrowed(model), 0).double().eval(), self.example())
 
     def example(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)

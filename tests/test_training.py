@@ -209,14 +209,22 @@ def moved(model: nn.Module, args: Args, where: Any) -> list[Tensor]:
     return leaves(run(copy.deepcopy(model).to(where), pytree.tree_map_only(Tensor, move, args)))
 
 
-def check_moves(small: nn.Module, args: Args, places: tuple[Any, ...]) -> None:
+def rounding_of(dense: nn.Module, args: Args) -> float:
+    """Largest difference between the dense model in single and in double precision, of each result's scale."""
+    pairs = zip(leaves(run(dense, args)), moved(dense, args, torch.float64), strict=True)
+    return max(float((one - two).abs().max() / two.abs().max()) for one, two in pairs)
+
+
+def check_moves(dense: nn.Module, small: nn.Module, args: Args, places: tuple[Any, ...]) -> None:
+    """What comes out on the other side; rounding may not hurt more than it hurts the dense model."""
     here = leaves(run(small, args))
     for where in places:
         there = moved(small, args, where)
         assert [leaf.shape for leaf in there] == [leaf.shape for leaf in here], where
         if where == torch.float64:
+            rounding = max(1e-3, 10 * rounding_of(dense, args))
             for one, two in zip(here, there, strict=True):
-                assert float((one - two).abs().max()) < 1e-3 * float(two.abs().max())
+                assert float((one - two).abs().max()) < rounding * float(two.abs().max())
 
 
 def check_auxiliary(dense: nn.Module, result: surgeon.Result) -> None:
@@ -234,7 +242,7 @@ def test_a_pruned_model_trains_copies_and_moves(subject: Subject) -> None:
     check_auxiliary(dense, result)
     check_training(dense, result.model, subject.batch())
     check_copies(dense, result.model, result.plan, subject.inputs())
-    check_moves(result.model, subject.inputs(), subject.moves)
+    check_moves(dense, result.model, subject.inputs(), subject.moves)
 
 
 def named(name: str) -> Subject:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from surgeon.rules import TABLE, Ledger, Marked, Plane, compact, reasons
+from surgeon.rules import POINTWISE, TABLE, Ledger, Marked, Plane, compact, reasons
 from surgeon.tracing import Trace, operator_name
 
 #: Example planes use negative numbers, so they can never be mistaken for labels.
@@ -61,6 +61,8 @@ class Space:
         return np.searchsorted(np.asarray(self.starts), labels, side="right") - 1
 
 
+#: Calls whose result has the axes of their operands: one that was stretched is so still.
+_SAME_AXES = frozenset({"expand", "clone", "alias", "detach", "_to_copy", *POINTWISE})
 _COPIES = (torch.ops.aten.clone.default, torch.ops.aten.alias.default, torch.ops.aten.detach.default)
 #: Of each plane of a value the number of the plane that the rule gave, and the axes along which its labels vary.
 Arrangement = tuple[tuple[int, frozenset[int] | None], ...]
@@ -212,8 +214,9 @@ class LabelPass(fx.Interpreter):
         marked = replace(marked, planes=tuple(p for p in marked.planes if p.labels.numel()))
         planes, axes = self._guided(marked, shape) if guided else self._evident(marked)
         self._axes[node] = axes
-        span = tuple(1 if axis in marked.stretched else size for axis, size in enumerate(span))
-        return replace(marked, shape=shape, span=span, planes=planes)
+        stretched = marked.stretched if operator_name(node) in _SAME_AXES else frozenset()
+        span = tuple(1 if axis in stretched else size for axis, size in enumerate(span))
+        return replace(marked, shape=shape, span=span, planes=planes, stretched=stretched)
 
     def _evident(self, marked: Marked) -> tuple[tuple[Plane, ...], Arrangement]:
         compacted = [compact(plane.labels) for plane in marked.planes]
@@ -254,9 +257,12 @@ def _finest_first(axes: Sequence[frozenset[int]], planes: Sequence[Plane]) -> li
     order = list(range(len(planes)))
     if len(set(axes)) == len(axes):
         return order
-    return sorted(
-        order, key=lambda i: (min(j for j in order if axes[j] == axes[i]), -len(np.unique(planes[i].labels.numpy())))
-    )
+    details = [len(np.unique(plane.labels.reshape(-1)[:_ENOUGH].numpy())) for plane in planes]
+    return sorted(order, key=lambda i: (min(j for j in order if axes[j] == axes[i]), -details[i]))
+
+
+#: Places that show whether labels change from each to the next, or from head to head.
+_ENOUGH = 4096
 
 
 def _narrow(dense: fx.Node, plane: Plane, axes: frozenset[int], shape: tuple[int, ...]) -> Tensor:

@@ -149,6 +149,9 @@ def kept_places(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor) -> Te
         return None
     for axes, index, sizes in found:
         dense = _take(dense, axes, index, sizes)
+    for axis in theirs.stretched:  # one place, repeated as often as was asked for
+        if dense.shape[axis] > match.meta["shape"][axis]:
+            dense = dense.narrow(axis, 0, match.meta["shape"][axis])
     return dense
 
 
