@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import surgeon
-from tests.networks import redraw
+from tests.networks import redraw, settled
 from tests.test_families import CLASSES, Family
 
 #: What the forward is called with.
@@ -35,7 +35,7 @@ class Subject:
         """The dense model, and half of its channels."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            dense = redraw(self.build(), 0).float().eval()
+            dense = settled(redraw(self.build(), 0).float().eval(), *self.inputs())
         return dense, surgeon.prune(dense, self.inputs(), ratio=0.5, scope="local", criterion="magnitude", verify=False)
 
     def batch(self) -> Args:
@@ -165,7 +165,11 @@ def step(model: nn.Module, args: Args, make: Callable[..., torch.optim.Optimizer
     model.train()
     optimizer = make(model.parameters(), lr=1e-3)
     optimizer.zero_grad()
-    torch.stack([leaf.square().mean() for leaf in leaves(model(*args))]).sum().backward()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # dropout and stochastic depth
+        loss = torch.stack([leaf.square().mean() for leaf in leaves(model(*args))]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     optimizer.step()
     return grads
