@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from surgeon.errors import ModelError
@@ -126,7 +127,8 @@ def set_mode(model: nn.Module, training: bool) -> None:
     Flags are set one by one: exported modules refuse ``eval()``, and overrides of ``train()`` may do more than that.
     """
     for module in model.modules():
-        module.training = training and bool(module._modules)
+        # a norm that holds its activation is a layer all the same
+        module.training = training and bool(module._modules) and not isinstance(module, _NormBase)
 
 
 @contextlib.contextmanager
