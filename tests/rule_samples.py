@@ -582,7 +582,7 @@ def _gathered() -> list[Sample]:
         Sample("take", lambda x: x.take(torch.tensor([0, 2])), "3p 4p"),
         Sample("scatter", lambda x: x.scatter(1, x.argsort(1), 0.5), one, "a number"),
         Sample("scatter", lambda x, y: x.scatter(0, y.argsort(0), y), "3p 4c, 3p 4c"),
-        Sample("scatter", lambda x, y: x * F.one_hot((y > 0).long(), 2), "3c 2k, 3c", "one hot"),
+        Sample("scatter", lambda x, y: x * F.one_hot((y > 0).long(), 2), "3c 2p, 3c", "one hot"),
         Sample("scatter", lambda x, y: y.scatter(0, torch.tensor([[0, 1, 0, 1]]), x), "2p 5p, 3p 5p", "fewer"),
         Sample("scatter_add", lambda x, y: y.scatter_add(1, _rows(y[..., 0], x.shape[2]), x), "2c 3p 4cp, 2c 3p 4cp"),
         Sample("scatter_reduce", lambda x: x.scatter_reduce(1, x.argsort(1), x, "sum"), one),
