@@ -399,3 +399,20 @@ def _script() -> nn.Module:
 def test_what_cannot_be_traced_is_refused(make: Callable[[], Any], told: str) -> None:
     with pytest.raises(ModelError, match=told):
         surgeon.trace(make(), X)
+
+
+class Padded(nn.Module):
+    """A circular border around both axes of an image."""
+
+    def __init__(self, border: tuple[int, ...]) -> None:
+        super().__init__()
+        self.border = border
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, self.border, mode="circular")
+
+
+@pytest.mark.parametrize("border", [(1, 2, 3, 1), (0, 1, 0, 0), (4, 0, 0, 4), (-1, 2, 0, 1), (-1, -1, 2, -2)])
+def test_a_circular_border_is_recorded_as_torch_makes_it(border: tuple[int, ...]) -> None:
+    model, x = Padded(border), torch.randn(2, 3, 4, 4)
+    assert torch.equal(Replay(surgeon.trace(model, x)).forward(), model(x))

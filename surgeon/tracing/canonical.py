@@ -54,19 +54,13 @@ def _normalize(x: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out:
 
 
 def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:  # noqa: A002
-    """A circular border is put together of parts, where torch writes into fresh memory."""
-    if mode != "circular":
+    """A circular border is put together of parts, where torch writes into fresh memory; what also crops is torch's."""
+    if mode != "circular" or min(pad) < 0:
         return F.pad(input, pad, mode, value)
     for index in range(len(pad) // 2):
         axis, (before, after) = input.ndim - 1 - index, pad[2 * index : 2 * index + 2]
-        size = input.shape[axis]
-        if before > 0 or after > 0:
-            middle = input.narrow(axis, max(-before, 0), size + min(before, 0) + min(after, 0))
-            parts = [input.narrow(axis, size - before, before)] if before > 0 else []
-            parts += [middle, *([input.narrow(axis, 0, after)] if after > 0 else [])]
-            input = torch.cat(parts, axis)  # noqa: A001
-        else:
-            input = input.narrow(axis, -before, size + before + after)  # noqa: A001
+        front, back = input.narrow(axis, input.shape[axis] - before, before), input.narrow(axis, 0, after)
+        input = torch.cat([part for part in (front, input, back) if part.shape[axis]], axis)  # noqa: A001
     return input
 
 
