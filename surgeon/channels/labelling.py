@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.rules import POINTWISE, TABLE, Ledger, Marked, Plane, compact, reasons
-from surgeon.tracing import Trace, operator_name
+from surgeon.tracing import COPIES, Trace, operator_name
 
 #: Example planes use negative numbers, so they can never be mistaken for labels.
 _FIRST_EXAMPLE = -1
@@ -63,7 +63,6 @@ class Space:
 
 #: Calls whose result has the axes of their operands: one that was stretched is so still.
 _SAME_AXES = frozenset({"expand", "clone", "alias", "detach", "_to_copy", *POINTWISE})
-_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.alias.default, torch.ops.aten.detach.default)
 #: Of each plane of a value the number of the plane that the rule gave, and the axes along which its labels vary.
 Arrangement = tuple[tuple[int, frozenset[int] | None], ...]
 
@@ -236,7 +235,7 @@ class LabelPass(fx.Interpreter):
         assert self._guide is not None
         dense = self._ledger.dense
         wanted = self._guide.dense.axes[dense]
-        if self._ledger.node.target is not dense.target and self._ledger.node.target in _COPIES:
+        if operator_name(self._ledger.node) in COPIES - {operator_name(dense)}:
             # a copy that only this run makes stands for its operand's own call, whose planes are arranged already
             wanted = tuple(enumerate(axes for _, axes in wanted if axes is not None))
         if len(wanted) != len(marked.planes):

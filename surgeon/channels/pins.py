@@ -43,7 +43,8 @@ def find_pins(graph: ChannelGraph) -> tuple[Pin, ...]:
 
 def _kept_rows(graph: ChannelGraph) -> dict[str, Pin]:
     structure = graph.structure
-    why = {**_tied(graph), **_direct(graph)}
+    direct = _direct(graph)
+    why = {**_tied(graph, direct), **direct}
     rows: dict[str, Pin] = {}
     sizes: Counter[str] = Counter()
     space = structure.labels.space
@@ -71,9 +72,9 @@ def _direct(graph: ChannelGraph) -> dict[int, Why]:
     return found
 
 
-def _tied(graph: ChannelGraph) -> dict[int, Why]:
+def _tied(graph: ChannelGraph, direct: dict[int, Why]) -> dict[int, Why]:
     """Channels of groups that stay whole, or of a single channel: because of others in the group or in its layers."""
-    direct, free = _direct(graph), {group.name for group in graph.groups if group.size > 1}
+    free = {group.name for group in graph.groups if group.size > 1}
     found: dict[int, Why] = {}
     for group in graph.named.values():
         if group.name not in free:

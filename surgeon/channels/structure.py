@@ -64,6 +64,12 @@ class Structure:
     consumed: NDArray[np.bool_]
     filters: NDArray[np.bool_]
 
+    def along(self, name: str, axis: int) -> Ints:
+        """The channel numbers along one labelled axis of a tensor."""
+        space = self.labels.space
+        index = space.index[name, axis]
+        return self.channel[space.starts[index] : space.starts[index] + space.sizes[index]]
+
     def of(self, labels: Tensor) -> Ints:
         """The channel numbers of `labels` (flat; FIXED gives -1)."""
         return self.channel[flat(labels)]

@@ -26,13 +26,13 @@ class Repair:
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self.bindings: tuple[Binding, ...] = ()
-        self._order = {node: index for index, node in enumerate(graph.trace.graph.nodes)}
         self._open: _Open | None = None
 
     def after(self, misfit: Misfit) -> None:
         """Take in that a trial failed here."""
         self.bindings = misfit.bindings
-        if self._open is not None and self._order[misfit.node] > self._order[self._open.misfit.node]:
+        order = self.graph.trace.order
+        if self._open is not None and order[misfit.node] > order[self._open.misfit.node]:
             self._open = None  # the link has proved itself
         if self._open is None:
             links = [] if misfit.numeric else find_links(self.graph, misfit)

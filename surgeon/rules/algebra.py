@@ -269,6 +269,15 @@ def slide_outer(ledger: Ledger, value: Marked, axes: frozenset[int]) -> Marked:
     return replace(value, planes=tuple(plane for planes in joined for plane in planes))
 
 
+def opaque(ledger: Ledger, args: Sequence[Any], results: int) -> Any:
+    """An operator each of whose numbers depends on all that flows in: it stays, and is followed no further."""
+    values = [a for a in args if isinstance(a, Marked)]
+    for value in values:
+        ledger.pin(value.planes, reasons.mixes(ledger.node))
+    result = Marked((), (), constant=all(value.constant for value in values))
+    return result if "shape" in ledger.node.meta else [result] * results
+
+
 def reduce(ledger: Ledger, value: Marked, axes: Sequence[int], keepdim: bool) -> Marked:
     """A sum over `axes`: removed channels add zero, so labels that vary there end here."""
     gone = frozenset(axes)

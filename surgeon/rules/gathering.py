@@ -11,8 +11,8 @@ from torch import Tensor
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift
 from surgeon.rules.marks import Ledger, Marked
-from surgeon.rules.movement import MASKS
 from surgeon.rules.registry import rule
+from surgeon.tracing import MASKS
 
 
 def _hold(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:
@@ -122,11 +122,7 @@ def _axes_behind(ndim: int, indexed: Sequence[int], places: int) -> dict[int, in
       "unique_consecutive", "bincount", "repeat_interleave")  # fmt: skip
 def picked(ledger: Ledger, *args: Any, **_: Any) -> Any:
     """How many places there are, or which, is told by the numbers."""
-    values = [a for a in args if isinstance(a, Marked)]
-    for value in values:
-        ledger.pin(value.planes, reasons.mixes(ledger.node))
-    result = Marked((), (), constant=all(value.constant for value in values))
-    return result if "shape" in ledger.node.meta else [result] * 3
+    return algebra.opaque(ledger, args, 3)
 
 
 @rule("bucketize")

@@ -14,9 +14,7 @@ from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, move
 from surgeon.rules.marks import Ledger, Marked, compact
 from surgeon.rules.registry import rule
-
-#: Types of an index that says of each place whether it is picked: a mask, which may span several axes.
-MASKS = (torch.bool, torch.uint8)
+from surgeon.tracing import MASKS
 
 
 def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:

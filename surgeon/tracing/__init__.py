@@ -1,13 +1,14 @@
 """Trace: one real forward of any eager module, recorded as a ``torch.fx.Graph`` of ATen calls."""
 
+from surgeon.tracing.decisions import MASKS
 from surgeon.tracing.graphs import as_graph
 from surgeon.tracing.guard import check_model, outside_inference_mode, unwrap
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recording import Trace, Unfinished, record, trace
 from surgeon.tracing.replay import Call, Replay, plain_call
-from surgeon.tracing.source import Site, Source, error_site, operator_name
+from surgeon.tracing.source import COPIES, Site, Source, error_site, operator_name
 
 __all__ = [
-    "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model", "error_site",
-    "operator_name", "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
+    "COPIES", "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model",
+    "error_site", "operator_name", "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
 ]  # fmt: skip

@@ -19,7 +19,8 @@ DECIDING = frozenset(
 )
 #: Calls that may be given masks.
 _MASKED = frozenset({"index", "index_put"})
-_MASKS = (torch.bool, torch.uint8)
+#: Types of an index that says of each place whether it is picked: a mask, which may span several axes.
+MASKS = (torch.bool, torch.uint8)
 
 
 def decides(func: OpOverload, args: Sequence[Any]) -> bool:
@@ -35,7 +36,7 @@ def _ranks(func: OpOverload) -> bool:
 
 
 def _is_mask(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype in _MASKS
+    return isinstance(value, Tensor) and value.dtype in MASKS
 
 
 def _apply(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], decision: Any) -> Any:

@@ -100,12 +100,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             args, node_args = (args[0], 0.0, True), (node_args[0], 0.0, True)
         if func.overloadpacket is _aten.bernoulli:  # dropout: a recording draws nothing, every place is kept
             func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
-        decision = None
+        data = _from_data(node_args, node_kwargs)
         if decides(func, args):
-            data = _from_data(node_args, node_kwargs)
             result, decision = self.decisions.run(func, args, kwargs, from_data=data)
         else:
-            result = _run(func, args, kwargs)
+            result, decision = _run(func, args, kwargs), None
         site = call_site(self._paths, skip=2)
         if func is _aten.as_strided_.default:
             # the one in-place call that functionalisation leaves: pooling sets the strides of a result of its own
@@ -114,7 +113,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         node = self.graph.create_node("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
         node.meta["extra"] = self.extra
-        node.meta["data"] = _from_data(node_args, node_kwargs)
+        node.meta["data"] = data
         if decision is not None:
             node.meta["decision"] = decision
         if func.overloadpacket.__name__ in INDEX_OPERATORS:
@@ -207,8 +206,10 @@ def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:
         return func
     if args[0]._is_view() and name not in _SHAPING:
         return func
+    if name == "transpose_":  # the one whose overloads are named otherwise
+        return _aten.transpose.int
     packet = getattr(_aten, name[:-1], None)
-    found = getattr(packet, func._overloadname, None) or getattr(packet, "int", None)
+    found = getattr(packet, func._overloadname, None)
     return found if isinstance(found, OpOverload) else func
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,6 +45,11 @@ class Trace:
     tensors: Mapping[str, Tensor]
     outputs: Any
     decisions: Sequence[tuple[str, Any]]
+
+    @functools.cached_property
+    def order(self) -> Mapping[fx.Node, int]:
+        """When each node runs."""
+        return {node: index for index, node in enumerate(self.graph.nodes)}
 
     @property
     def calls(self) -> list[fx.Node]:

@@ -26,6 +26,10 @@ _OWN_SPACES = ("aten", "torchvision")
 _MODULE_CALL = nn.Module._call_impl.__code__
 
 
+#: Calls that change nothing; a reshape makes or saves a copy depending on the sizes.
+COPIES = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
+
+
 def operator_name(node: fx.Node) -> str:
     """The name of a recorded call, without its overload: ``"convolution"``; of other nodes what they stand for.
 

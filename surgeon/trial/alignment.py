@@ -9,12 +9,10 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.tracing import operator_name
+from surgeon.tracing import COPIES, operator_name
 
 #: Calls that allocate scratch memory differ between devices and mean nothing.
 _SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
-#: Calls that change nothing; a reshape makes or saves a copy depending on the sizes.
-_SAME = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
 _VIEWS = frozenset({"view", "_unsafe_view", "reshape"})
 
 
@@ -26,7 +24,7 @@ def _name(node: fx.Node) -> str:
 
 def calls(graph: fx.Graph) -> list[fx.Node]:
     """The calls that matter, in order."""
-    skipped = _SCRATCH | _SAME
+    skipped = _SCRATCH | COPIES
     nodes = [n for n in graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
     return [n for n in nodes if _name(n) not in skipped]
 
@@ -59,7 +57,7 @@ def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
     for node in small.nodes:
         if node.op == "call_function" and node.target is operator.getitem:
             _align_part(node, found)
-        elif node.op == "call_function" and _name(node) in _SAME:
+        elif node.op == "call_function" and _name(node) in COPIES:
             _align_copy(node, found)
     return found
 

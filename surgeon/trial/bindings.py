@@ -19,7 +19,7 @@ from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints, flat
 from surgeon.rules import Plane
 from surgeon.tracing import operator_name
-from surgeon.trial.targets import Attribute, Literal, Settings, Target, held_numbers
+from surgeon.trial.targets import Attribute, Literal, Target, held_numbers
 
 
 class Where(NamedTuple):
@@ -151,13 +151,7 @@ def _own_widths(graph: ChannelGraph, path: str) -> Iterator[tuple[tuple[str, int
         full = f"{path}.{name}" if path else name
         for plane in space.planes.get(full, ()):
             place = full, max(plane.axes)
-            yield place, _place(graph, place)
-
-
-def _place(graph: ChannelGraph, place: tuple[str, int]) -> Ints:
-    space = graph.structure.labels.space
-    index = space.index[place]
-    return graph.structure.channel[space.starts[index] : space.starts[index] + space.sizes[index]]
+            yield place, graph.structure.along(*place)
 
 
 def _values(node: fx.Node) -> list[fx.Node]:
@@ -170,10 +164,8 @@ def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
     """The channels whose number is this width; an empty array if there is none here."""
     nothing = np.zeros(0, dtype=np.int64)
     if isinstance(where.value, str):
-        own = ".".join(filter(None, (node.meta["site"].path, where.value)))
-        return (
-            _place(graph, (own, where.plane)) if (own, where.plane) in graph.structure.labels.space.index else nothing
-        )
+        own = ".".join(filter(None, (node.meta["site"].path, where.value))), where.plane
+        return graph.structure.along(*own) if own in graph.structure.labels.space.index else nothing
     values = _values(node)
     mark = graph.structure.labels.marks.get(values[where.value]) if where.value < len(values) else None
     if mark is None or where.plane >= len(mark.planes):
@@ -269,6 +261,3 @@ def bind_alike(graph: ChannelGraph, nodes: Sequence[fx.Node], guess: Guess) -> l
         if binding is not None:
             found.setdefault(binding.target, binding)
     return list(found.values())
-
-
-__all__ = ["Binding", "Guess", "Settings", "alike", "bind_alike", "guesses", "settings"]

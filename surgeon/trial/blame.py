@@ -45,14 +45,14 @@ def find_misfit(
 
     The place is the first call whose shape isn't what its channels say, else `node`; with `exactly`, it is `node`.
     """
-    order = list(graph.trace.graph.nodes)
+    order = list(graph.trace.order)
     if not exactly:
         node = _first_deviation(graph, nodes, kept) or node
     if node is not None:
         channels = _nearest_channels(graph, node, kept)
         if len(channels):
             return Misfit(node, channels, why, kept)
-    index = order.index(node) if node is not None else len(order) - 1
+    index = graph.trace.order[node] if node is not None else len(order) - 1
     for candidate in reversed(order[: index + 1]):
         channels = _channels_at(graph, candidate, kept)
         if len(channels):

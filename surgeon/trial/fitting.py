@@ -19,7 +19,7 @@ from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, s
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold
 from surgeon.trial.places import find_places
-from surgeon.trial.running import Run, Widths, read_recording, run_at, slot, widths_of
+from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
 from surgeon.trial.skeleton import named_tensors
 from surgeon.trial.targets import Settings
 
@@ -57,13 +57,10 @@ class Fit:
     def positions(self, name: str, axis: int) -> Tensor:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
         dense, small = self.graph.structure, self.small
-        start, size = slot(dense, name, axis)
-        our_start, our_size = slot(small, name, axis)
-        theirs = dense.channel[start : start + size]
-        ours = self.channel[small.channel[our_start : our_start + our_size]]
+        theirs, ours = dense.along(name, axis), self.channel[small.along(name, axis)]
         kept = np.flatnonzero(np.isin(theirs, ours))
         by_channel = kept[np.argsort(theirs[kept], kind="stable")]
-        result = np.empty(our_size, dtype=np.int64)
+        result = np.empty(len(ours), dtype=np.int64)
         result[np.argsort(ours, kind="stable")] = by_channel
         return torch.from_numpy(result)
 
@@ -94,8 +91,7 @@ class Fit:
     def _gather_groups(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
         """The second axis of a grouped convolution's weight: every group keeps channels of its own."""
         per_group = self.graph.trace.tensors[name].shape[1]
-        _, size = slot(self.graph.structure, name, 1)
-        groups = size // per_group
+        groups = len(self.graph.structure.along(name, 1)) // per_group
         index = index.view(groups, -1) % per_group
         index = index.repeat_interleave(tensor.shape[0] // groups, 0)
         index = index.view(*index.shape, *[1] * (tensor.ndim - 2)).expand(-1, -1, *tensor.shape[2:])
@@ -199,7 +195,7 @@ def _with(
 
 def _reach(graph: ChannelGraph, outcome: Fit | Misfit) -> float:
     """How far a trial got."""
-    return math.inf if isinstance(outcome, Fit) else list(graph.trace.graph.nodes).index(outcome.node)
+    return math.inf if isinstance(outcome, Fit) else graph.trace.order[outcome.node]
 
 
 def _outcome(graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:

@@ -44,13 +44,6 @@ def widths_of(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, int], int]:
     }
 
 
-def slot(structure: Structure, name: str, axis: int) -> tuple[int, int]:
-    """First label and number of labels of one axis of a tensor."""
-    space = structure.labels.space
-    index = space.index[name, axis]
-    return space.starts[index], space.sizes[index]
-
-
 def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings) -> Run:
     """Run the forward at these widths: on the meta device where it runs there as it did, else for real.
 
@@ -147,7 +140,7 @@ def _resized(graph: ChannelGraph, name: str, tensor: Tensor, widths: Widths, dev
         axis = max(plane.axes)
         size = widths[(name, axis)]
         if len(plane.axes) == 2:  # in-channels of all groups together
-            groups = slot(graph.structure, name, 1)[1] // tensor.shape[1]
+            groups = len(graph.structure.along(name, 1)) // tensor.shape[1]
             size = -(-size // groups)
         shape[axis] = size
     if device is None:
