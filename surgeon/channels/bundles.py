@@ -47,11 +47,11 @@ class Bundle:
     takes: tuple[int, ...] | None
     stuck: bool = False
 
-    def gone(self, level: int) -> tuple[int, ...]:
-        """Channels of each group that are gone after `level` steps."""
+    def gone(self, levels: Ints) -> Ints:
+        """Channels of each group that are gone after so many steps: a row for each level, a column for each group."""
         if self.takes is not None:
-            return tuple(level * take for take in self.takes)
-        return tuple(round(group.size * level / self.steps) for group in self.groups)
+            return np.outer(levels, self.takes)
+        return np.rint(np.outer(levels, [group.size for group in self.groups]) / self.steps).astype(np.int64)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,8 @@ class LabelPass(fx.Interpreter):
     def _finish(self, node: fx.Node, marked: Marked) -> Marked:
         shape, span = tuple(node.meta["shape"]), tuple(self._ledger.dense.meta.get("shape", node.meta["shape"]))
         guided = self._guide is not None and self._ledger.dense in self._guide.dense.axes
-        marked = replace(marked, planes=tuple(p for p in marked.planes if p.labels.numel()))
+        if any(not plane.labels.numel() for plane in marked.planes):
+            marked = replace(marked, planes=tuple(p for p in marked.planes if p.labels.numel()))
         planes, axes = self._guided(marked, shape) if guided else self._evident(marked)
         self._axes[node] = axes
         stretched = marked.stretched if operator_name(node) in _SAME_AXES else frozenset()
@@ -222,7 +223,7 @@ class LabelPass(fx.Interpreter):
         planes, found = [], []
         for index in _finest_first([axes for _, axes in compacted], marked.planes):
             labels, axes = compacted[index]
-            plane = replace(marked.planes[index], labels=labels, axes=axes)
+            plane = Plane(labels, axes, marked.planes[index].example)
             if axes:
                 planes.append(plane)
             else:
@@ -243,7 +244,7 @@ class LabelPass(fx.Interpreter):
         planes = []
         for index, axes in wanted:
             plane = marked.planes[index]
-            found = replace(plane, labels=_narrow(dense, plane, axes or frozenset(), shape), axes=axes or frozenset())
+            found = Plane(_narrow(dense, plane, axes or frozenset(), shape), axes or frozenset(), plane.example)
             if axes is None:
                 self._ledger.pin([found], reasons.constant(self._ledger.node))
             else:

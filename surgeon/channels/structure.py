@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,16 +129,21 @@ def _pins(channel: Ints, count: int, pins: Sequence[Pinned]) -> Ints:
 
 
 def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Node, fx.Node]) -> Hashes:
-    sums = np.zeros((count + 1, 2), dtype=np.uint64)
+    sums = np.zeros((2, count + 1), dtype=np.uint64)
     space, ledger = labels.space, labels.ledger
+
+    def add(channels: Ints, values: Iterable[Any]) -> None:
+        for row, value in zip(sums, values, strict=True):  # numpy's fast path takes one dimension
+            np.add.at(row, channels, value)
+
     for (name, axis), start, size in zip(space.places, space.starts, space.sizes, strict=True):
-        np.add.at(sums, channel[start : start + size], _hash(f"{name}:{axis}"))
+        add(channel[start : start + size], _hash(f"{name}:{axis}"))
     for anchor in ledger.anchors:
         base = _hash(f"{names.get(anchor.node, anchor.node).name}:{anchor.kind}")
-        np.add.at(sums, channel[flat(anchor.labels)], _mix(base, flat(anchor.coordinates)))
+        add(channel[flat(anchor.labels)], [_mix(half, flat(anchor.coordinates)) for half in base])
     for pin in ledger.pins:
-        np.add.at(sums, channel[flat(pin.labels)], _hash(f"{names.get(pin.node, pin.node).name}:pin"))
-    return sums[:-1]
+        add(channel[flat(pin.labels)], _hash(f"{names.get(pin.node, pin.node).name}:pin"))
+    return np.ascontiguousarray(sums[:, :-1].T)
 
 
 def _hash(text: str) -> Hashes:
@@ -146,9 +151,9 @@ def _hash(text: str) -> Hashes:
     return np.frombuffer(digest, dtype=np.uint64)
 
 
-def _mix(base: Hashes, coordinates: Ints) -> Hashes:
-    """A pseudo-random pair for each coordinate (splitmix64's finaliser)."""
-    value: Hashes = base[None, :] + (coordinates.astype(np.uint64)[:, None] + np.uint64(1)) * _GOLDEN
+def _mix(base: np.uint64, coordinates: Ints) -> Hashes:
+    """A pseudo-random number for each coordinate (splitmix64's finaliser)."""
+    value: Hashes = base + (coordinates.astype(np.uint64) + np.uint64(1)) * _GOLDEN
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value ^= value >> np.uint64(27)
     return value

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +15,7 @@ from surgeon.channels.structure import Ints
 from surgeon.criteria import Scores
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """One step down the staircase of a bundle.
 
     Attributes
@@ -59,26 +60,22 @@ def staircases(graph: ChannelGraph, scores: Scores, steps: Steps) -> list[list[M
     ]
 
 
-def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> list[int]:
+def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> Ints:
     """Levels at which every layer that makes the bundle's channels has a width that is wanted and possible."""
-    blocked = steps.blocked.get(bundle.groups[0].name, ())
-    levels = [level for level in range(1, bundle.steps) if level not in blocked]
+    levels = np.arange(1, bundle.steps)
+    blocked = steps.blocked.get(bundle.groups[0].name)
+    if blocked:
+        levels = levels[~np.isin(levels, list(blocked))]
     if bundle.takes is not None:
-        levels = [n for n in levels if _fewest(bundle, n) >= steps.min_channels]
+        sizes = np.array([group.size for group in bundle.groups])
+        levels = levels[((sizes - bundle.gone(levels)) >= steps.min_channels).all(axis=1)]
         if steps.round_to == 1:
             return levels
-    widths = _lead_widths(graph, bundle)
-
-    def fits(level: int) -> bool:
-        left = [width - step * level // bundle.steps for width, step in widths]
-        roomy = bundle.takes is not None or min(left) >= steps.min_channels
-        return roomy and all(w % steps.round_to == 0 for w in left)
-
-    return [level for level in levels if fits(level)]
-
-
-def _fewest(bundle: Bundle, level: int) -> int:
-    return min(group.size - gone for group, gone in zip(bundle.groups, bundle.gone(level), strict=True))
+    for width, taken in _lead_widths(graph, bundle):
+        left = width - taken * levels // bundle.steps
+        roomy = bundle.takes is not None or left >= steps.min_channels
+        levels = levels[roomy & (left % steps.round_to == 0)]
+    return levels
 
 
 def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int]]:
@@ -99,27 +96,33 @@ def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int]]:
     return found
 
 
-def _staircase(index: int, bundle: Bundle, scores: Scores, stops: Sequence[int]) -> list[Move]:
+def _staircase(index: int, bundle: Bundle, scores: Scores, stops: Ints) -> list[Move]:
     ranked = [group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")] for group in bundle.groups]
-    worth = [np.concatenate([[0.0], np.cumsum(scores.normalised[order])]) for order in ranked]
-    moves: list[Move] = []
-    taken = (0,) * len(ranked)
-    for level in stops:
-        counts = bundle.gone(level)
-        gone = [order[a:b] for order, a, b in zip(ranked, taken, counts, strict=True)]
-        removed = gone[0] if len(gone) == 1 else np.concatenate(gone)
-        filters = _filters(bundle, level) - _filters(bundle, moves[-1].level if moves else 0)
-        total = sum(float(w[b] - w[a]) for w, a, b in zip(worth, taken, counts, strict=True))
-        moves.append(Move(index, level, removed, filters, len(removed), total / max(len(removed), 1)))
-        taken = counts
-    return moves
+    counts = np.concatenate([np.zeros((1, len(ranked)), dtype=np.int64), bundle.gone(stops)])
+    channels = np.diff(counts.sum(axis=1))
+    worth = np.zeros(len(stops))
+    for order, count in zip(ranked, counts.T, strict=True):
+        worth += np.diff(np.concatenate([[0.0], np.cumsum(scores.normalised[order])])[count])
+    scored = worth / np.maximum(channels, 1)
+    filters = np.diff(np.concatenate([[0], _filters(bundle, stops, counts[1:])]))
+    columns = (stops.tolist(), _removed(ranked, counts), filters.tolist(), channels.tolist(), scored.tolist())
+    return [Move(index, *row) for row in zip(*columns, strict=True)]
 
 
-def _filters(bundle: Bundle, level: int) -> int:
-    """Convolution filters that are gone after `level` steps; shares of a width are whole on every axis."""
+def _removed(ranked: Sequence[Ints], counts: Ints) -> Iterator[Ints]:
+    """Channels that go at each step."""
+    for before, after in itertools.pairwise(counts.tolist()):
+        gone = [order[a:b] for order, a, b in zip(ranked, before, after, strict=True)]
+        yield gone[0] if len(gone) == 1 else np.concatenate(gone)
+
+
+def _filters(bundle: Bundle, stops: Ints, counts: Ints) -> Ints:
+    """Convolution filters that are gone at each stop; shares of a width are whole on every axis."""
+    filters = np.array([group.filters for group in bundle.groups])
     if bundle.takes is None:
-        return sum(group.filters * group.size for group in bundle.groups) * level // bundle.steps
-    return sum(group.filters * gone for group, gone in zip(bundle.groups, bundle.gone(level), strict=True))
+        return int(filters @ [group.size for group in bundle.groups]) * stops // bundle.steps
+    found: Ints = counts @ filters
+    return found
 
 
 def in_order(stairs: Sequence[Sequence[Move]]) -> Iterator[Move]:

@@ -64,7 +64,7 @@ class Shares:
 
 def _try(graph: ChannelGraph, bundle: Bundle, level: int) -> dict[str, int] | None:
     alone = np.ones(graph.structure.count, dtype=bool)
-    for group, gone in zip(bundle.groups, bundle.gone(level), strict=True):
+    for group, gone in zip(bundle.groups, bundle.gone(np.array([level]))[0].tolist(), strict=True):
         alone[group.numbers[:gone]] = False
     try:
         return settle(graph, _widths(graph, bundle, level), alone)

@@ -180,14 +180,21 @@ def compact(labels: Tensor) -> tuple[Tensor, frozenset[int]]:
     """Shrink every axis along which `labels` doesn't vary to size 1; also give the axes that are left."""
     axes = []
     for axis, size in enumerate(labels.shape):
-        first = labels.narrow(axis, 0, 1) if size else labels
         if size <= 1:
             continue
-        if labels.stride(axis) == 0 or bool((labels == first).all()):
-            labels = first
-        else:
+        if labels.stride(axis) and (_differs(labels, axis) or bool((labels != labels.narrow(axis, 0, 1)).any())):
             axes.append(axis)
+        else:
+            labels = labels.narrow(axis, 0, 1)
     return labels, frozenset(axes)
+
+
+def _differs(labels: Tensor, axis: int) -> bool:
+    """Whether the labels of the first row along `axis` differ: where they do, the rest needn't be read."""
+    if not labels.numel():
+        return False
+    row = labels[tuple(slice(None) if a == axis else 0 for a in range(labels.ndim))]
+    return bool((row != row[0]).any())
 
 
 def spread(plane: Plane, shape: Sequence[int]) -> Tensor:

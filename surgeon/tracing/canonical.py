@@ -7,6 +7,7 @@ model's recordings stay alike.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,6 +65,18 @@ def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float
     return input
 
 
+def _in_place(function: Any) -> Any:
+    """An activation whose in-place kernel torch checks in Python, at a millisecond a call: compute, then copy."""
+
+    @functools.wraps(function)
+    def run(input: Tensor, *args: Any, inplace: bool = False, **kwargs: Any) -> Any:  # noqa: A002
+        if not inplace:
+            return function(input, *args, **kwargs)
+        return input.copy_(function(input, *args, **kwargs))
+
+    return run
+
+
 def _with_forms(function: Any) -> Any:
     """A function of torch's whose body uses the forms above: a mode is off while one of its functions runs."""
     scope = {**function.__globals__, "linear": _linear, "has_torch_function": lambda _: False}
@@ -83,6 +96,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.pad: _pad,
     F.normalize: _normalize,
+    **{f: _in_place(f) for f in (F.hardtanh, F.relu6, F.hardswish, F.hardsigmoid, F.elu, F.leaky_relu)},
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,
     torch.Tensor.__matmul__: _matmul,

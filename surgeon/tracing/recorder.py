@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.tracing.decisions import Decisions, decides
+from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
 
 _aten = torch.ops.aten
@@ -49,7 +52,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
     tensors:
         The tensor behind each ``get_attr`` target.
     extra:
-        Set while a pass in train mode is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
+        Set once a pass in train mode is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
     """
 
     def __init__(self, model: nn.Module, known: Mapping[str, Tensor], decisions: Decisions) -> None:
@@ -95,7 +98,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
                 return parts
         if _writes_first(func) and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
-        node_args, node_kwargs = pytree.tree_map_only(Tensor, self.node, (args, kwargs))
+        node_args, node_kwargs = self._written(args), self._written(kwargs)
         if func.overloadpacket is _aten.native_dropout:
             args, node_args = (args[0], 0.0, True), (node_args[0], 0.0, True)
         if func.overloadpacket is _aten.bernoulli:  # dropout: a recording draws nothing, every place is kept
@@ -106,10 +109,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         else:
             result, decision = _run(func, args, kwargs), None
         site = call_site(self._paths, skip=2)
-        if func is _aten.as_strided_.default:
-            # the one in-place call that functionalisation leaves: pooling sets the strides of a result of its own
-            func, node_args = _aten.alias.default, node_args[:1]
-        func = _functional(func, args)
+        func, node_args = _plain_call(func, args, node_args)
         node = self.graph.create_node("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
         node.meta["extra"] = self.extra
@@ -120,6 +120,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             self._keep_indices(args, kwargs)
         self._bind(node, result)
         return result
+
+    def _written(self, value: Any) -> Any:
+        """The operands of a call with nodes for tensors (they nest in lists and tuples alone)."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, list | tuple):
+            return type(value)([self._written(part) for part in value])
+        return {key: self._written(part) for key, part in value.items()} if isinstance(value, dict) else value
 
     def _bind(self, node: fx.Node, result: Any) -> None:
         if isinstance(result, Tensor):
@@ -157,36 +165,42 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             if isinstance(leaf, Tensor) and not leaf.is_floating_point() and 0 < leaf.numel() <= _MAX_INDEX:
                 self.node(leaf).meta["value"] = leaf
 
+    @contextlib.contextmanager
+    def second_pass(self) -> Iterator[None]:
+        """Record a pass in train mode behind the first; one that fails or reaches no more tensors is dropped."""
+        nodes, tensors, decided = len(self.graph.nodes), len(self.tensors), len(self.decisions.taken)
+        self.extra, finished = True, False
+        try:
+            yield
+            finished = True
+        finally:
+            self.extra = finished and len(self.tensors) > tensors
+            if not self.extra:
+                self._forget(nodes)
+                del self.decisions.taken[decided:]
+
+    def _forget(self, mark: int) -> None:
+        """Drop what was recorded after the first `mark` nodes."""
+        for node in reversed(list(self.graph.nodes)[mark:]):
+            if node.op == "get_attr":
+                del self.tensors[str(node.target)], self._attributes[str(node.target)]
+            self.graph.erase_node(node)
+
     @staticmethod
     def _describe(node: fx.Node, tensor: Tensor) -> None:
         node.meta["shape"] = tensor.shape
         node.meta["dtype"] = tensor.dtype
 
 
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
+
+
 def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The call itself; on the meta device torch's own batch norm and cat take milliseconds of Python to say a shape."""
-    if func is _aten.native_batch_norm.default and args[0].device.type == "meta" and not args[5]:
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
-    if func is _aten.cat.default and args[0][0].device.type == "meta":
-        shape = _joined([tuple(part.shape) for part in args[0]], *args[1:])
-        if shape is not None and len({part.dtype for part in args[0]}) == 1:
-            return args[0][0].new_empty(shape)
-    return func(*args, **kwargs)
+    return run_meta(func, args, kwargs) if all_meta(args) else func(*args, **kwargs)
 
 
-def _joined(shapes: list[tuple[int, ...]], dim: int = 0) -> list[int] | None:
-    """The shape of a concatenation; None where the parts don't fit, which torch itself has to say."""
-    first = list(shapes[0])
-    if not first or not -len(first) <= dim < len(first):
-        return None
-    dim %= len(first)
-    rests = {(*shape[:dim], *shape[dim + 1 :]) for shape in shapes if len(shape) == len(first)}
-    if len(rests) != 1 or any(len(shape) != len(first) for shape in shapes):
-        return None
-    first[dim] = sum(shape[dim] for shape in shapes)
-    return first
-
-
+@functools.cache
 def _writes_first(func: OpOverload) -> bool:
     """Whether a call changes its first operand (others write statistics or noise beside a result of their own)."""
     arguments = func._schema.arguments
@@ -196,7 +210,28 @@ def _writes_first(func: OpOverload) -> bool:
 
 def _from_data(args: Any, kwargs: Any) -> bool:
     """Whether a call's operands depend on inputs or weights, not on sizes alone."""
-    return any(leaf.meta.get("data") for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, fx.Node))
+    return any(node.meta.get("data") for node in _operands((args, kwargs.values())))
+
+
+def _operands(values: Iterable[Any]) -> Iterator[fx.Node]:
+    for value in values:
+        if isinstance(value, fx.Node):
+            yield value
+        elif isinstance(value, list | tuple | ValuesView):
+            yield from _operands(value)
+
+
+def _plain_call(func: OpOverload, args: tuple[Any, ...], node_args: Any) -> tuple[OpOverload, Any]:
+    """What a call amounts to: the few in-place ones that functionalisation leaves do what others do.
+
+    Pooling sets the strides of a result of its own (``as_strided_``); what is made from a tensor and copied over it is
+    the tensor from then on.
+    """
+    if func is _aten.as_strided_.default:
+        return _aten.alias.default, node_args[:1]
+    if func is _aten.copy.default and node_args[0] in node_args[1].all_input_nodes and _alike(args[0], args[1]):
+        return _aten.alias.default, node_args[1:2]
+    return _functional(func, args), node_args
 
 
 def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:

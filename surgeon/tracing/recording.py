@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -103,25 +104,14 @@ def record(model: nn.Module, inputs: Inputs, decisions: Sequence[tuple[str, Any]
     earlier recording are followed.
     """
     try:
-        first = _record(model, inputs, (False,), decisions)
+        return _record(model, inputs, decisions)
     except Unfinished:
         # the user's own error comes from a plain run; a forward that only functionalisation can't follow (a custom
         # autograd.Function of the older form, numpy) is recorded without it
-        return _record(model, inputs, (False,), decisions, functional=False)
-    unused = {name for name, _ in model.named_parameters()} - first.tensors.keys()
-    if not unused:
-        return first
-    try:
-        both = _record(model, inputs, (False, True), decisions)
-    except Unfinished:
-        return first
-    return both if len(both.tensors) > len(first.tensors) else first
+        return _record(model, inputs, decisions, functional=False)
 
 
-def _record(
-    model: nn.Module, inputs: Inputs, passes: tuple[bool, ...], decisions: Any = None, *, functional: bool = True
-) -> Trace:
-    """Record one forward for each entry of `passes`: False in eval mode, True in train mode."""
+def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, functional: bool = True) -> Trace:
     known = {name: _plain(tensor) for name, tensor in _named_tensors(model)}
     flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
     tensors = [_plain(leaf) for leaf in flat if isinstance(leaf, Tensor)]
@@ -132,11 +122,16 @@ def _record(
     def forward(state: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
         feed = iter(given)
         args, kwargs = pytree.tree_unflatten([next(feed) if isinstance(v, Tensor) else v for v in flat], structure)
-        for training in passes:
-            set_mode(model, training)
-            recorder.extra = training
-            result = torch.func.functional_call(model, state, args, kwargs)
-            returned.append(pytree.tree_flatten(result))
+
+        def once() -> Any:
+            return torch.func.functional_call(model, state, args, kwargs)
+
+        returned.append(pytree.tree_flatten(once()))
+        if functional and _unused(model, recorder):
+            set_mode(model, True)
+            with contextlib.suppress(Exception), recorder.second_pass():
+                returned.append(pytree.tree_flatten(once()))
+            del returned[2 if recorder.extra else 1 :]
         return [leaf for leaves, _ in returned for leaf in leaves if isinstance(leaf, Tensor)]
 
     with untouched(model), plain_kernels(model):
@@ -151,6 +146,10 @@ def _record(
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants), recorder.decisions.taken)
+
+
+def _unused(model: nn.Module, recorder: Recorder) -> bool:
+    return any(name not in recorder.tensors for name, _ in model.named_parameters())
 
 
 def _plain(tensor: Tensor) -> Tensor:
