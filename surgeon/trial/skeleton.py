@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import OrderedDict
 from collections.abc import Mapping
 
 from torch import Tensor, fx, nn
@@ -41,6 +42,8 @@ def with_tensors(
     for tensor in _computed(model):
         memo[id(tensor)] = tensor.detach().clone()
         keep.append(tensor)
+    for registry in _empty_registries(model):
+        memo[id(registry)] = OrderedDict()
     small = _copy(model, memo)
     _follow_all(model, small)
     apply_settings(small, settings)
@@ -80,6 +83,12 @@ def _computed(model: nn.Module) -> list[Tensor]:
     """Tensors with a history that modules hold: results of an earlier forward, or weights made by a hook."""
     held = [value for module in model.modules() for value in vars(module).values()]
     return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+
+
+def _empty_registries(model: nn.Module) -> list[object]:
+    """The registries of hooks without hooks: a dozen in each module, which deepcopy would spend most of its time on."""
+    held = [value for module in model.modules() for value in vars(module).values()]
+    return [value for value in held if type(value) is OrderedDict and not value and not vars(value)]
 
 
 def _copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:
