@@ -60,13 +60,15 @@ def settings(bindings: Iterable[Binding], kept: Flags) -> dict[Target, Any]:
 class Guess:
     """A held number that equals a width at a call: the module `up` levels above the innermost, and what it holds.
 
-    It is the `rank`-th of the numbers that are held there.
+    It is the `rank`-th of the numbers that are held there; `given`: the call itself got this number.
     """
 
     up: int
     rank: int
     target: Target
     parts: tuple[Where | None, ...]
+    value: Any
+    given: bool
 
 
 def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> list[Guess]:
@@ -75,12 +77,32 @@ def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> list[Gues
     if site is None:
         return []
     by_size = _changing(graph, node, kept)
+    given = set(_given(node.args))
     found = []
     for up, path in enumerate(_paths(site.path)):
         for rank, (target, value) in enumerate(held_numbers(graph.trace.model, path, _line(node))):
             readings = (*_one_each(graph, node, value), *_readings(value, by_size))
-            found += [Guess(up, rank, target, parts) for parts in readings]
+            same = not given.isdisjoint([value] if isinstance(value, int) else value)
+            found += [Guess(up, rank, target, parts, value, same) for parts in readings]
     return found
+
+
+def _given(args: Any) -> Iterator[int]:
+    """The whole numbers that a call got."""
+    for value in args:
+        if isinstance(value, list | tuple):
+            yield from _given(value)
+        elif type(value) is int:
+            yield value
+
+
+def together(found: Iterable[Guess]) -> tuple[Guess, ...]:
+    """Of each number that the call itself got the first guess where it is from."""
+    first: dict[Any, Guess] = {}
+    for guess in found:
+        if guess.given and isinstance(guess.value, int) and all(g.target != guess.target for g in first.values()):
+            first.setdefault(guess.value, guess)
+    return tuple(first.values())
 
 
 def _paths(path: str) -> list[str]:

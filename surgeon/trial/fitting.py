@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +15,13 @@ from surgeon.channels import ChannelGraph, Group, Structure
 from surgeon.channels.structure import Flags, Ints
 from surgeon.tracing import Trace
 from surgeon.trial.alignment import partners
-from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, settings
+from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, settings, together
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold
 from surgeon.trial.places import find_places
 from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
 from surgeon.trial.skeleton import named_tensors
-from surgeon.trial.targets import Settings
+from surgeon.trial.targets import Settings, Target
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ _MOST_EXPANSIONS, _MOST_PAIRS = 24, 10
 
 
 def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Fit | Misfit]:
-    """The outcomes with one more number bound (or two) that get furthest beyond the misfit, the likeliest last.
+    """The outcomes with more numbers bound that get furthest beyond the misfit, the likeliest last.
 
     A number is bound at all calls of the line if that helps, else at the one call.
     """
@@ -167,14 +167,17 @@ def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Fit | Misfi
     taken = {binding.target for binding in misfit.bindings}
     found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
     everywhere = alike(graph, misfit.node) if found else []
-    singles: list[tuple[Guess, ...]] = [(guess,) for guess in found]
-    pairs = [pair for pair in itertools.combinations(found, 2) if pair[0].target != pair[1].target]
-    for tried in (singles, pairs[:_MOST_PAIRS]):
+    tried: set[frozenset[tuple[Target, str]]] = {_settled(misfit.bindings, kept)}
+    for choices in _choices(found):
         for nodes in (everywhere, everywhere[:1]) if len(everywhere) > 1 else (everywhere,):
             outcomes: list[Fit | Misfit] = []
-            for chosen in tried:
-                outcomes.append(_with(graph, misfit, kept, chosen, nodes))
-                if isinstance(outcomes[-1], Fit):
+            for chosen in choices:
+                bindings = _with(graph, misfit, chosen, nodes)
+                key = _settled(bindings, kept)
+                if key not in tried:
+                    tried.add(key)
+                    outcomes.append(_outcome(graph, kept, bindings))
+                if outcomes and isinstance(outcomes[-1], Fit):
                     return outcomes[-1:]
             best = max((_reach(graph, outcome) for outcome in outcomes), default=0.0)
             if best > _reach(graph, misfit):
@@ -182,15 +185,31 @@ def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Fit | Misfi
     return []
 
 
+def _choices(found: Sequence[Guess]) -> Iterator[list[tuple[Guess, ...]]]:
+    """What to bind, the likeliest first: all numbers that the call itself got, one of them, any one, any two."""
+    joint = together(found)
+    if len(joint) > 1:
+        yield [joint]
+    yield [(guess,) for guess in found if guess.given]
+    yield [(guess,) for guess in found if not guess.given]
+    pairs = itertools.combinations(found, 2)
+    yield list(itertools.islice((pair for pair in pairs if pair[0].target != pair[1].target), _MOST_PAIRS))
+
+
 def _with(
-    graph: ChannelGraph, misfit: Misfit, kept: Flags, chosen: Sequence[Guess], nodes: Sequence[fx.Node]
-) -> Fit | Misfit:
-    """What comes of binding these guesses as well, at all of these calls."""
+    graph: ChannelGraph, misfit: Misfit, chosen: Sequence[Guess], nodes: Sequence[fx.Node]
+) -> tuple[Binding, ...]:
+    """The bindings with these guesses bound as well, at all of these calls."""
     bound = {binding.target: binding for binding in misfit.bindings}
     for guess in chosen:
         for binding in bind_alike(graph, nodes, guess):
             bound.setdefault(binding.target, binding)
-    return _outcome(graph, kept, tuple(bound.values()))
+    return tuple(bound.values())
+
+
+def _settled(bindings: Sequence[Binding], kept: Flags) -> frozenset[tuple[Target, str]]:
+    """The numbers that bindings come to: equal ones make equal trials."""
+    return frozenset((target, repr(value)) for target, value in settings(bindings, kept).items())
 
 
 def _reach(graph: ChannelGraph, outcome: Fit | Misfit) -> float:

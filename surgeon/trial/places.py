@@ -30,7 +30,10 @@ def find_places(dense: Structure, small: Structure, channel: Ints, theirs: Marke
     found: Places = []
     for axes in dict.fromkeys(plane.axes for plane in theirs.planes):
         along = [(d, s) for d, s in pairs if d.axes == axes]
-        index = _match(*_keys(dense, small, channel, along))
+        columns = [_columns(dense, small, channel, d, s) for d, s in along]
+        index = _in_order(dense, channel, columns)
+        if index is None:
+            index = _match(*_keys(columns))
         if index is None:
             return None
         ordered = sorted(axes)
@@ -38,12 +41,23 @@ def find_places(dense: Structure, small: Structure, channel: Ints, theirs: Marke
     return found
 
 
-def _keys(dense: Structure, small: Structure, channel: Ints, pairs: Sequence[tuple[Plane, Plane]]) -> tuple[Ints, Ints]:
+def _columns(dense: Structure, small: Structure, channel: Ints, theirs: Plane, ours: Plane) -> tuple[Ints, Ints]:
+    """The dense channel at each dense and at each small place."""
+    slots = small.of(ours.labels)
+    return dense.of(theirs.labels), np.where(slots >= 0, channel[slots], -1)
+
+
+def _in_order(dense: Structure, channel: Ints, columns: Sequence[tuple[Ints, Ints]]) -> Ints | None:
+    """The dense places whose channels are kept, if these are the small ones in their order, as nearly always."""
+    stays = np.zeros(dense.count + 1, dtype=bool)
+    stays[channel] = stays[-1] = True  # the last entry is for places without a channel
+    kept = np.flatnonzero(np.logical_and.reduce([stays[theirs] for theirs, _ in columns]))
+    same = all(len(kept) == len(ours) and bool((theirs[kept] == ours).all()) for theirs, ours in columns)
+    return kept if same else None
+
+
+def _keys(columns: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     """One number per dense and per small place: equal where all planes have the same channels."""
-    columns = []
-    for theirs, ours in pairs:
-        slots = small.of(ours.labels)
-        columns.append((dense.of(theirs.labels), np.where(slots >= 0, channel[slots], -1)))
     if len(columns) == 1:
         return columns[0]
     numbers = rows(np.concatenate([np.stack(side, axis=1) for side in zip(*columns, strict=True)]))

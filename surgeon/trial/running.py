@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from surgeon.channels.structure import Flags
 from surgeon.tracing import Trace, Unfinished, record
 from surgeon.trial.alignment import align, alike, next_call, strays
 from surgeon.trial.arrivals import arrivals
-from surgeon.trial.blame import find_misfit
+from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold, find_fold
 from surgeon.trial.numbers import changed_numbers
 from surgeon.trial.skeleton import with_tensors
@@ -53,7 +54,12 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings)
         If the forward fails or carries channels otherwise than the dense one.
     """
     everything = {**arrivals(graph, kept), **settings}
-    recording = _on_meta(graph, widths, everything)
+    try:
+        recording = _on_meta(graph, widths, everything)
+    except Unfinished as stop:
+        if _same_on_meta(graph):
+            raise _stopped(graph, stop, kept) from stop.__cause__
+        recording = None
     if recording is None:
         recording = _for_real(graph, widths, kept, everything)
     elsewhere = strays(recording.graph, graph.trace.graph) if settings else None
@@ -64,13 +70,28 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings)
 
 
 def _on_meta(graph: ChannelGraph, widths: Widths, settings: Settings) -> Trace | None:
-    """A recording without numbers; None if the forward fails there, or takes other operators than on its own device."""
+    """A recording without numbers; None if the forward takes other operators there than on its own device."""
     small = _skeleton(graph, widths, settings, "meta")
-    try:
-        recording = record(small, graph.trace.inputs.to(device="meta"), graph.trace.decisions)
-    except Unfinished:
-        return None
+    recording = record(small, graph.trace.inputs.to(device="meta"), graph.trace.decisions)
     return recording if alike(recording.graph, graph.trace.graph) else None
+
+
+#: Of each dense recording whether it comes out the same on the meta device.
+_same: WeakKeyDictionary[fx.Graph, bool] = WeakKeyDictionary()
+
+
+def _same_on_meta(graph: ChannelGraph) -> bool:
+    """Whether the dense forward runs on the meta device as it does for real: then what fails there fails for real."""
+    known = _same.get(graph.trace.graph)
+    if known is None:
+        whole = np.ones(graph.structure.count, dtype=bool)
+        try:
+            recording = _on_meta(graph, widths_of(graph, whole), arrivals(graph, whole))
+            known = recording is not None and not graph.trace.decisions
+        except Unfinished:
+            known = False
+        _same[graph.trace.graph] = known
+    return known
 
 
 def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings) -> Trace:
@@ -78,9 +99,14 @@ def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settin
     try:
         return record(small, graph.trace.inputs, graph.trace.decisions)
     except Unfinished as stop:
-        dense = graph.trace.graph
-        node = next_call(stop.graph, dense)
-        raise find_misfit(graph, align(stop.graph, dense), kept, node, str(stop.__cause__)) from stop.__cause__
+        raise _stopped(graph, stop, kept) from stop.__cause__
+
+
+def _stopped(graph: ChannelGraph, stop: Unfinished, kept: Flags) -> Misfit:
+    """Where a forward came to a stop."""
+    dense = graph.trace.graph
+    node = next_call(stop.graph, dense)
+    return find_misfit(graph, align(stop.graph, dense), kept, node, str(stop.__cause__))
 
 
 def _skeleton(graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None) -> nn.Module:
