@@ -78,7 +78,6 @@ def test_exact_at_other_ratios_over_all_groups(name: str, ratio: float) -> None:
     judged(name, ratio, "global", seed=3)
 
 
-@pytest.mark.xfail(reason="heads that are linked in a repair use up the budget, and nothing is cut", strict=False)
 @pytest.mark.parametrize("name", ["AttentionByAttributes", "AttentionBert", "GroupedRepeated", "LinearAttention"])
 def test_where_the_heads_are_too_much_the_embedding_goes(name: str) -> None:
     """A fifth of all channels: the embedding's go one at a time, so a plan exists."""

@@ -31,14 +31,12 @@ def redraw(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:
     if tensor.is_complex():
         return torch.complex(_draw(tensor.real, generator), _draw(tensor.imag, generator))
-    axes = [size for size in tensor.shape if size > 1]
-    if len(axes) < 2:
-        positive = tensor.numel() > 0 and bool((tensor > 0).all())
-        if positive or not tensor.ndim:
-            return torch.rand(tensor.shape, dtype=torch.float64, generator=generator) + 0.5
-        return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * 0.5
-    fan_in = max(tensor.numel() // tensor.shape[0], 1)
-    return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) / math.sqrt(fan_in)
+    positive = tensor.numel() > 0 and bool((tensor > 0).all())
+    fan_in = max(tensor.numel() // tensor.shape[0], 1) if sum(size > 1 for size in tensor.shape) > 1 else 0
+    if positive or not tensor.ndim:
+        return (torch.rand(tensor.shape, dtype=torch.float64, generator=generator) + 0.5) / max(fan_in, 1)
+    scale = 1 / math.sqrt(fan_in) if fan_in else 0.5
+    return torch.randn(tensor.shape, dtype=torch.float64, generator=generator) * scale
 
 
 def as_wide(kind: torch.dtype, dtype: torch.dtype) -> torch.dtype:
