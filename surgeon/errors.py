@@ -50,3 +50,7 @@ class VerificationError(SurgeonError, ArithmeticError):
 
 class CheckpointError(SurgeonError, ValueError):
     """A file that is damaged, forged, or belongs to another model."""
+
+
+class TuningError(SurgeonError, ValueError):
+    """Training that can't be done as asked: an option, the data, or a loss that is not finite."""

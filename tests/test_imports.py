@@ -25,8 +25,10 @@ ORDER = (
     "verification",
     "report",
     "checkpoint",
+    "tuning",
     "measure",
     "pruning",
+    "iteration",
     "__init__",
 )
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from surgeon.channels import ChannelGraph
+from surgeon.criteria.filters import channel_bytes, channel_macs
 from surgeon.criteria.gates import GatedModel
-from surgeon.criteria.table import CRITERIA, Criterion, Floats, ForwardLoss, Request, criterion, default_forward_loss
+from surgeon.criteria.gradients import Floats, ForwardLoss, Gradients, Statistic, default_forward_loss, means
+from surgeon.criteria.table import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
 from surgeon.tracing import outside_inference_mode
 
-__all__ = ["CRITERIA", "Criterion", "GatedModel", "Request", "Scores", "criterion", "find_criterion", "score"]
+__all__ = [
+    "CRITERIA", "Criterion", "GatedModel", "Gradients", "Request", "Scores", "Statistic", "channel_bytes",
+    "channel_macs", "criterion", "find_criterion", "score", "score_all",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +35,8 @@ class Scores(Mapping[str, Floats]):
     raw:
         One number per channel of the graph, as the criterion gave it.
     normalised:
-        The same after normalisation: divided by the l2 norm of the scores of the bundle (for most, of the group).
+        The same after the criterion's normalisation across groups: most divide by the l2 norm of the scores of the
+        bundle (for most, of the group), some are compared as they are.
     graph:
         What was scored.
     """
@@ -70,12 +76,6 @@ def find_criterion(name: str | Callable[[Request], Floats]) -> tuple[str, Criter
     return name, CRITERIA[name]
 
 
-def needs_data_message(name: str) -> str:
-    """What to say when `name` is asked for without data."""
-    return f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
-
-
-@outside_inference_mode
 def score(
     graph: ChannelGraph,
     criterion: str | Callable[[Request], Floats] = "taylor",
@@ -92,7 +92,7 @@ def score(
     Parameters
     ----------
     criterion:
-        A name of the table (``taylor``, ``magnitude``, ``magnitude-l1``, ``random``), or a function of a
+        A name of the table (``taylor``, ``fisher``, ``magnitude``, ...: docs/criteria.md has all), or a function of a
         :class:`Request` that gives one float per channel.
     dataloader:
         Batches ``(inputs, targets)``; one pass is made.
@@ -111,38 +111,69 @@ def score(
     ScoreError
         If the criterion needs data and gets none, or the loss is not finite.
     """
-    name, chosen = find_criterion(criterion)
-    if chosen.needs_data and dataloader is None:
-        raise ScoreError(
-            f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
-        )
+    found = score_all(
+        graph, [criterion], dataloader, loss_fn,
+        forward_loss=forward_loss, macs_weight=macs_weight, seed=seed, progress=progress,
+    )  # fmt: skip
+    (scores,) = found.values()
+    return scores
+
+
+@outside_inference_mode
+def score_all(
+    graph: ChannelGraph,
+    criteria: Iterable[str | Callable[[Request], Floats]],
+    dataloader: Iterable[Any] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    forward_loss: ForwardLoss | None = None,
+    macs_weight: float = 0.0,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Scores]:
+    """Score every channel by several criteria, by name, in one pass over the data: see :func:`score`.
+
+    Raises
+    ------
+    SelectionError
+        If no criterion has some name, or two functions have one.
+    ScoreError
+        If a criterion needs data and gets none, or the loss is not finite.
+    """
+    chosen = _find_all(criteria)
     request = Request(
         graph, dataloader, forward_loss or default_forward_loss(loss_fn), seed, progress or (lambda *_: None)
     )
-    raw = np.asarray(chosen.score(request), dtype=np.float64)
+    statistics = dict.fromkeys(statistic for entry in chosen.values() for statistic in entry.statistics)
+    missing = [name for name, entry in chosen.items() if entry.needs_data]
+    if dataloader is None and missing:
+        raise ScoreError(
+            f"criterion {missing[0]!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
+        )
+    if statistics and dataloader is not None:
+        found = means(graph, statistics, dataloader, request.forward_loss, request.progress)
+        request = replace(request, means=found)
+    return {name: _scores(name, entry, request, macs_weight) for name, entry in chosen.items()}
+
+
+def _find_all(criteria: Iterable[str | Callable[[Request], Floats]]) -> dict[str, Criterion]:
+    found: dict[str, Criterion] = {}
+    for name, entry in (find_criterion(given) for given in dict.fromkeys(criteria)):
+        if name in found:
+            raise SelectionError(f"two criteria called {name!r}: give them names of their own")
+        found[name] = entry
+    return found
+
+
+def _scores(name: str, entry: Criterion, request: Request, macs_weight: float) -> Scores:
+    graph = request.graph
+    raw = np.array(entry.score(request), dtype=np.float64)
     if raw.shape != (graph.structure.count,) or not np.isfinite(raw[graph.removable]).all():
         raise ScoreError(f"criterion {name!r} gave no finite number for each of the {graph.structure.count} channels")
-    return Scores(name, raw, _normalised(graph, raw, macs_weight), graph)
-
-
-def _normalised(graph: ChannelGraph, raw: Floats, macs_weight: float) -> Floats:
-    values: Floats = raw.copy()
+    values = raw.copy()
     for bundle in graph.bundles:
         numbers = np.concatenate([group.numbers for group in bundle.groups])
-        norm = float(np.linalg.norm(raw[numbers]))
-        # all zero: the data says nothing of these (auxiliary heads that eval mode skips), so they rank in the middle
-        values[numbers] = raw[numbers] / norm if norm > 0 else len(numbers) ** -0.5
+        values[numbers] = entry.normaliser(raw[numbers])
     if macs_weight:
         values -= macs_weight * channel_macs(graph) / 1e6
-    return values
-
-
-def channel_macs(graph: ChannelGraph) -> Floats:
-    """MACs (one multiply-add is 1) that disappear with each channel alone."""
-    structure = graph.structure
-    total: Floats = np.zeros(structure.count + 1)  # the last entry takes the places without a channel
-    for work in graph.structure.labels.ledger.work:
-        for factor in work.factors:
-            channels = structure.of(factor)
-            np.add.at(total, channels, work.macs / len(channels))
-    return np.delete(total, -1)
+    return Scores(name, raw, values, graph)

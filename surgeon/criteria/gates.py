@@ -8,7 +8,7 @@ add or squeeze-excite). A depth-wise convolution passes its channel on and is no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,19 +44,29 @@ class GatedModel(nn.Module):
         The channels of the dense model; their numbering is that of every later recording of the same model.
     model:
         The model to run.
+    weights:
+        Names of weights whose gradients are wanted as well.
 
     Attributes
     ----------
     gates:
         After a backward pass the tensor ``(N, channels)`` of ``g[n, c]``, float64, on the CPU.
+    reached:
+        Flags ``(channels,)``: a gradient has come to some gate of the channel, in any pass so far.
+    leaves:
+        The weights by name, as leaves of their own: ``leaf.grad`` sums over all passes, and the model's own
+        gradients stay as they are.
     """
 
-    def __init__(self, structure: Structure, model: nn.Module) -> None:
+    def __init__(self, structure: Structure, model: nn.Module, weights: Iterable[str] = ()) -> None:
         super().__init__()
         self._structure = structure
         self._inner = [model]  # in a list: the model is not a child, its mode and hooks are its own business
         self._recordings: dict[Any, tuple[Trace, Labels]] = {}
         self.gates = torch.zeros(0, structure.count, dtype=torch.float64)
+        self.reached = torch.zeros(structure.count, dtype=torch.bool)
+        tensors = structure.labels.trace.tensors
+        self.leaves = {name: tensors[name].detach().requires_grad_() for name in weights}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own result; the graph of this very batch carries the taps."""
@@ -76,7 +86,7 @@ class GatedModel(nn.Module):
             return plain_call(node, values, keywords)
 
         with torch.enable_grad():
-            return Replay(trace, call=call).forward(inputs)
+            return Replay(trace, self.leaves, call).forward(inputs)
 
     def __getattr__(self, name: str) -> Any:
         """Whatever else a loss function asks of the model."""
@@ -109,6 +119,7 @@ class GatedModel(nn.Module):
         return result
 
     def _collect(self, activation: Tensor, gradient: Tensor, channel: Tensor, example: Tensor | None) -> None:
+        self.reached[channel[channel >= 0]] = True
         product = (activation.detach().conj() * gradient).real  # of a complex number the part that the loss follows
         if product.dtype in (torch.float16, torch.bfloat16):
             product = activation.detach().float() * gradient.float()

@@ -1,26 +1,21 @@
-"""The criterion table: one function per criterion."""
+"""The criterion table: one function per criterion; nothing else has to change for another one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812  # its usual name
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgeon.channels import ChannelGraph
-from surgeon.criteria.gates import GatedModel
-from surgeon.errors import ScoreError
-from surgeon.tracing import Inputs
+from surgeon.criteria.filters import average, channel_bytes, channel_macs, filters, scales, total
+from surgeon.criteria.gradients import Floats, ForwardLoss, Progress, Statistic
 
-Floats = NDArray[np.float64]
-#: ``forward_loss(model, batch)`` gives per-example losses ``(N,)`` or their mean.
-ForwardLoss = Callable[[nn.Module, Any], Tensor]
+__all__ = ["CRITERIA", "Criterion", "Floats", "ForwardLoss", "Request", "criterion"]
 
 
 @dataclass(frozen=True)
@@ -39,152 +34,232 @@ class Request:
         For criteria that draw.
     progress:
         Called as ``progress(stage, done, total)``; total is 0 where it isn't known.
+    means:
+        The statistics that the criterion asked for, each ``(channels,)``, from the one pass over the data.
     """
 
     graph: ChannelGraph
     batches: Iterable[Any] | None
     forward_loss: ForwardLoss
     seed: int
-    progress: Callable[[str, int, int], None]
+    progress: Progress
+    means: Mapping[Statistic, Floats] = field(default_factory=dict)
+
+
+# ---------------------------------------------------------------- normalisation across groups
+
+
+def unit_norm(scores: Floats) -> Floats:
+    """Divided by their l2 norm (Molchanov et al. 2017, section 2.2), for scores whose scale depends on the layer."""
+    norm = float(np.linalg.norm(scores))
+    # all zero: nothing tells these channels apart, so they rank in the middle
+    return scores / norm if norm > 0 else np.full(len(scores), len(scores) ** -0.5)
+
+
+def as_is(scores: Floats) -> Floats:
+    """Unchanged, for scores that are meant to be compared across the whole model."""
+    return scores
+
+
+# ---------------------------------------------------------------- the table
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named criterion: scores of all channels, higher is more useful."""
+    """A named criterion: scores of all channels, higher is more useful.
+
+    Attributes
+    ----------
+    score:
+        Gives one number per channel.
+    needs_data:
+        Whether it can do without batches.
+    statistics:
+        What it wants summed over the data; criteria that are asked for together share one pass.
+    normaliser:
+        What makes the scores of different groups comparable: takes those of one bundle (for most, one group).
+    """
 
     score: Callable[[Request], Floats]
     needs_data: bool
+    statistics: Sequence[Statistic] = ()
+    normaliser: Callable[[Floats], Floats] = unit_norm
 
 
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, *, needs_data: bool) -> Callable[[Callable[[Request], Floats]], Callable[[Request], Floats]]:
-    """Enter a criterion into the table."""
+def criterion(
+    name: str,
+    *statistics: Statistic,
+    needs_data: bool = False,
+    normaliser: Callable[[Floats], Floats] = unit_norm,
+) -> Callable[[Callable[[Request], Floats]], Callable[[Request], Floats]]:
+    """Enter a criterion into the table; one that names statistics needs data."""
 
     def enter(function: Callable[[Request], Floats]) -> Callable[[Request], Floats]:
         if name in CRITERIA:
             raise ValueError(f"two criteria called {name!r}")
-        CRITERIA[name] = Criterion(function, needs_data)
+        CRITERIA[name] = Criterion(function, needs_data or bool(statistics), statistics, normaliser)
         return function
 
     return enter
 
 
-@criterion("taylor", needs_data=True)
+# ---------------------------------------------------------------- from gradients
+
+ABSOLUTE = Statistic(lambda found: found.gates.abs().sum(0))
+SQUARE = Statistic(lambda found: found.gates.square().sum(0))
+SQUARED_SUM = Statistic(lambda found: found.gates.sum(0).square(), per_batch=True)
+SQUARED_WEIGHTS = Statistic(lambda found: found.weights.square(), per_batch=True, weights=True)
+
+
+@criterion("taylor", ABSOLUTE)
 def taylor(request: Request) -> Floats:
     """Mean over the examples of ``abs(g[n, c])``: Molchanov et al. 2017 (arXiv 1611.06440), equation 8.
 
     The absolute value is taken per example, before the mean, so examples don't cancel.
     """
-    total, count = np.zeros(request.graph.structure.count), 0
-    for gates in _gates(request):
-        total += gates.abs().sum(0).numpy()
-        count += len(gates)
-    return total / count
+    return request.means[ABSOLUTE]
 
 
-def _gates(request: Request) -> Iterable[Tensor]:
-    """``g[n, c]`` of each batch in turn, ``(N, channels)``."""
-    assert request.batches is not None
-    model = request.graph.trace.model
-    gated = GatedModel(request.graph.structure, model)
-    total = len(request.batches) if isinstance(request.batches, Sized) else 0
-    number = 0
-    for number, batch in enumerate(request.batches, 1):
-        loss = request.forward_loss(gated, batch)
-        _check(loss, number)
-        (loss.sum() if loss.ndim else loss * len(gated.gates)).backward()  # type: ignore[no-untyped-call]
-        yield gated.gates
-        request.progress("score", number, total)
-    if not number:
-        raise ScoreError("the dataloader gave no batch; pass one that yields (inputs, targets)")
+@criterion("taylor-gate", SQUARED_SUM, normaliser=as_is)
+def taylor_gate(request: Request) -> Floats:
+    """Mean over the batches of ``(sum over n of g[n, c]) ** 2``: Molchanov et al. 2019 (arXiv 1906.10771), section 3.
+
+    They put gates behind BatchNorm, one for all layers that share a channel; ours stand at the channel's readers. The
+    loss is summed over the batch, so a shorter last batch counts for less. Depends on the batch size: one example a
+    batch gives ``fisher``. Compared across layers as it is, as in the paper.
+    """
+    return request.means[SQUARED_SUM]
 
 
-def _check(loss: Any, number: int) -> None:
-    if not isinstance(loss, Tensor) or loss.ndim > 1:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ScoreError(f"the loss of batch {number} is {shape}; expected one number, or one per example")
-    if not bool(torch.isfinite(loss).all()):
-        raise ScoreError(
-            f"the loss of batch {number} is not finite ({loss.detach().flatten()[0].item()}); "
-            "check the data and the targets, or rank with criterion='magnitude', which needs none"
-        )
-    if not loss.requires_grad:
-        raise ScoreError(f"the loss of batch {number} doesn't depend on the model's outputs")
+@criterion("taylor-weight", SQUARED_WEIGHTS, normaliser=as_is)
+def taylor_weight(request: Request) -> Floats:
+    """Mean over the batches of ``(sum over w of w * dL/dw) ** 2``: Molchanov et al. 2019, section 3.
+
+    Of their two readings the joint one: the sum over a filter's weights, and over all coupled filters, is inside the
+    square. L is summed over the batch. Biases and norms don't count.
+    """
+    return request.means[SQUARED_WEIGHTS]
 
 
-def _norms(request: Request, order: int) -> Floats:
-    """Mean over a channel's filters of the mean absolute weight (order 1) or the root mean square (order 2)."""
-    structure = request.graph.structure
-    space = structure.labels.space
-    total, count = np.zeros(structure.count), np.zeros(structure.count)
-    for (name, axis), start, size in zip(space.places, space.starts, space.sizes, strict=True):
-        tensor = request.graph.trace.tensors[name]
-        if not structure.produced[start] or tensor.ndim < 2:
-            continue
-        other = [a for a in range(tensor.ndim) if a != axis]
-        if size != tensor.shape[axis]:
-            continue  # a transposed grouped convolution: its filters are (group, out-channel)
-        norms = torch.linalg.vector_norm(tensor.detach().double(), order, dim=other)
-        norms /= math.prod(tensor.shape[a] for a in other) ** (1 / order)
-        channels = structure.channel[start : start + size]
-        np.add.at(total, channels, norms.cpu().numpy())
-        np.add.at(count, channels, 1)
-    return total / np.maximum(count, 1)
+@criterion("fisher", SQUARE, normaliser=as_is)
+def fisher(request: Request) -> Floats:
+    """Mean over the examples of ``g[n, c] ** 2``: Theis et al. 2018 (arXiv 1801.05787).
+
+    g is summed over all readers of the coupled channel before it is squared (Liu et al. 2021, arXiv 2108.00708).
+    """
+    return request.means[SQUARE]
 
 
-@criterion("magnitude", needs_data=False)
+@criterion("fisher-mac", SQUARE, normaliser=as_is)
+def fisher_mac(request: Request) -> Floats:
+    """``fisher`` per MAC that goes with the channel (Liu et al. 2021, section 3); one that saves none counts 1."""
+    return request.means[SQUARE] / np.maximum(channel_macs(request.graph), 1)
+
+
+@criterion("fisher-memory", SQUARE, normaliser=as_is)
+def fisher_memory(request: Request) -> Floats:
+    """``fisher`` per byte of activation that goes with the channel (Liu et al. 2021, section 3).
+
+    Counted are the results of convolutions and matrix products that hold the channel, on the example inputs.
+    """
+    return request.means[SQUARE] / np.maximum(channel_bytes(request.graph), 1)
+
+
+# ---------------------------------------------------------------- from weights
+
+
+def _norm(rows: Tensor, order: int) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(rows, order, dim=1, dtype=torch.float64)
+    return norms
+
+
+@criterion("magnitude")
 def magnitude(request: Request) -> Floats:
     """Root mean square of the filter's weights (l2), averaged over the filters of a coupled channel."""
-    return _norms(request, 2)
+    return average(request.graph, filters(request.graph), lambda rows: _norm(rows, 2) / math.sqrt(rows.shape[1]))
 
 
-@criterion("magnitude-l1", needs_data=False)
+@criterion("magnitude-l1")
 def magnitude_l1(request: Request) -> Floats:
     """Mean absolute weight of the filter (Li et al. 2017, section 3.1), averaged over coupled filters."""
-    return _norms(request, 1)
+    return average(request.graph, filters(request.graph), lambda rows: _norm(rows, 1) / rows.shape[1])
 
 
-@criterion("random", needs_data=False)
+@criterion("magnitude-group")
+def magnitude_group(request: Request) -> Floats:
+    """The l2 norm of all weights that go with the channel: Fang et al. 2023 (arXiv 2301.12900), section 3.
+
+    The filters that make it and the slices of the weights that read it, over all coupled layers; no biases or norms.
+    """
+    return np.sqrt(total(request.graph, filters(request.graph, readers=True), lambda rows: _norm(rows, 2).square()))
+
+
+@criterion("bn-scale", normaliser=as_is)
+def bn_scale(request: Request) -> Floats:
+    """Absolute scale (gamma) of the norm behind the filter: Liu et al. 2017 (arXiv 1708.06519), section 3.
+
+    The mean over the norms that the channel passes through; batch, group, instance, layer and RMS norms alike.
+    Compared across layers as it is. Channels that pass no norm have the root mean square of their weights for a scale,
+    times the factor that gives them the mean of all gammas (1 if there are none): they compete on equal terms.
+    """
+    graph = request.graph
+    scored = average(graph, scales(graph), lambda rows: rows.double().abs().mean(1))
+    bare = total(graph, scales(graph), lambda rows: torch.ones(len(rows))) == 0
+    normed = graph.removable[~bare[graph.removable]]
+    usual = float(scored[normed].mean()) if len(normed) else 1.0
+    weights = magnitude(request)
+    for group in graph.groups:
+        own = group.numbers[bare[group.numbers]]
+        if len(own):
+            mean = float(weights[own].mean())
+            scored[own] = usual * weights[own] / mean if mean > 0 else usual
+    return scored
+
+
+@criterion("fpgm")
+def fpgm(request: Request) -> Floats:
+    """Sum of the filter's distances to the other filters of its layer: He et al. 2019 (arXiv 1811.00250), section 3.3.
+
+    The filters nearest to the layer's geometric median can be replaced by the others. Averaged over coupled layers.
+    """
+    return average(request.graph, filters(request.graph), _distances)
+
+
+def _distances(rows: Tensor, width: int = 4096) -> Tensor:
+    """Sum of each row's euclidean distances to all rows, ``(n,)``; `width` columns at a time, to spare memory."""
+    squares = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
+    for part in torch.split(rows, width, dim=1):
+        part = part.double()
+        squares += torch.cdist(part, part).square()
+    return squares.sqrt().sum(1)
+
+
+@criterion("lamp", normaliser=as_is)
+def lamp(request: Request) -> Floats:
+    """Squared l2 norm over that of all channels that are not smaller: Lee et al. 2021 (arXiv 2010.07611), section 3.
+
+    ``w[u] ** 2 / (sum over v >= u of w[v] ** 2)`` in ascending order within the layers that lose channels together
+    (for most, one group); w is the norm of a channel's filters, coupled ones together. The last one scores 1. Made to
+    be compared across layers as it is.
+    """
+    squares = total(request.graph, filters(request.graph), lambda rows: _norm(rows, 2).square())
+    scored = np.zeros_like(squares)
+    for bundle in request.graph.bundles:
+        numbers = np.concatenate([group.numbers for group in bundle.groups])
+        order = numbers[np.argsort(squares[numbers], kind="stable")]
+        left = np.cumsum(squares[order][::-1])[::-1]
+        scored[order] = np.divide(squares[order], left, out=np.zeros_like(left), where=left > 0)
+        scored[order[-1]] = 1.0
+    return scored
+
+
+# ---------------------------------------------------------------- the control
+
+
+@criterion("random")
 def random(request: Request) -> Floats:
     """Uniform numbers: the control that every criterion must beat."""
     return np.random.default_rng(request.seed).random(request.graph.structure.count)
-
-
-def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None) -> ForwardLoss:
-    """The loss of a batch ``(inputs, targets)``; cross entropy per example where no loss is given."""
-
-    def forward_loss(model: nn.Module, batch: Any) -> Tensor:
-        if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ScoreError(
-                f"the dataloader gave a {type(batch).__name__}; expected (inputs, targets), "
-                "or pass forward_loss(model, batch) for other batches"
-            )
-        given, targets = batch
-        device = next((p.device for p in model._inner[0].parameters()), torch.device("cpu"))  # type: ignore[index, union-attr]
-        inputs = Inputs.of(tuple(given) if isinstance(given, list) else given).map(_trackable).to(device)
-        outputs = model(*inputs.args, **inputs.kwargs)
-        targets = _trackable(targets).to(device) if isinstance(targets, Tensor) else targets
-        return (loss_fn or _cross_entropy)(outputs, targets)
-
-    return forward_loss
-
-
-def _trackable(tensor: Tensor) -> Tensor:
-    """A loader that runs in inference mode gives tensors that autograd refuses; a copy is a plain one."""
-    return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    if isinstance(outputs, dict):
-        outputs = outputs.get("out", next(iter(outputs.values())))
-    elif isinstance(outputs, tuple | list):
-        outputs = outputs[0]
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-        raise ScoreError(
-            "cross entropy needs class scores (N, classes, ...); pass loss_fn or forward_loss for this model"
-        )
-    half = outputs.dtype in (torch.float16, torch.bfloat16)
-    losses = F.cross_entropy(outputs.float() if half else outputs, targets, reduction="none")
-    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses

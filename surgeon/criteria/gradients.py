@@ -1,0 +1,177 @@
+"""One pass over the data for all gradient criteria: what is summed over it, and the loss that is differentiated.
+
+Each batch runs forward and backward once. Its gate gradients (and, where asked for, its weight gradients) are handed to
+every statistic in turn, so a further criterion costs no further pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812  # its usual name
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from surgeon.channels import ChannelGraph
+from surgeon.criteria.filters import filters, producing, total
+from surgeon.criteria.gates import GatedModel
+from surgeon.errors import ScoreError
+from surgeon.tracing import Inputs
+
+Floats = NDArray[np.float64]
+#: ``forward_loss(model, batch)`` gives per-example losses ``(N,)`` or their mean.
+ForwardLoss = Callable[[nn.Module, Any], Tensor]
+#: Called as ``progress(stage, done, total)``; total is 0 where it isn't known.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What one backward pass gives; of the losses' sum over the batch.
+
+    Attributes
+    ----------
+    gates:
+        ``g[n, c]``, ``(N, channels)``: the derivative of example n's loss by the gate of channel c.
+    weights:
+        ``(channels,)``: sum over the weights w of the channel's filters of ``w * dL/dw``, L being the batch's loss;
+        zeros unless some statistic asks for it.
+    """
+
+    gates: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, eq=False)  # a key of dicts: one statistic is itself alone
+class Statistic:
+    """A number per channel that is averaged over the data.
+
+    Attributes
+    ----------
+    of:
+        What one batch adds, ``(channels,)``.
+    per_batch:
+        Average over the batches; else over the examples.
+    weights:
+        It reads :attr:`Gradients.weights`, which take longer than the gates alone.
+    """
+
+    of: Callable[[Gradients], Tensor]
+    per_batch: bool = False
+    weights: bool = False
+
+
+def means(
+    graph: ChannelGraph,
+    statistics: Iterable[Statistic],
+    batches: Iterable[Any],
+    forward_loss: ForwardLoss,
+    progress: Progress,
+) -> Mapping[Statistic, Floats]:
+    """The mean of every statistic, ``(channels,)`` each, from one pass over the batches.
+
+    Channels that the loss doesn't depend on (auxiliary heads, which eval mode skips) get the median of those that may
+    be removed: the data says nothing of them, so they are neither the first to go nor the last.
+    """
+    sums = {statistic: np.zeros(graph.structure.count) for statistic in statistics}
+    wanted = producing(graph.structure) if any(statistic.weights for statistic in sums) else []
+    gated = GatedModel(graph.structure, graph.trace.model, wanted)
+    examples = number = 0
+    for found in _passes(graph, gated, batches, forward_loss, progress):
+        number += 1
+        examples += len(found.gates)
+        for statistic, summed in sums.items():
+            summed += statistic.of(found).numpy()
+    for statistic, summed in sums.items():
+        summed /= number if statistic.per_batch else examples
+        _fill(summed, graph.removable, gated.reached.numpy())
+    return sums
+
+
+def _fill(values: Floats, removable: NDArray[np.int64], reached: NDArray[np.bool_]) -> None:
+    seen = reached[removable]
+    if seen.any():
+        values[removable[~seen]] = np.median(values[removable[seen]])
+
+
+def _passes(
+    graph: ChannelGraph, gated: GatedModel, batches: Iterable[Any], forward_loss: ForwardLoss, progress: Progress
+) -> Iterator[Gradients]:
+    """The gradients of each batch in turn."""
+    count = len(batches) if isinstance(batches, Sized) else 0
+    number = 0
+    for number, batch in enumerate(batches, 1):
+        loss = forward_loss(gated, batch)
+        _check(loss, number)
+        (loss.sum() if loss.ndim else loss * len(gated.gates)).backward()  # type: ignore[no-untyped-call]
+        yield Gradients(gated.gates, _times_weights(graph, gated.leaves))
+        progress("score", number, count)
+    if not number:
+        raise ScoreError("the dataloader gave no batch; pass one that yields (inputs, targets)")
+
+
+def _times_weights(graph: ChannelGraph, leaves: Mapping[str, Tensor]) -> Tensor:
+    """Sum of weight times gradient over each channel's filters, ``(channels,)``; forgets the gradients."""
+    products = {}
+    for name, leaf in leaves.items():
+        if leaf.grad is not None:
+            # of a complex number the part that the loss follows
+            wide = torch.complex128 if leaf.is_complex() else torch.float64
+            products[name] = (leaf.detach().to(wide).conj() * leaf.grad.to(wide)).real
+            leaf.grad = None
+    return torch.from_numpy(total(graph, filters(graph, products), lambda rows: rows.sum(1)))
+
+
+def _check(loss: Any, number: int) -> None:
+    if not isinstance(loss, Tensor) or loss.ndim > 1:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ScoreError(f"the loss of batch {number} is {shape}; expected one number, or one per example")
+    if not bool(torch.isfinite(loss).all()):
+        raise ScoreError(
+            f"the loss of batch {number} is not finite ({loss.detach().flatten()[0].item()}); "
+            "check the data and the targets, or rank with criterion='magnitude', which needs none"
+        )
+    if not loss.requires_grad:
+        raise ScoreError(f"the loss of batch {number} doesn't depend on the model's outputs")
+
+
+def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None) -> ForwardLoss:
+    """The loss of a batch ``(inputs, targets)``; cross entropy per example where no loss is given."""
+
+    def forward_loss(model: nn.Module, batch: Any) -> Tensor:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ScoreError(
+                f"the dataloader gave a {type(batch).__name__}; expected (inputs, targets), "
+                "or pass forward_loss(model, batch) for other batches"
+            )
+        given, targets = batch
+        device = next((p.device for p in model._inner[0].parameters()), torch.device("cpu"))  # type: ignore[index, union-attr]
+        inputs = Inputs.of(tuple(given) if isinstance(given, list) else given).map(_trackable).to(device)
+        outputs = model(*inputs.args, **inputs.kwargs)
+        targets = _trackable(targets).to(device) if isinstance(targets, Tensor) else targets
+        return (loss_fn or _cross_entropy)(outputs, targets)
+
+    return forward_loss
+
+
+def _trackable(tensor: Tensor) -> Tensor:
+    """A loader that runs in inference mode gives tensors that autograd refuses; a copy is a plain one."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    if isinstance(outputs, dict):
+        outputs = outputs.get("out", next(iter(outputs.values())))
+    elif isinstance(outputs, tuple | list):
+        outputs = outputs[0]
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        raise ScoreError(
+            "cross entropy needs class scores (N, classes, ...); pass loss_fn or forward_loss for this model"
+        )
+    half = outputs.dtype in (torch.float16, torch.bfloat16)
+    losses = F.cross_entropy(outputs.float() if half else outputs, targets, reduction="none")
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses

@@ -1,0 +1,71 @@
+"""Devices, precision and processes, through ``accelerate``; it is loaded when training starts, not before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.errors import TuningError
+
+__all__ = ["PRECISIONS", "hardware", "place_of"]
+
+#: What ``mixed_precision`` may be.
+PRECISIONS = (None, "no", "bf16", "fp16")
+
+
+@contextlib.contextmanager
+def hardware(
+    model: nn.Module, mixed_precision: str | None, device: str | torch.device | None
+) -> Iterator[tuple[Any, torch.device]]:
+    """An ``Accelerator`` of its own, and where to train; accelerate's shared state is as before afterwards.
+
+    accelerate keeps one precision for the whole process and refuses a second one, so two runs in one program, or a
+    run within a program that uses accelerate itself, would otherwise disturb each other.
+
+    Raises
+    ------
+    TuningError
+        If the precision needs another device.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    states = [AcceleratorState._shared_state, GradientState._shared_state]
+    if not _several(PartialState):
+        states.append(PartialState._shared_state)
+    saved = [dict(state) for state in states]
+    try:
+        for state in states:
+            state.clear()
+        wanted = torch.device(device) if device is not None else None
+        try:
+            accelerator = Accelerator(mixed_precision=mixed_precision, cpu=_is_cpu(wanted))
+        except ValueError as problem:
+            raise TuningError(f"mixed_precision={mixed_precision!r} can't be had here: {problem}") from problem
+        yield accelerator, place_of(model, accelerator, wanted)
+    finally:
+        for state, content in zip(states, saved, strict=True):
+            state.clear()
+            state.update(content)
+
+
+def place_of(model: nn.Module, accelerator: Any, wanted: torch.device | None) -> torch.device:
+    """Where to train: as asked, else where the model is unless that is the CPU, else what accelerate found."""
+    if wanted is not None:
+        return wanted
+    own = next((p.device for p in model.parameters()), torch.device("cpu"))
+    found: torch.device = accelerator.device
+    return found if accelerator.num_processes > 1 or own.type == "cpu" else own
+
+
+def _is_cpu(wanted: torch.device | None) -> bool:
+    return wanted is not None and wanted.type == "cpu"
+
+
+def _several(state: Any) -> bool:
+    """Whether this is one of several processes, whose group must stay as it is."""
+    return bool(state._shared_state) and state().num_processes > 1

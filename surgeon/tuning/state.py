@@ -1,0 +1,208 @@
+"""The state of a training run in one safetensors file: replaced whole after every epoch, or not at all; no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from surgeon.checkpoint import write_beside
+from surgeon.checkpoint.header import opened
+from surgeon.errors import CheckpointError
+from surgeon.trial import named_tensors
+from surgeon.tuning.averaging import Average, copy_into
+from surgeon.tuning.optimizers import names_of
+from surgeon.tuning.recipe import Epoch
+
+__all__ = ["FILE", "Run", "read_state", "write_state"]
+
+#: Name of the file in the folder, and version of its format.
+FILE, FORMAT = "training.safetensors", 1
+_KEY = "surgeon_training"
+
+
+@dataclass
+class Run:
+    """Everything that a run carries from one epoch to the next. Random numbers follow from seed and epoch.
+
+    Attributes
+    ----------
+    asked:
+        Options that an interrupted run must agree in to be taken up again.
+    model, optimizer, average, scaler, penalty:
+        The parts with a state; None where there is none.
+    history, best:
+        Rows of the finished epochs; the best weights (:func:`~surgeon.tuning.averaging.snapshot`) and their epoch.
+    """
+
+    asked: Mapping[str, Any]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None = None
+    scaler: Any = None
+    penalty: Any = None
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    best_epoch: int = 0
+
+
+def write_state(folder: str | os.PathLike[str], run: Run) -> None:
+    """Save the run into `folder`; the file is written beside and renamed.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    moments, plain = _optimizer_state(run)
+    tensors = {f"model/{name}": tensor for name, tensor in named_tensors(run.model).items()}
+    tensors |= moments
+    tensors |= {f"average/{name}": t for name, t in (run.average.tensors if run.average else {}).items()}
+    tensors |= {f"best/{name}": t for name, t in (run.best or {}).items()}
+    tensors |= {f"penalty/{name}": t for name, t in _penalty_state(run.penalty).items()}
+    header = {
+        "format": FORMAT,
+        "asked": run.asked,
+        "history": [vars(row) for row in run.history],
+        "best_epoch": run.best_epoch,
+        "optimizer": plain,
+        "updates": run.average.updates if run.average else 0,
+        "scaler": run.scaler.state_dict() if run.scaler is not None else {},
+    }
+    # Clones: views of one storage (an LSTM's flat weights) can't be stored as they are.
+    stored = {name: t.detach().clone(memory_format=torch.contiguous_format).cpu() for name, t in tensors.items()}
+    with write_beside(Path(folder) / FILE) as temporary:
+        mode = temporary.stat().st_mode
+        try:
+            save_file(stored, temporary, metadata={_KEY: json.dumps(header)})
+        except SafetensorError as problem:
+            raise OSError(f"{folder}: the training state can't be written: {problem}") from problem
+        temporary.chmod(mode)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def read_state(folder: str | os.PathLike[str], run: Run) -> bool:
+    """Take up the run that `folder` holds; what killed writers left beside the file is removed.
+
+    Returns
+    -------
+    bool
+        Whether there is one.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged, or belongs to a run with another model or other options.
+    OSError
+        If the folder can't be made or read.
+    """
+    path = Path(folder) / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{FILE}.*.tmp"):
+        left.unlink(missing_ok=True)
+    if not path.exists():
+        return False
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    header = _header(path, metadata)
+    _same_run(path, header["asked"], run.asked)
+    try:
+        _take(run, header, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+        raise CheckpointError(
+            f"{path}: doesn't fit this model and optimizer ({problem}); resume what it holds, or give another folder"
+        ) from problem
+    return True
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        header = json.loads(metadata[_KEY])
+        fits = header["format"] == FORMAT and isinstance(header["asked"], dict)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        fits = False
+    if not fits:
+        raise CheckpointError(f"{path}: no training state of format {FORMAT}; give another folder")
+    return dict(header)
+
+
+def _same_run(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    now = json.loads(json.dumps(asked))
+    for name in dict.fromkeys([*now, *saved]):
+        if saved.get(name) != now.get(name):
+            raise CheckpointError(
+                f"{path}: its run has {name}={saved.get(name)!r}, this one {now.get(name)!r}; "
+                "resume with the same options, or give another folder"
+            )
+
+
+def _take(run: Run, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Fill every part; all tensors are checked against the model before the first is copied."""
+    parts = _by_part(tensors)
+    device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
+    shapes = {name: tensor.shape for name, tensor in named_tensors(run.model).items()}
+    for part in {"model", "average", "best"} & parts.keys() | {"model"}:
+        if {name: t.shape for name, t in parts[part].items()} != shapes:
+            raise ValueError("other tensors, or of other shapes")
+    history = [Epoch.read(row) for row in header["history"]]
+    _take_optimizer(run, header["optimizer"], parts.get("optimizer", {}))
+    copy_into(run.model, parts["model"])
+    if run.average is not None:
+        run.average.tensors = {name: t.to(device) for name, t in parts["average"].items()}
+        run.average.updates = int(header["updates"])
+    if "penalty" in parts:
+        run.penalty.load_state_dict(parts["penalty"])
+    if run.scaler is not None:
+        run.scaler.load_state_dict(header["scaler"])
+    run.best = parts.get("best")
+    run.history, run.best_epoch = history, int(header["best_epoch"])
+
+
+def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = tensor
+    return parts
+
+
+def _penalty_state(penalty: Any) -> Mapping[str, Tensor]:
+    found: Mapping[str, Tensor] = penalty.state_dict() if hasattr(penalty, "state_dict") else {}
+    return found
+
+
+def _optimizer_state(run: Run) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Tensors under ``optimizer/PARAMETER/KEY``; numbers and None by parameter and key."""
+    names = names_of(run.optimizer, run.model)
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for parameter, state in run.optimizer.state.items():
+        name = names[parameter]
+        plain[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        tensors |= {f"optimizer/{name}/{key}": v for key, v in state.items() if isinstance(v, Tensor)}
+    return tensors, plain
+
+
+def _take_optimizer(run: Run, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    parameters = {name: parameter for parameter, name in names_of(run.optimizer, run.model).items()}
+    states: dict[str, dict[str, Any]] = {name: dict(values) for name, values in plain.items()}
+    for place, tensor in tensors.items():
+        name, _, key = place.rpartition("/")
+        parameter = parameters[name]
+        if tensor.shape == parameter.shape and tensor.ndim:
+            # of the parameter's own memory format, on its device
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+        states[name][key] = tensor
+    run.optimizer.state.clear()
+    for name, state in states.items():
+        run.optimizer.state[parameters[name]] = state

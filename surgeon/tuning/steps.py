@@ -1,0 +1,146 @@
+"""How far each step of an iterative schedule goes: pure functions of shares removed so far.
+
+A share is 0 for the dense model and 1 for nothing left. Every function gives one share per step, the last of them the
+final one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from surgeon.errors import BudgetError
+
+__all__ = ["STEPS", "cubic", "equal_ratio", "explicit", "linear", "one_shot", "per_step", "shares", "targets"]
+
+
+def linear(final: float, steps: int, initial: float = 0.0) -> tuple[float, ...]:
+    """Equal amounts in every step: ``s_k = s_i + (s_f - s_i) k / n``."""
+    return (*(initial + (final - initial) * k / steps for k in range(1, steps)), final)
+
+
+def cubic(final: float, steps: int, initial: float = 0.0) -> tuple[float, ...]:
+    """Much at first, little at the end: Zhu & Gupta 2017 (arXiv 1710.01878, equation 1) at the ends of n intervals.
+
+    ``s_k = s_f + (s_i - s_f) (1 - k / n)^3``
+    """
+    return (*(final + (initial - final) * (1 - k / steps) ** 3 for k in range(1, steps)), final)
+
+
+def equal_ratio(final: float, steps: int, initial: float = 0.0) -> tuple[float, ...]:
+    """Every step keeps the same share of what it finds: ``1 - s_k = (1 - s_i) ((1 - s_f) / (1 - s_i))^(k / n)``."""
+    keep = (1 - final) / (1 - initial)
+    return (*(1 - (1 - initial) * keep ** (k / steps) for k in range(1, steps)), final)
+
+
+def one_shot(final: float, steps: int = 1, initial: float = 0.0) -> tuple[float, ...]:  # noqa: ARG001  # as the others
+    """Everything in the first step; further steps only train."""
+    return (final,) * steps
+
+
+def per_step(amount: int, steps: int) -> tuple[int, ...]:
+    """Amounts removed so far when every step takes `amount` (512 filters in each of 5 steps)."""
+    return tuple(amount * k for k in range(1, steps + 1))
+
+
+def explicit(targets: Sequence[float]) -> tuple[float, ...]:
+    """The user's own shares, which must not fall.
+
+    Raises
+    ------
+    BudgetError
+        If there is none, one is not from 0 to below 1, or they fall.
+    """
+    bad = [t for t in targets if not 0 <= t < 1]
+    if not targets or bad or list(targets) != sorted(targets):
+        raise BudgetError(
+            f"the steps' shares are {list(targets)}: expected at least one, each from 0 to below 1, none below the last"
+        )
+    return tuple(targets)
+
+
+#: Name -> shares of (final, steps, initial).
+STEPS: Mapping[str, Callable[[float, int, float], tuple[float, ...]]] = {
+    "linear": linear,
+    "cubic": cubic,
+    "equal-ratio": equal_ratio,
+    "one-shot": one_shot,
+}
+
+
+def shares(schedule: str, final: float, steps: int, initial: float = 0.0) -> tuple[float, ...]:
+    """The shares removed after each of `steps` steps of a named schedule.
+
+    Raises
+    ------
+    BudgetError
+        If there is no such schedule, no step, or the shares are not ``0 <= initial <= final < 1``.
+    """
+    if schedule not in STEPS:
+        raise BudgetError(f"no schedule of steps called {schedule!r}; there are: {', '.join(STEPS)}")
+    if type(steps) is not int or steps < 1:
+        raise BudgetError(f"steps={steps!r}: expected a positive whole number")
+    if not 0 <= initial <= final < 1:
+        raise BudgetError(f"from {initial} to {final}: expected shares removed, rising, from 0 to below 1")
+    return STEPS[schedule](final, steps, initial)
+
+
+def targets(name: str, amount: Any, schedule: str, steps: int, dense: int) -> tuple[float, ...]:
+    """What a budget of :func:`surgeon.prune` allows after each step, always counted from the dense model.
+
+    Parameters
+    ----------
+    name, amount:
+        The budget: ``filters`` (convolution filters removed), ``ratio`` (share of the channels removed) or a ``max_*``
+        limit (a share up to 1, ``"50%"``, or an absolute number). A sequence holds one target per step itself.
+    schedule, steps:
+        Of :func:`shares`; ``"per-step"`` removes `amount` filters in every step.
+    dense:
+        How much the dense model has of it: filters, MACs (one multiply-add is 1), parameters.
+
+    Returns
+    -------
+    tuple
+        Filters or the share of channels removed so far; or the limit, an absolute number.
+
+    Raises
+    ------
+    BudgetError
+        If an amount is malformed, or the targets of a sequence go back.
+    """
+    limit = name.startswith("max_")
+    if isinstance(amount, tuple | list):
+        gone = explicit([_share(name, a, dense) for a in amount])
+    elif schedule == "per-step":
+        if name != "filters":
+            raise BudgetError(f"schedule='per-step' counts filters: give filters=N, not {name}={amount!r}")
+        gone = explicit([_share(name, a, dense) for a in per_step(amount, steps)])
+    else:
+        gone = shares(schedule, _share(name, amount, dense), steps)
+    if name == "ratio":
+        return gone
+    # 1e-9: 10 of 100 removed 9 times are 90, although 0.9 * 100 is a hair off in binary
+    return tuple(int(dense * (1 - share) + 1e-9) if limit else int(dense * share + 1e-9) for share in gone)
+
+
+def _share(name: str, amount: Any, dense: int) -> float:
+    """The share that is gone when a budget is met."""
+    if isinstance(amount, str):
+        try:
+            amount = float(amount.removesuffix("%")) / (100 if amount.endswith("%") else 1)
+        except ValueError:
+            amount = None
+        else:
+            amount = int(amount) if amount > 1 else amount
+    whole = type(amount) is int and amount > 0
+    share = type(amount) is float and 0 < amount <= 1
+    if name == "filters" and whole and amount < dense:
+        return float(amount / dense)
+    if name == "ratio" and share and amount < 1:
+        return float(amount)
+    if name.startswith("max_") and (whole or share):
+        return max(0.0, 1 - float(amount / dense if whole else amount))
+    raise BudgetError(
+        f"{name}={amount!r} of {dense:,}: expected filters=N (fewer than there are), ratio=0.5, or for a limit a share "
+        "(0.5 or '50%') or a whole number"
+    )

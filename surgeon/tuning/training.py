@@ -1,0 +1,216 @@
+"""One run: epochs of steps, validation in between, the state saved after each."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from surgeon.errors import TuningError
+from surgeon.tuning.averaging import copy_into, snapshot
+from surgeon.tuning.evaluation import Validation, evaluate, in_mode, moved
+from surgeon.tuning.objectives import Objective, count_examples
+from surgeon.tuning.order import seed_epoch
+from surgeon.tuning.penalties import Penalty
+from surgeon.tuning.rates import rate
+from surgeon.tuning.recipe import Epoch, Recipe
+from surgeon.tuning.state import Run, write_state
+
+__all__ = ["Loop", "Metric", "on_device"]
+
+#: ``metric(model)`` of the model in eval mode; greater is better.
+Metric = Callable[[nn.Module], float]
+
+
+@dataclass
+class Loop:
+    """A training run on its device.
+
+    Attributes
+    ----------
+    run:
+        What is carried from epoch to epoch.
+    recipe:
+        What was asked.
+    objective:
+        The loss.
+    accelerator, device:
+        Of :func:`~surgeon.tuning.hardware.hardware`.
+    call:
+        What is called as the model (it may be compiled, or spread over processes); ``run.model`` holds the tensors.
+    stepper:
+        The optimizer as accelerate wraps it.
+    loader, val_loader, metric, penalty, folder, progress:
+        As in :func:`surgeon.tune`.
+    """
+
+    run: Run
+    recipe: Recipe
+    objective: Objective
+    accelerator: Any
+    device: torch.device
+    call: nn.Module
+    stepper: Any
+    loader: Iterable[Any]
+    val_loader: Iterable[Any] | None
+    metric: Metric | None
+    penalty: Penalty | None
+    folder: Any
+    progress: Callable[[str, int, int], None]
+
+    def finish(self) -> None:
+        """Train the epochs that are still to come, then load the weights that are to stay."""
+        for epoch in range(len(self.run.history) + 1, self.recipe.epochs + 1):
+            self._epoch(epoch)
+            if self.folder is not None:
+                if self.accelerator.is_main_process:
+                    write_state(self.folder, self.run)
+                self.accelerator.wait_for_everyone()
+        if self.run.best is not None:
+            copy_into(self.run.model, self.run.best)
+        elif self.run.average is not None and self.run.history:
+            copy_into(self.run.model, self.run.average.tensors)
+
+    def _epoch(self, number: int) -> None:
+        start = time.perf_counter()
+        loader = self._sharded()
+        seed_epoch(loader, self.recipe.seed, number, self.accelerator.process_index)
+        with in_mode(self.run.model, True):
+            loss = self._train(loader, number)
+        getattr(self.penalty, "after_epoch", lambda _: None)(self.run.model)
+        row = Epoch(number, self.run.optimizer.param_groups[0]["lr"], loss)
+        with self._averaged():
+            row = self._validated(row)
+            if self._validates and row.rank > (self._best_rank or (-math.inf, -math.inf)):
+                self.run.best, self.run.best_epoch = snapshot(self.run.model), number
+        if not self._validates:
+            self.run.best_epoch = number
+        self.run.history.append(replace(row, seconds=time.perf_counter() - start))
+
+    def _sharded(self) -> Iterable[Any]:
+        """In one of several processes, this one's share of a ``DataLoader``."""
+        if self.accelerator.num_processes == 1 or not isinstance(self.loader, DataLoader):
+            return self.loader
+        shared: Iterable[Any] = self.accelerator.prepare_data_loader(self.loader)
+        return shared
+
+    def _train(self, loader: Iterable[Any], number: int) -> float:
+        """The epoch's mean loss over the examples."""
+        total, examples = torch.zeros((), dtype=torch.float64, device=self._counts_on), 0
+        length = _length(loader)
+        for index, given in enumerate(loader):
+            batch = moved(given, self.device)
+            self._set_rates(number - 1 + (index + 0.5) / length if length else number - 0.5)
+            loss = self._step(batch)
+            if not index and number == 1:
+                _check_finite(float(loss), number)
+            count = count_examples(batch)
+            total, examples = total + loss.to(total) * count, examples + count
+            self.progress("tune", (number - 1) * length + index + 1, self.recipe.epochs * length)
+        if not examples:
+            raise TuningError(
+                f"the training loader gave no batch in epoch {number}; pass one that can be iterated again every epoch"
+            )
+        sums = torch.stack([total, torch.tensor(float(examples)).to(total)])
+        total, seen = self.accelerator.reduce(sums, "sum").tolist() if self._several else sums.tolist()
+        _check_finite(total, number)
+        return float(total / seen)
+
+    def _step(self, batch: Any) -> Tensor:
+        with self.accelerator.autocast():
+            loss = self.objective(self.call, batch).loss
+        minimised = loss if self.penalty is None else loss + self.penalty(self.run.model)
+        self.accelerator.backward(minimised)
+        if self.recipe.clip is not None:
+            self.accelerator.clip_grad_norm_(self.run.model.parameters(), self.recipe.clip)
+        self.stepper.step()
+        self.stepper.zero_grad()
+        if self.run.average is not None:
+            self.run.average.update(self.run.model)
+        return loss.detach()
+
+    def _set_rates(self, position: float) -> None:
+        recipe = self.recipe
+        share = rate(recipe.schedule, position, recipe.epochs, recipe.warmup_epochs)
+        for group in self.run.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share
+
+    def _validated(self, row: Epoch) -> Epoch:
+        """The row with what validation says; all processes take the first one's word."""
+        found: list[float | None] = [None, None, None]
+        if self.val_loader is not None and self.metric is None:
+            seen: Validation = evaluate(
+                self.run.model, self.val_loader, self.objective.plain(), autocast=self.accelerator.autocast
+            )
+            found[:2] = seen.loss, seen.accuracy
+        if self.metric is not None:
+            with in_mode(self.run.model, False), torch.no_grad():
+                found[2] = float(self.metric(self.run.model))
+        if self._several:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(found)
+        return replace(row, val_loss=found[0], val_accuracy=found[1], val_metric=found[2])
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        average = self.run.average
+        return contextlib.nullcontext() if average is None else average.applied(self.run.model)
+
+    @property
+    def _validates(self) -> bool:
+        return self.val_loader is not None or self.metric is not None
+
+    @property
+    def _best_rank(self) -> tuple[float, float] | None:
+        return self.run.history[self.run.best_epoch - 1].rank if self.run.best_epoch else None
+
+    @property
+    def _several(self) -> bool:
+        return bool(self.accelerator.num_processes > 1)
+
+    @property
+    def _counts_on(self) -> torch.device:
+        """Where losses are added up: some devices have no 64-bit numbers."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+
+def _length(loader: Iterable[Any]) -> int:
+    """Batches in an epoch; 0 where the loader doesn't say."""
+    try:
+        return len(loader)  # type: ignore[arg-type]  # what has no length raises
+    except TypeError:
+        return 0
+
+
+def _check_finite(loss: float, epoch: int) -> None:
+    if not math.isfinite(loss):
+        raise TuningError(
+            f"the loss is not finite ({loss}) in epoch {epoch}; lower lr, add warmup_epochs or clip, or check the data"
+        )
+
+
+@contextlib.contextmanager
+def on_device(model: nn.Module, device: torch.device, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+    """Run the body with the model on the device; afterwards it is where it was."""
+    before = next((p.device for p in model.parameters()), device)
+    _move(model, device, optimizer)
+    try:
+        yield
+    finally:
+        _move(model, before, optimizer)
+
+
+def _move(model: nn.Module, device: torch.device, optimizer: torch.optim.Optimizer | None) -> None:
+    if any(tensor.device != device for tensor in model.parameters()):
+        model.to(device)
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.ndim:  # counters of steps stay where the optimizer put them
+                state[key] = value.to(parameter.device)
