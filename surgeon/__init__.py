@@ -2,7 +2,7 @@
 
 from surgeon.channels import ChannelGraph, Group, Pin, channel_graph
 from surgeon.checkpoint import load, save
-from surgeon.criteria import Scores, score
+from surgeon.criteria import Scores, score, score_all
 from surgeon.errors import (
     BudgetError,
     CheckpointError,
@@ -29,5 +29,5 @@ __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "InputError", "Inputs",
     "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "Report", "Result", "ScoreError", "Scores",
     "SelectionError", "SurgeonError", "Trace", "VerificationError", "channel_graph", "load", "make_plan", "prune",
-    "rewrite", "save", "score", "trace", "verify",
+    "rewrite", "save", "score", "score_all", "trace", "verify",
 ]  # fmt: skip
