@@ -118,12 +118,14 @@ def _times_weights(graph: ChannelGraph, leaves: Mapping[str, Tensor]) -> Tensor:
     """Sum of weight times gradient over each channel's filters, ``(channels,)``; forgets the gradients."""
     products = {}
     for name, leaf in leaves.items():
-        if leaf.grad is not None:
-            # of a complex number the part that the loss follows
-            wide = torch.complex128 if leaf.is_complex() else torch.float64
-            products[name] = (leaf.detach().to(wide).conj() * leaf.grad.to(wide)).real
-            leaf.grad = None
-    return torch.from_numpy(total(graph, filters(graph, products), lambda rows: rows.sum(1)))
+        if leaf.grad is None:
+            continue
+        value, slope = leaf.detach(), leaf.grad
+        if value.dtype in (torch.float16, torch.bfloat16):
+            value, slope = value.float(), slope.float()
+        products[name] = (value.conj() * slope).real  # of a complex number the part that the loss follows
+        leaf.grad = None
+    return torch.from_numpy(total(graph, filters(graph, products), lambda rows: rows.sum(1, dtype=torch.float64)))
 
 
 def _check(loss: Any, number: int) -> None:

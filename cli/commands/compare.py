@@ -1,0 +1,233 @@
+"""``surgeon compare``: how alike criteria rank the channels of a model, and what each of them would cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .prune import SAMPLES, SAMPLES_WITH_DATA
+from .prune import command as prune
+
+if TYPE_CHECKING:
+    import torch
+
+    import surgeon
+
+    from ..images import Batches, Images
+    from ..models import Subject
+
+_Command = TypeVar("_Command", bound=click.Command)
+_BUDGETS = ("filters", "ratio", "max_macs", "max_params")
+_RATIO = 0.5
+_COLUMNS = 7  # criteria side by side; more of them make further tables
+
+
+def as_in_prune(*names: str) -> Callable[[_Command], _Command]:
+    """Give a command options of ``surgeon prune``, help and all."""
+
+    def add(command: _Command) -> _Command:
+        known = {param.name: param for param in prune.params}
+        command.params[:0] = [known[name] for name in names]
+        return command
+
+    return add
+
+
+@as_in_prune(
+    "model", *_BUDGETS, "scope", "weights", "data", "samples", "batch_size", "image_size", "device", "seed"
+)  # fmt: skip
+@click.command(name="compare", short_help="Rank filters by several criteria and show where they differ.")
+@click.option(
+    "--criteria",
+    default="taylor,fisher,magnitude,random",
+    show_default=True,
+    metavar="A,B,...",
+    help='Names as for surgeon prune --criterion, or "all".',
+)
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
+def command(criteria: str, as_json: bool, **options: Any) -> None:
+    """Rank a model's channels by several criteria in one pass over the images.
+
+    Shows the rank correlation (Spearman) of the criteria over all channels that can go, and how many channels each
+    group would lose under each of them. How much goes: --filters alone, --ratio alone (0.5 if nothing is given), or
+    --max-macs and --max-params. Nothing is cut.
+
+    Example: surgeon compare --model resnet18 --criteria taylor,fisher-mac,lamp --ratio 0.3
+    """
+    compared = run(criteria, options)
+    if as_json:
+        from ..output import emit_json
+
+        emit_json(compared.facts())
+    _show(compared)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came out.
+
+    Attributes
+    ----------
+    removed:
+        Of each criterion the channels that each group would lose.
+    macs:
+        Of each criterion the share of the MACs that would be left.
+    spearman:
+        Rank correlation of each two criteria over all channels that can go; nan where one gives all the same score.
+    """
+
+    model: str
+    weights: str
+    budget: dict[str, Any]
+    groups: dict[str, int]
+    removed: dict[str, dict[str, int]]
+    macs: dict[str, float]
+    spearman: dict[str, dict[str, float]]
+    notes: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = field(default=())
+
+    def facts(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return dict(vars(self))
+
+
+def run(criteria: str, options: Mapping[str, Any]) -> Compared:
+    """The whole command but the printing."""
+    budget = _budget(options)
+    names = _names(criteria)
+    import surgeon
+
+    from ..images import scan
+    from ..models import resolve
+    from ..output import Watch, warn
+    from ..runtime import pick_device, try_forward
+
+    files = None if options["data"] is None else scan(Path(options["data"]))
+    device = pick_device(options["device"])
+    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    for warning in subject.warnings:
+        warn(warning)
+    example, outputs = try_forward(subject.model.to(device), subject, device)
+    graph = surgeon.channel_graph(surgeon.trace(subject.model, example))
+    surgeon.make_plan(graph, surgeon.score(graph, "random"), **budget)  # a budget out of reach is told at once
+    images, loader = _material(names, files, options, subject, outputs, device)
+    for warning in images.warnings if images else ():
+        warn(warning)
+    with Watch() as watch:
+        loss = None if loader is None else loader.loss
+        scores = surgeon.score_all(graph, names, loader, loss, seed=options["seed"], progress=watch)
+    plans = {name: surgeon.make_plan(graph, found, **budget) for name, found in scores.items()}
+    return Compared(
+        model=subject.name,
+        weights=subject.weights,
+        budget=budget,
+        groups={group.name: group.size for group in graph.groups},
+        removed={name: {group: len(gone) for group, gone in plan.removed.items()} for name, plan in plans.items()},
+        macs={name: _macs_left(graph, plan) for name, plan in plans.items()},
+        spearman=spearman(scores),
+        notes=() if loader is None else loader.notes,
+        warnings=(*subject.warnings, *(images.warnings if images else ())),
+    )
+
+
+def _budget(options: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: options[name] for name in _BUDGETS if options[name] is not None} or {"ratio": _RATIO}
+    if len(given) > 1 and given.keys() & {"filters", "ratio"}:
+        both = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
+    return {**given, "scope": options["scope"]}
+
+
+def _names(criteria: str) -> list[str]:
+    from surgeon.criteria import CRITERIA, find_criterion
+
+    names = list(CRITERIA) if criteria == "all" else [name.strip() for name in criteria.split(",") if name.strip()]
+    if not names:
+        raise click.UsageError(f"--criteria {criteria!r}: give at least one of: {', '.join(CRITERIA)}")
+    return [find_criterion(name)[0] for name in dict.fromkeys(names)]
+
+
+def _material(
+    names: list[str],
+    files: dict[str, list[Path]] | None,
+    options: Mapping[str, Any],
+    subject: Subject,
+    outputs: Any,
+    device: torch.device,
+) -> tuple[Images | None, Batches | None]:
+    """Images and targets, where some criterion looks at any."""
+    from surgeon.criteria import CRITERIA
+
+    from ..images import batches, folder, photographs
+
+    if not any(CRITERIA[name].needs_data for name in names):
+        return None, None
+    samples = options["samples"] or (SAMPLES if files is None else SAMPLES_WITH_DATA)
+    if files is None:
+        images = photographs(samples, subject.preprocess, options["seed"])
+    else:
+        images = folder(files, samples, subject.preprocess, options["seed"], name=options["data"])
+    return images, batches(images, outputs, subject.preprocess, options["batch_size"], device)
+
+
+def _macs_left(graph: surgeon.ChannelGraph, plan: surgeon.Plan) -> float:
+    from surgeon.cost import Cost
+
+    cost = Cost(graph)
+    return cost.macs(plan.kept(graph)) / cost.macs(cost.everything())
+
+
+def spearman(scores: Mapping[str, surgeon.Scores]) -> dict[str, dict[str, float]]:
+    """Rank correlation of each two criteria over all channels that can go, ties sharing their mean rank."""
+    import numpy as np
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(found.normalised[found.graph.removable]) for found in scores.values()]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a criterion may give all channels one score
+        table = np.atleast_2d(np.corrcoef(ranks))
+    return {one: dict(zip(scores, row.tolist(), strict=True)) for one, row in zip(scores, table, strict=True)}
+
+
+def _show(compared: Compared) -> None:
+    from ..output import say
+
+    names = list(compared.spearman)
+    parts = [names[first : first + _COLUMNS] for first in range(0, len(names), _COLUMNS)]
+    for part in parts:
+        _show_correlation(compared, part)
+    for part in parts:
+        _show_removed(compared, part)
+    for note in (f"weights: {compared.weights}", *compared.notes):
+        say(f"note: {note}")
+
+
+def _show_correlation(compared: Compared, names: list[str]) -> None:
+    from ..output import table
+
+    rows = [(one, *(_number(found[other]) for other in names)) for one, found in compared.spearman.items()]
+    count = sum(compared.groups.values())
+    table(f"{compared.model}: rank correlation (Spearman) over {count:,} channels", ("", *names), rows)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _show_removed(compared: Compared, names: list[str]) -> None:
+    from ..output import table
+
+    removed = [compared.removed[name] for name in names]
+    rows = [(group, size, *(found.get(group, 0) for found in removed)) for group, size in compared.groups.items()]
+    totals = ("all", sum(compared.groups.values()), *(sum(found.values()) for found in removed))
+    macs = ("MACs left", "", *(f"{100 * compared.macs[name]:.1f} %" for name in names))
+    amount = ", ".join(f"{name} {value}" for name, value in compared.budget.items())
+    table(
+        f"{compared.model}: channels that each group would lose ({amount})",
+        ("group", "channels", *names),
+        [*rows, totals, macs],
+    )
