@@ -14,20 +14,24 @@ from surgeon.errors import (
     ScoreError,
     SelectionError,
     SurgeonError,
+    TuningError,
     VerificationError,
 )
+from surgeon.iteration import PrunedAndTuned, prune_and_tune
 from surgeon.planning import Plan, make_plan
 from surgeon.pruning import Result, prune
 from surgeon.report import Report
 from surgeon.rewriting import rewrite
 from surgeon.tracing import Inputs, Trace, trace
+from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, carry, tune
 from surgeon.verification import Check, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "InputError", "Inputs",
-    "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "Report", "Result", "ScoreError", "Scores",
-    "SelectionError", "SurgeonError", "Trace", "VerificationError", "channel_graph", "load", "make_plan", "prune",
-    "rewrite", "save", "score", "score_all", "trace", "verify",
+    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty", "InputError",
+    "Inputs", "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "PrunedAndTuned", "Report", "Result",
+    "ScalePenalty", "ScoreError", "Scores", "SelectionError", "SurgeonError", "Trace", "Tuned", "TuningError",
+    "VerificationError", "carry", "channel_graph", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save",
+    "score", "score_all", "trace", "tune", "verify",
 ]  # fmt: skip

@@ -122,9 +122,8 @@ def tune(
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
-    kind = optimizer if isinstance(optimizer, str) else _name(optimizer)
     recipe = Recipe(
-        epochs, kind, lr, momentum, weight_decay, schedule, warmup_epochs, label_smoothing,
+        epochs, lr, momentum, weight_decay, schedule, warmup_epochs, label_smoothing,
         temperature if teacher is not None else None, teacher_weight if teacher is not None else None, ema,
         mixed_precision, clip, seed,
     )  # fmt: skip
@@ -159,14 +158,6 @@ def tune(
         return Tuned(model, tuple(run.history), run.best_epoch, chosen)
 
 
-def _name(optimizer: Any) -> str:
-    return (
-        type(optimizer).__name__
-        if isinstance(optimizer, torch.optim.Optimizer)
-        else getattr(optimizer, "__name__", type(optimizer).__name__)
-    )
-
-
 def _check_loss(recipe: Recipe, teacher: nn.Module | None, loss_fn: Any, forward_loss: Any) -> None:
     """What excludes each other."""
     if loss_fn is not None and forward_loss is not None:
@@ -184,7 +175,7 @@ def _asked(recipe: Recipe, optimizer: torch.optim.Optimizer, loader: Iterable[An
     except TypeError:
         batches = None
     peaks = [group["peak_lr"] for group in optimizer.param_groups]
-    return {**recipe.to_dict(), "rates": peaks, "batches": batches}
+    return {**recipe.to_dict(), "optimizer": type(optimizer).__name__, "rates": peaks, "batches": batches}
 
 
 @contextlib.contextmanager

@@ -46,7 +46,10 @@ def hardware(
             accelerator = Accelerator(mixed_precision=mixed_precision, cpu=_is_cpu(wanted))
         except ValueError as problem:
             raise TuningError(f"mixed_precision={mixed_precision!r} can't be had here: {problem}") from problem
-        yield accelerator, place_of(model, accelerator, wanted)
+        place = place_of(model, accelerator, wanted)
+        if accelerator.mixed_precision == "fp16" and place.type == "cpu":
+            raise TuningError("mixed_precision='fp16' needs a GPU, and this run is on the CPU: use 'bf16' or None")
+        yield accelerator, place
     finally:
         for state, content in zip(states, saved, strict=True):
             state.clear()

@@ -29,7 +29,6 @@ class Recipe:
     """
 
     epochs: int
-    optimizer: str
     lr: float | None
     momentum: float
     weight_decay: float

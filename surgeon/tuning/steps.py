@@ -11,7 +11,18 @@ from typing import Any
 
 from surgeon.errors import BudgetError
 
-__all__ = ["STEPS", "cubic", "equal_ratio", "explicit", "linear", "one_shot", "per_step", "shares", "targets"]
+__all__ = [
+    "STEPS",
+    "cubic",
+    "equal_ratio",
+    "explicit",
+    "goals_of",
+    "linear",
+    "one_shot",
+    "per_step",
+    "shares",
+    "targets",
+]
 
 
 def linear(final: float, steps: int, initial: float = 0.0) -> tuple[float, ...]:
@@ -121,6 +132,23 @@ def targets(name: str, amount: Any, schedule: str, steps: int, dense: int) -> tu
         return gone
     # 1e-9: 10 of 100 removed 9 times are 90, although 0.9 * 100 is a hair off in binary
     return tuple(int(dense * (1 - share) + 1e-9) if limit else int(dense * share + 1e-9) for share in gone)
+
+
+def goals_of(budget: Mapping[str, Any], schedule: str, steps: int, dense: Mapping[str, int]) -> list[dict[str, float]]:
+    """The targets of each step, by budget (:func:`targets`), for one budget or several limits together.
+
+    Raises
+    ------
+    BudgetError
+        As :func:`targets`; also if the budgets exclude each other or list another number of targets.
+    """
+    if not budget or (len(budget) > 1 and {"filters", "ratio"} & budget.keys()):
+        raise BudgetError(f"give filters=, or ratio=, or any of max_macs= and max_params=; got {sorted(budget)}")
+    columns = {name: targets(name, amount, schedule, steps, dense.get(name, 0)) for name, amount in budget.items()}
+    lengths = {len(column) for column in columns.values()}
+    if lengths != {steps}:
+        raise BudgetError(f"steps={steps}, but the budget lists {sorted(lengths)} targets: give as many")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _share(name: str, amount: Any, dense: int) -> float:

@@ -1,0 +1,297 @@
+"""``prune_and_tune``: cut a little, train, cut again; what an interruption leaves is taken up where it was."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.channels import ChannelGraph, channel_graph
+from surgeon.checkpoint import load, read_header, save, write_beside
+from surgeon.cost import Cost
+from surgeon.errors import CheckpointError, ModelError, TuningError
+from surgeon.planning import Plan
+from surgeon.pruning import prune
+from surgeon.report import filter_counts
+from surgeon.rewriting import fit
+from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
+from surgeon.tuning import Epoch, Tuned, carry, tune
+from surgeon.tuning.composition import compose
+from surgeon.tuning.order import own_randomness, seed_epoch
+from surgeon.tuning.state import FILE
+from surgeon.tuning.steps import goals_of
+
+__all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
+
+#: Called as ``after_cut(small, before, plan)``; changes the small model in place.
+AfterCut = Callable[[nn.Module, nn.Module, Plan], None]
+Sizes = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cut and the training behind it; the numbers are those after the cut. One multiply-add is 1 MAC."""
+
+    number: int
+    filters: int
+    macs: int
+    params: int
+    history: tuple[Epoch, ...]
+    best_epoch: int
+
+
+@dataclass(frozen=True)
+class PrunedAndTuned:
+    """What :func:`prune_and_tune` gives back: the model, all cuts as one plan for the dense model, and the steps."""
+
+    model: nn.Module
+    plan: Plan
+    steps: tuple[Step, ...]
+
+
+@outside_inference_mode
+def prune_and_tune(
+    model: nn.Module,
+    example_inputs: Any,
+    train_loader: Iterable[Any],
+    val_loader: Iterable[Any] | None = None,
+    *,
+    steps: int = 5,
+    epochs_per_step: int = 1,
+    final_epochs: int = 0,
+    schedule: str = "linear",
+    tuning: Mapping[str, Any] | None = None,
+    after_cut: AfterCut | None = None,
+    carry_optimizer: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
+) -> PrunedAndTuned:
+    """Reach a budget in several cuts with training after each; `model` is left as it is.
+
+    With a `directory`, a run that was interrupted at any moment and is called again with the same arguments goes on
+    from the last finished epoch or cut, and on the CPU ends as one that was not interrupted (see :func:`surgeon.tune`
+    for what that asks of the loaders). The small models are saved there with all cuts so far as one plan:
+    ``step-N-cut.safetensors`` before training, ``step-N.safetensors`` after it; :func:`surgeon.load` opens them.
+
+    Parameters
+    ----------
+    model, example_inputs:
+        As in :func:`surgeon.prune`.
+    train_loader, val_loader:
+        As in :func:`surgeon.tune`; `train_loader` also ranks the channels, unless ``dataloader`` is given.
+    steps, schedule:
+        How many cuts, and how far each goes: ``"linear"``, ``"cubic"``, ``"equal-ratio"``, ``"one-shot"``, or
+        ``"per-step"`` (``filters=512, steps=5``: 512 in every step); see :mod:`surgeon.tuning.steps`.
+    epochs_per_step, final_epochs:
+        Training after each cut, and that much more after the last one.
+    tuning:
+        Further arguments of :func:`surgeon.tune`. The learning rate's schedule runs anew after each cut.
+    after_cut:
+        Called as ``after_cut(small, before, plan)`` before training, to heal the small model in place; it must give the
+        same for the same models.
+    carry_optimizer:
+        Take the optimizer's state along through the cuts (:func:`surgeon.carry`), or start it anew after each.
+    directory:
+        Where to save.
+    options:
+        Of :func:`surgeon.prune`: the budget, always counted from the dense model (a sequence holds one target per
+        step), the criterion and the rest.
+
+    Raises
+    ------
+    TuningError, CheckpointError
+        As :func:`surgeon.tune`; also if run in several processes (cut in one, and train with ``tune`` in many).
+    ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError
+        As :func:`surgeon.prune`.
+    """
+    _check(steps, epochs_per_step, final_epochs, options)
+    module = check_model(model)
+    budget = {name: options.pop(name) for name in _BUDGETS if options.get(name) is not None}
+    dense = _graph(module, example_inputs)
+    sizes = _sizes(dense)
+    goals = goals_of(budget, schedule, steps, sizes)
+    options = {"dataloader": train_loader, **options, "ignored_layers": _names(module, options.get("ignored_layers"))}
+    options["units"] = _names(module, options.get("units"))
+    given = {k: options[k] for k in ("loss_fn", "forward_loss") if k in options} | dict(tuning or {})
+    asked = {"goals": goals, "epochs": epochs_per_step, "final": final_epochs, "carry": carry_optimizer, "seed": seed}
+    run = _Run(
+        module, sizes, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
+        after_cut, carry_optimizer, None if directory is None else Path(directory), seed, progress or (lambda *_: None),
+    )  # fmt: skip
+    return run.finish(json.loads(json.dumps(asked)), dense)
+
+
+_BUDGETS = ("filters", "ratio", "max_macs", "max_params")
+
+
+def _check(steps: Any, epochs_per_step: Any, final_epochs: Any, options: Mapping[str, Any]) -> None:
+    for name, value, least in (
+        ("steps", steps, 1), ("epochs_per_step", epochs_per_step, 0), ("final_epochs", final_epochs, 0),
+    ):  # fmt: skip
+        if type(value) is not int or value < least:
+            raise TuningError(f"{name}={value!r}: expected a whole number, {least} or more")
+    if options.get("inplace") or options.get("as_graph"):
+        raise ModelError("cutting in steps makes new models: leave inplace and as_graph out (a graph can be passed)")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TuningError("prune_and_tune runs in one process: cut in one with prune, and train in many with tune")
+
+
+def _graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
+    return channel_graph(trace(model, Inputs.of(example_inputs)))
+
+
+def _sizes(graph: ChannelGraph) -> Sizes:
+    cost = Cost(graph)
+    everything = cost.everything()
+    filters, _ = filter_counts(graph, everything)
+    return {"filters": filters, "max_macs": cost.macs(everything), "max_params": cost.params(everything)}
+
+
+def _names(model: nn.Module, layers: Iterable[nn.Module | str] | None) -> list[nn.Module | str]:
+    """Layers by name: every step has modules of its own."""
+    names = {part: name for name, part in model.named_modules()}
+    return [names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in layers or ()]
+
+
+@dataclass
+class _Run:
+    """A run of :func:`prune_and_tune`: its arguments, the dense model's sizes, and the targets of each step."""
+
+    dense: nn.Module
+    sizes: Sizes
+    example_inputs: Any
+    train_loader: Iterable[Any]
+    val_loader: Iterable[Any] | None
+    goals: list[dict[str, float]]
+    options: dict[str, Any]
+    tuning: dict[str, Any]
+    epochs_per_step: int
+    final_epochs: int
+    after_cut: AfterCut | None
+    carry_optimizer: bool
+    directory: Path | None
+    seed: int
+    progress: Callable[[str, int, int], None]
+
+    def finish(self, asked: dict[str, Any], graph: ChannelGraph) -> PrunedAndTuned:
+        """All steps that are still to come."""
+        if self.directory is not None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        rows = [] if self.directory is None else _read_rows(self.directory, asked)
+        model, plan, tuned = self.dense, _nothing(graph), None
+        start = self._last_begun()
+        for number, goal in enumerate(self.goals, 1):
+            if number < start:
+                continue
+            if number > start or start == 0:
+                model, plan, optimizer = self._cut(number, goal, model, plan, tuned)
+            else:
+                model, plan = self._load(number, plan)
+                optimizer = None
+            now = _sizes(_graph(model, self.example_inputs))
+            tuned = self._tune(number, model, optimizer)
+            row = Step(number, now["filters"], now["max_macs"], now["max_params"], tuned.history, tuned.best_epoch)
+            rows = [*rows[: number - 1], row]
+            if self.directory is not None:
+                save(self.directory / f"step-{number}.safetensors", model, plan)
+                _write_rows(self.directory, asked, rows)
+            self.progress("steps", number, len(self.goals))
+        return PrunedAndTuned(model, plan, tuple(rows))
+
+    def _last_begun(self) -> int:
+        """The last step whose training has begun; 0 if none has."""
+        if self.directory is None:
+            return 0
+        begun = [n for n in range(1, len(self.goals) + 1) if (self.directory / f"step-{n}" / FILE).exists()]
+        return max(begun, default=0)
+
+    def _load(self, number: int, nothing: Plan) -> tuple[nn.Module, Plan]:
+        """The model as it was when the step's training began."""
+        assert self.directory is not None
+        path = self.directory / f"step-{number}-cut.safetensors"
+        plan = read_header(path).plan
+        small = load(path, lambda: copy.deepcopy(self.dense), example_inputs=self.example_inputs)
+        device = next((p.device for p in self.dense.parameters()), torch.device("cpu"))
+        return small.to(device), dataclasses.replace(plan, inputs=nothing.inputs)
+
+    def _cut(
+        self, number: int, goal: Mapping[str, float], before: nn.Module, plan: Plan, tuned: Tuned | None
+    ) -> tuple[nn.Module, Plan, torch.optim.Optimizer | None]:
+        """The model after the step's cut, all cuts so far as one plan, and the optimizer for it."""
+        budget = self._budget(goal, before, number)
+        optimizer = tuned.optimizer if tuned is not None and self.carry_optimizer else None
+        small = before if tuned is not None else copy.deepcopy(before)
+        if budget:
+            loader = self.options["dataloader"]
+            with own_randomness(next((p.device for p in before.parameters()), torch.device("cpu"))):
+                seed_epoch(loader, self.seed + number, 0)
+                result = prune(before, self.example_inputs, seed=self.seed, progress=self.progress, **budget,
+                               **self.options)  # fmt: skip
+                small = result.model
+                if self.after_cut is not None:
+                    self.after_cut(small, before, result.plan)
+            fitted = fit(before, result.plan, self.example_inputs)
+            plan = compose(self.dense, plan, fitted, self.example_inputs)
+            plan = dataclasses.replace(plan, budget=result.plan.budget, criterion=result.plan.criterion)
+            optimizer = None if optimizer is None else carry(optimizer, fitted, before, small)
+        if self.directory is not None:
+            save(self.directory / f"step-{number}-cut.safetensors", small, plan)
+        return small, plan, optimizer
+
+    def _budget(self, goal: Mapping[str, float], model: nn.Module, number: int) -> dict[str, Any]:
+        """What the step still has to cut, for :func:`surgeon.prune`; empty if it is there already."""
+        now = _sizes(_graph(model, self.example_inputs))
+        if "filters" in goal:
+            left = int(goal["filters"]) - (self.sizes["filters"] - now["filters"])
+            return {"filters": left} if left > 0 else {}
+        if "ratio" in goal:
+            done = self.goals[number - 2]["ratio"] if number > 1 else 0.0
+            return {"ratio": 1 - (1 - goal["ratio"]) / (1 - done)} if goal["ratio"] > done else {}
+        return {n: int(v) for n, v in goal.items()} if any(now[name] > value for name, value in goal.items()) else {}
+
+    def _tune(self, number: int, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Tuned:
+        last = number == len(self.goals)
+        given = dict(self.tuning) | ({} if optimizer is None else {"optimizer": optimizer})
+        folder = None if self.directory is None else self.directory / f"step-{number}"
+        return tune(
+            model, self.train_loader, self.val_loader, epochs=self.epochs_per_step + (self.final_epochs if last else 0),
+            resume_dir=folder, seed=self.seed + number, progress=self.progress, **given,
+        )  # fmt: skip
+
+
+def _nothing(graph: ChannelGraph) -> Plan:
+    """The plan that cuts nothing."""
+    return Plan(type(graph.trace.model).__name__, {}, graph.trace.inputs.spec())
+
+
+def _read_rows(folder: Path, asked: Mapping[str, Any]) -> list[Step]:
+    """The steps that are finished, if the folder's run was asked the same."""
+    path = folder / "run.json"
+    if not path.exists():
+        _write_rows(folder, asked, [])
+        return []
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        rows = [Step(**{**row, "history": tuple(Epoch.read(e) for e in row["history"])}) for row in data["steps"]]
+        saved = data["asked"]
+    except (ValueError, KeyError, TypeError) as problem:
+        raise CheckpointError(f"{path}: damaged, or of another tool ({problem}); give another directory") from problem
+    if saved != asked:
+        raise CheckpointError(f"{path}: its run was asked {saved}, this one {asked}; give another directory")
+    return rows
+
+
+def _write_rows(folder: Path, asked: Mapping[str, Any], rows: list[Step]) -> None:
+    text = json.dumps({"asked": asked, "steps": [dataclasses.asdict(row) for row in rows]}, indent=2)
+    with write_beside(folder / "run.json") as temporary:
+        temporary.write_text(text, encoding="utf-8")
