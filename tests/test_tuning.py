@@ -6,6 +6,7 @@ import copy
 import itertools
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -20,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # its usual name
 import torchvision
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -272,6 +274,14 @@ def test_a_loss_per_example_is_averaged_and_forward_loss_takes_any_batch() -> No
     surgeon.tune(third, batches, epochs=1, lr=0.1, forward_loss=lambda m, b: F.cross_entropy(m(b["x"]), b["y"]))
     assert torch.allclose(one.weight, other.weight)
     assert torch.equal(one.weight, third.weight)
+
+
+def test_gradients_from_before_count_for_nothing() -> None:
+    one, other = line(), line()
+    other(ONE[0]).sum().backward()
+    for model in (one, other):
+        surgeon.tune(model, [ONE], epochs=1, lr=0.1)
+    assert torch.equal(one.weight, other.weight)
 
 
 def test_frozen_parameters_and_modes_stay() -> None:
@@ -688,6 +698,42 @@ def test_views_of_one_storage_and_ties_are_saved(tmp_path: Path) -> None:
     tied = factories.Tied()
     surgeon.tune(tied, loader(), epochs=1, resume_dir=tmp_path / "tied")
     assert tied.once.weight is tied.again.weight
+
+
+SPREAD = """
+import os, sys, torch, surgeon
+from safetensors.torch import save_file
+from tests import test_tuning as t
+from torch.utils.data import DataLoader, TensorDataset
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 2))
+with torch.no_grad():
+    for p in model.parameters():
+        p.fill_(0.01)
+batches = DataLoader(TensorDataset(t.X, t.Y), 6)
+folder = sys.argv[1]
+surgeon.tune(model, batches, batches, epochs=2, lr=0.1, schedule="constant", device="cpu", resume_dir=folder)
+save_file(model.state_dict(), f"{folder}/{os.environ['RANK']}.safetensors")
+"""
+
+
+def test_two_processes_train_as_one_with_batches_twice_as_large(tmp_path: Path) -> None:
+    (tmp_path / "spread.py").write_text(SPREAD)
+    root = Path(__file__).resolve().parent.parent
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    given = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, *command, str(tmp_path / "spread.py"), str(tmp_path)], check=True, env=given, cwd=root,
+        capture_output=True,
+    )  # fmt: skip
+    alone = nn.Sequential(nn.Flatten(), nn.Linear(108, 2))
+    with torch.no_grad():
+        for parameter in alone.parameters():
+            parameter.fill_(0.01)
+    batches = loader(12, shuffle=False)
+    surgeon.tune(alone, batches, batches, epochs=2, lr=0.1, schedule="constant", device="cpu")
+    for rank in range(2):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert all(torch.allclose(found[name], p, atol=1e-6) for name, p in alone.named_parameters())
 
 
 # --- cut and train in steps

@@ -82,6 +82,7 @@ class Loop:
         start = time.perf_counter()
         loader = self._sharded()
         seed_epoch(loader, self.recipe.seed, number, self.accelerator.process_index)
+        self.stepper.zero_grad()  # what the caller, or a step that was interrupted, has left
         with in_mode(self.run.model, True):
             loss = self._train(loader, number)
         getattr(self.penalty, "after_epoch", lambda _: None)(self.run.model)
