@@ -510,6 +510,14 @@ def test_the_group_penalty_by_hand() -> None:
     assert float(penalty.strengths.max()) == 2.5
     penalty(model).backward()  # type: ignore[no-untyped-call]
     assert two.bias.grad is None  # the outputs are pinned
+    lowest = surgeon.GroupPenalty(graph, strength=0.5, growth=2.0, share=0.4)  # 1 of 3
+    lowest.after_epoch(model)
+    assert sorted(lowest.strengths.tolist()) == [0.5, 0.5, 2.5]
+    assert int(lowest.strengths.argmax()) == int(penalty.strengths.argmax())
+    with pytest.raises(TuningError, match=r"share=1\.5"):
+        surgeon.GroupPenalty(graph, share=1.5)
+    with pytest.raises(TuningError, match="growth=-1"):
+        surgeon.GroupPenalty(graph, growth=-1)
 
 
 def total(*tensors: Tensor) -> Tensor:
