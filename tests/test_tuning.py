@@ -285,6 +285,22 @@ def test_gradients_from_before_count_for_nothing() -> None:
     assert torch.equal(one.weight, other.weight)
 
 
+def test_compiled_models_graphs_and_other_grad_modes_train_alike() -> None:
+    plain, compiled, quiet, still = net(), net(), net(), net()
+    surgeon.tune(plain, loader(), epochs=1)
+    wrapper: Any = torch.compile(compiled, backend="eager")
+    assert surgeon.tune(wrapper, loader(), epochs=1).model is wrapper
+    with torch.no_grad():
+        surgeon.tune(quiet, loader(), epochs=1)
+    with torch.inference_mode():
+        surgeon.tune(still, loader(), epochs=1)
+    assert all(same(plain, other) for other in (compiled, quiet, still))
+    graph = surgeon.prune(net().eval(), X[:2], ratio=0.3, criterion="magnitude", as_graph=True).model
+    before = copy.deepcopy(graph)
+    surgeon.tune(graph, loader(), epochs=1)
+    assert not same(graph, before)
+
+
 def test_frozen_parameters_and_modes_stay() -> None:
     model = net()
     model.first.requires_grad_(False)

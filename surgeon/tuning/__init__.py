@@ -133,6 +133,7 @@ def tune(
     distillation = None if teacher is None else Distillation(teacher, temperature, teacher_weight)
     objective = Objective(loss_fn, forward_loss, label_smoothing, distillation)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
         accelerator, place = stack.enter_context(hardware(module, mixed_precision, device))
         stack.enter_context(own_randomness(place))
         stack.enter_context(on_device(module, place, chosen))
