@@ -48,6 +48,10 @@ class VerificationError(SurgeonError, ArithmeticError):
     """The cut model differs from the dense one with the removed channels silenced."""
 
 
+class HealingError(SurgeonError, ValueError):
+    """Healing can't begin: an unknown level, no data, or models that don't belong together."""
+
+
 class CheckpointError(SurgeonError, ValueError):
     """A file that is damaged, forged, or belongs to another model."""
 

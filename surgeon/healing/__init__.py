@@ -1,0 +1,106 @@
+"""Healing: recover accuracy after a cut without labels and without training.
+
+Layer by layer, in the order in which they run, each layer behind what was cut is fitted anew: what it is given comes
+from the cut and so far healed model, what it should give from the dense one (as He et al. 2017, arXiv 1707.06168,
+section 3, fit layers in turn; here the target also makes up for what a shortcut is off by).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.errors import HealingError
+from surgeon.healing.calibration import read_batches, read_inputs
+from surgeon.healing.layers import Healer, LayerHealing
+from surgeon.healing.levels import FITTERS
+from surgeon.healing.recalibration import recalibrate
+from surgeon.planning import Plan
+from surgeon.tracing import check_model, outside_inference_mode, unwrap
+from surgeon.trial import named_tensors
+
+__all__ = ["LEVELS", "LayerHealing", "heal"]
+
+#: From nothing to most.
+LEVELS = ("none", "bn", *FITTERS)
+#: Levels after which the batch norms are measured anew; behind a regression that would make it worse.
+_MEASURED = ("bn", "bias", "gram")
+
+
+@outside_inference_mode
+def heal(
+    dense: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    dataloader: Iterable[Any],
+    level: str = "lstsq",
+    *,
+    inputs_of: Callable[[Any], Any] | None = None,
+    seed: int = 0,
+    on_layer: Callable[[LayerHealing], None] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> nn.Module:
+    """Make `small` compute what `dense` computes as nearly as it can, from a few hundred inputs; changes it in place.
+
+    Parameters
+    ----------
+    dense, small, plan:
+        The model before the cut, after it, and the plan that it was cut by.
+    dataloader:
+        Batches of inputs, or ``(inputs, targets)``, whose targets aren't looked at. All are kept in memory together
+        with what both models make of them at the layer that is being healed.
+    level:
+        ``"bn"``: batch norms are measured anew. ``"bias"``: the mean of what is missing goes into biases, or, where a
+        layer has none, into the running mean of the norm behind it; then ``bn``. ``"gram"``: removed channels become
+        linear combinations of kept ones, place by place; then ``bn``. ``"lstsq"``: ridge regression of each layer.
+        ``"none"``: nothing.
+    inputs_of:
+        What the model takes of a batch, where it isn't the batch itself or its first part.
+    seed:
+        Which places of large feature maps are looked at.
+    on_layer:
+        Called with the outcome of each layer.
+    progress:
+        Called as ``progress("heal", done, total)``.
+
+    Returns
+    -------
+    ``small``, healed. A layer is changed only if its error on held-out inputs falls.
+
+    Raises
+    ------
+    HealingError
+        For an unknown level, no data, or a small model that isn't what the plan makes of the dense one; `small` is
+        untouched then.
+    """
+    if level not in LEVELS:
+        raise HealingError(f"level={level!r}: expected one of {', '.join(LEVELS)}")
+    model, other = check_model(dense), unwrap(small)
+    batches = list(dataloader) if level != "none" else []
+    if level in FITTERS:
+        _fit_layers(model, other, plan, batches, level, inputs_of, seed, on_layer, progress)
+    if level in _MEASURED:
+        device = next((p.device for p in other.parameters()), torch.device("cpu"))
+        recalibrate(other, [read_inputs(batch, plan, inputs_of).to(device) for batch in batches])
+    return small
+
+
+def _fit_layers(
+    dense: nn.Module, small: nn.Module, plan: Plan, batches: list[Any], level: str,
+    inputs_of: Callable[[Any], Any] | None, seed: int, on_layer: Callable[[LayerHealing], None] | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:  # fmt: skip
+    pairs, tensors = read_batches(dense, small, plan, batches, inputs_of)
+    with torch.no_grad():
+        healer = Healer(pairs, tensors, level, seed)
+        for number, row in enumerate(healer.run(), 1):
+            if on_layer is not None:
+                on_layer(row)
+            if progress is not None:
+                progress("heal", number, len(healer))
+        for name, own in named_tensors(small).items():
+            if name in healer.changed:
+                own.copy_(tensors[name])

@@ -1,0 +1,154 @@
+"""Calibration batches: both models recorded on each, and rows drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from surgeon.channels import channel_graph
+from surgeon.errors import HealingError
+from surgeon.healing.residual import Shortcut, find_shortcut
+from surgeon.healing.sites import Site
+from surgeon.planning import Plan
+from surgeon.products import Walk, operand_of
+from surgeon.tracing import Inputs, Trace, record, trace
+from surgeon.trial import Fit, Misfit, fit_recording
+from surgeon.verification.comparison import kept_places
+
+#: The last of so many parts of a batch judges, and is not learned from.
+_HELD_OUT = 8
+
+
+@dataclass
+class Pair:
+    """Both models on one batch, run side by side as far as the layer that is being healed.
+
+    Attributes
+    ----------
+    fitted:
+        How the models belong together; its recordings may be those of another batch of the same shapes.
+    dense, small:
+        Where each of them is.
+    given:
+        What the dense layer multiplies.
+    """
+
+    fitted: Fit
+    dense: Walk
+    small: Walk
+    given: Tensor | None = None
+    _shortcuts: dict[str, Shortcut | None] = field(default_factory=dict)
+
+    def arrive(self, site: Site) -> None:
+        """Run the dense model past the site, the small one to it."""
+        self.dense.run_until(site.dense.name, including=False)
+        self.given = self.dense.value(operand_of(site.dense).name)
+        self.dense.run_until(site.dense.name, including=True)
+        self.small.run_until(site.product.node.name, including=False)
+
+    def mark(self) -> tuple[Any, Any]:
+        """Where both are; to come back to."""
+        return self.dense.mark(), self.small.mark()
+
+    def back(self, mark: tuple[Any, Any]) -> None:
+        """Go back to a mark."""
+        self.dense.back(mark[0])
+        self.small.back(mark[1])
+
+    def target(self, site: Site) -> Tensor:
+        """What the small layer should give: the dense layer's kept outputs, and what the shortcut is off by."""
+        node = site.product.node
+        wanted = self._kept(site.dense, node)
+        if node.name not in self._shortcuts:
+            self._shortcuts[node.name] = find_shortcut(self.fitted, self._own(node))
+        shortcut = self._shortcuts[node.name]
+        if shortcut is None:
+            return wanted
+        off = self._kept(shortcut.dense, shortcut.small), self.small.value(shortcut.small.name)
+        return wanted + shortcut.correction(*off, wanted.shape)
+
+    def _own(self, node: fx.Node) -> fx.Node:
+        """The node of this pair's own recording: those of batches of other shapes have the same names."""
+        own: fx.Node = self.small.nodes[node.name]
+        return own
+
+    def _kept(self, dense: fx.Node, small: fx.Node) -> Tensor:
+        value = self.dense.value(dense.name)
+        found = kept_places(self.fitted, self.dense.nodes[dense.name], self._own(small), value)
+        assert found is not None
+        return found
+
+    def rows(self, site: Site, quota: int, generator: torch.Generator) -> Iterator[tuple[bool, Tensor, Tensor]]:
+        """Rows of inputs and targets: ``(held out, x, y)``; at most `quota` of them, from all over the batch."""
+        form, y = site.product.form, self.target(site)
+        count = form.count(y)
+        chosen = torch.arange(count)
+        if count > quota:
+            chosen = torch.randperm(count, generator=generator)[:quota].sort().values
+        edge = count - max(count // _HELD_OUT, 1) if count > 1 else count
+        x = self.small.value(site.product.operand.name)
+        for held in (False, True):
+            some = chosen[(chosen >= edge) == held].to(y.device)
+            yield held, form.inputs(x, some), form.outputs(y, some)
+
+
+def read_batches(
+    dense: nn.Module, small: nn.Module, plan: Plan, batches: Iterable[Any], inputs_of: Callable[[Any], Any] | None
+) -> tuple[list[Pair], dict[str, Tensor]]:
+    """Both models recorded on every batch, and the small model's tensors, which all pairs share.
+
+    Raises
+    ------
+    HealingError
+        If there is no batch, or the small model isn't what the plan makes of the dense one.
+    """
+    known: dict[Any, Fit] = {}
+    tensors: dict[str, Tensor] = {}
+    pairs: list[Pair] = []
+    device = next((p.device for p in dense.parameters()), torch.device("cpu"))
+    for batch in batches:
+        inputs = read_inputs(batch, plan, inputs_of).to(device)
+        key = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in inputs.leaves())
+        fitted = known.get(key) or _fit(dense, small, plan, inputs)
+        if not _holds_once(fitted.graph.trace):
+            known[key] = fitted
+        traces = fitted.graph.trace, fitted.small.labels.trace
+        if not pairs:
+            tensors |= {name: t for name, t in traces[1].tensors.items() if not name.startswith("_constant_")}
+        walks = Walk(replace(traces[0], inputs=inputs), {}), Walk(replace(traces[1], inputs=inputs), tensors)
+        pairs.append(Pair(fitted, *walks))
+    if not pairs:
+        raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
+    return pairs, tensors
+
+
+def _fit(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
+    graph = channel_graph(trace(dense, inputs))
+    try:
+        return fit_recording(graph, record(small, inputs, graph.trace.decisions), plan.kept(graph))
+    except Misfit as misfit:
+        raise HealingError(
+            f"the small model isn't what the plan makes of the dense one at {misfit.node.meta.get('site')}: "
+            f"{misfit.why}; heal with the plan that it was cut by"
+        ) from misfit
+
+
+def _holds_once(recording: Trace) -> bool:
+    """Whether the recording holds for its own batch alone: what the data decided, or values of it, are part of it."""
+    return bool(recording.decisions) or any(name.startswith("_constant_") for name in recording.tensors)
+
+
+def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) -> Inputs:
+    """What the model takes of a batch: all of it, or, of ``(inputs, targets)``, the first part."""
+    if inputs_of is not None:
+        return Inputs.of(inputs_of(batch))
+    if isinstance(batch, Mapping | Tensor | Inputs):
+        return Inputs.of(batch)
+    takes = len(plan.inputs["args"]["list"]) if plan.inputs else 1
+    if isinstance(batch, tuple | list) and len(batch) == 2 and takes == 1:
+        batch = batch[0]
+    return Inputs.of(tuple(batch) if isinstance(batch, list) else batch)

@@ -1,0 +1,163 @@
+"""Layer by layer through both models: collect rows, fit, write, go on with what was healed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgeon.healing.calibration import Pair
+from surgeon.healing.levels import FITTERS
+from surgeon.healing.regression import Regression, Solution
+from surgeon.healing.sites import Site, find_sites
+
+#: Rows per layer: so many for each input, and no fewer than this.
+_ROWS_PER_INPUT, _LEAST_ROWS = 20, 50_000
+
+
+@dataclass(frozen=True)
+class LayerHealing:
+    """What became of one weight: mean squared errors on rows that nothing was learned from.
+
+    Attributes
+    ----------
+    weight:
+        Its name.
+    sliced, healed:
+        As it was cut, and as it is now; never above the former, nor above slicing with the best intercept.
+    """
+
+    weight: str
+    sliced: float
+    healed: float
+
+
+@dataclass
+class _Open:
+    """A weight whose calls haven't all been met yet."""
+
+    regression: Regression
+    first: int
+    marks: list[Any]
+
+
+class Healer:
+    """Fits the layers behind a cut in the order in which they run.
+
+    Parameters
+    ----------
+    pairs:
+        The calibration batches.
+    tensors:
+        The small model's parameters and buffers, which are replaced one by one.
+    level:
+        An entry of :data:`FITTERS`.
+    """
+
+    def __init__(self, pairs: list[Pair], tensors: dict[str, Tensor], level: str, seed: int) -> None:
+        self.changed: set[str] = set()
+        self._pairs, self._tensors, self._fit = pairs, tensors, FITTERS[level]
+        self._generator = torch.Generator().manual_seed(seed)
+        self._sites = find_sites(pairs[0].fitted)
+        self._calls: dict[Any, list[int]] = {}
+        for number, site in enumerate(self._sites):
+            self._calls.setdefault(site.key, []).append(number)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def run(self) -> Iterator[LayerHealing]:
+        """Heal one weight after another.
+
+        A weight that is used several times is fitted to all its calls at once; what runs from the first of them on is
+        then run again.
+        """
+        unfinished: dict[Any, _Open] = {}
+        number, done = 0, set[Any]()
+        while number < len(self._sites):
+            site = self._sites[number]
+            number += 1
+            if site.key in done:
+                continue
+            self._arrive(site)
+            if site.key not in unfinished:
+                marks = [pair.mark() for pair in self._pairs] if len(self._calls[site.key]) > 1 else []
+                unfinished[site.key] = _Open(self._regression(site), number - 1, marks)
+            self._collect(site, unfinished[site.key].regression)
+            if number - 1 == self._calls[site.key][-1]:
+                met = unfinished.pop(site.key)
+                done.add(site.key)
+                yield self._solve(site, met.regression)
+                if met.marks:
+                    number = self._back(met, unfinished)
+
+    def _back(self, met: _Open, unfinished: dict[Any, _Open]) -> int:
+        """Go back to a weight's first call, or further: whatever else had rows from behind there begins again."""
+        stale = [key for key in unfinished if any(call > met.first for call in self._calls[key])]
+        first = min([unfinished[key] for key in stale] + [met], key=lambda entry: entry.first)
+        for key in stale:
+            del unfinished[key]
+        for pair, mark in zip(self._pairs, first.marks, strict=True):
+            pair.back(mark)
+        return first.first
+
+    def _arrive(self, site: Site) -> None:
+        for pair in self._pairs:
+            pair.arrive(site)
+
+    def _regression(self, site: Site) -> Regression:
+        product = site.product
+        inputs = product.form.matrix(product.weight.index).shape[1]
+        rows = sum(product.form.count(pair.target(site)) for pair in self._pairs) * len(self._calls[site.key])
+        return Regression(centred=product.bias is not None or product.mean is not None, dual=rows < inputs)
+
+    def _collect(self, site: Site, regression: Regression) -> None:
+        inputs = site.product.form.matrix(site.product.weight.index).shape[1]
+        quota = max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // (len(self._pairs) * len(self._calls[site.key])) + 1
+        for pair in self._pairs:
+            for held, x, y in pair.rows(site, quota, self._generator):
+                (regression.hold_out if held else regression.add)(x, y)
+
+    def _solve(self, site: Site, regression: Regression) -> LayerHealing:
+        product = site.product
+        weight = product.form.matrix(product.weight.of(self._tensors)).double()
+        sliced = regression.judged(weight, self._intercept(site, weight))
+        best = min([sliced, *self._fit(site, regression, self._pairs, weight)], key=lambda solution: solution.error)
+        if best is not sliced:
+            self._write(site, best)
+        return LayerHealing(product.weight.name, sliced.error, best.error)
+
+    def _intercept(self, site: Site, weight: Tensor) -> Tensor:
+        """The intercept that the layer has, ``(groups, outputs)``."""
+        product, shape = site.product, (weight.shape[0], weight.shape[2])
+        if product.bias is not None:
+            return product.bias.of(self._tensors).to(weight).view(shape)
+        if product.mean is not None:
+            return (self._dense_mean(site) - product.mean.of(self._tensors).double()).view(shape)
+        return weight.new_zeros(shape)
+
+    def _dense_mean(self, site: Site) -> Tensor:
+        """The running mean of the dense norm: what is taken off it, the layer in front seems to add."""
+        part, fitted = site.product.mean, self._pairs[0].fitted
+        assert part is not None
+        sliced = fitted.gather(part.name, fitted.graph.trace.tensors[part.name].detach())
+        return sliced.reshape(-1)[part.index.to(sliced.device)].double()
+
+    def _write(self, site: Site, solution: Solution) -> None:
+        product = site.product
+        self._set(product.weight.name, product.form.matrix(product.weight.index), solution.weight)
+        if product.bias is not None:
+            self._set(product.bias.name, product.bias.index, solution.intercept)
+        elif product.mean is not None:
+            self._set(product.mean.name, product.mean.index, self._dense_mean(site) - solution.intercept.reshape(-1))
+        for pair in self._pairs:
+            pair.small.refresh()
+
+    def _set(self, name: str, places: Tensor, values: Tensor) -> None:
+        tensor = self._tensors[name].detach().contiguous().clone()
+        tensor.view(-1)[places.reshape(-1).to(tensor.device)] = values.reshape(-1).to(tensor)
+        self._tensors[name] = tensor
+        self.changed.add(name)

@@ -1,0 +1,71 @@
+"""The levels of healing: how one layer's weights are fitted anew. One entry of the table per level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from surgeon.healing.calibration import Pair
+from surgeon.healing.regression import PENALTIES, Regression, Solution, ridge_factor
+from surgeon.healing.sites import Site
+
+#: Candidates for a layer's new weights ``(groups, inputs, outputs)``, given the sliced ones.
+Fitter = Callable[[Site, Regression, list[Pair], Tensor], Iterator[Solution]]
+
+
+def fit_intercept(site: Site, regression: Regression, pairs: list[Pair], weight: Tensor) -> Iterator[Solution]:  # noqa: ARG001
+    """The weights as they were sliced; the mean of what is missing goes into the intercept."""
+    if regression.centred:
+        yield regression.shifted(weight)
+
+
+def fit_least_squares(site: Site, regression: Regression, pairs: list[Pair], weight: Tensor) -> Iterator[Solution]:
+    """Ridge regression on what the layer is given now."""
+    yield from fit_intercept(site, regression, pairs, weight)
+    yield from regression.solved(weight)
+
+
+def fit_gram(site: Site, regression: Regression, pairs: list[Pair], weight: Tensor) -> Iterator[Solution]:
+    """Removed channels as linear combinations of the kept ones, over all places alike: ``W + W_removed B``."""
+    yield from fit_intercept(site, regression, pairs, weight)
+    change = _compensation(site, pairs, weight)
+    if change is not None:
+        yield regression.shifted(weight + change)
+
+
+#: The levels that fit layer by layer.
+FITTERS: Mapping[str, Fitter] = {"bias": fit_intercept, "gram": fit_gram, "lstsq": fit_least_squares}
+
+
+def _compensation(site: Site, pairs: list[Pair], weight: Tensor) -> Tensor | None:
+    """What the kept channels' weights gain; None where the layer has groups or uses part of a parameter."""
+    fitted, name = pairs[0].fitted, site.product.weight.name
+    dense = fitted.graph.trace.tensors[name]
+    axes = [sorted(plane.axes) for plane in fitted.graph.structure.labels.space.planes.get(name, ())]
+    if len(weight) > 1 or axes[:2] != [[0], [1]] or site.product.weight.index.numel() != fitted.source(name).numel():
+        return None
+    inner = site.product.form.weight_axis
+    kept, outputs = fitted.positions(name, inner), fitted.positions(name, 1 - inner)
+    gone = torch.from_numpy(np.setdiff1d(np.arange(dense.shape[inner]), kept.numpy()))
+    gram = _gram(pairs)
+    factor = ridge_factor(gram[kept][:, kept][None], PENALTIES[0]) if len(gram) == dense.shape[inner] else None
+    if factor is None or not len(gone):
+        return None
+    share = torch.cholesky_solve(gram[kept][:, gone][None], factor)[0]  # (kept, gone)
+    lost = dense.detach().double().index_select(1 - inner, outputs.to(dense.device)).index_select(inner, gone)
+    gained = torch.tensordot(share, lost, dims=([1], [inner])).movedim(0, inner)
+    return site.product.form.matrix(gained.reshape(-1)[site.product.weight.index])
+
+
+def _gram(pairs: list[Pair]) -> Tensor:
+    """Mean products of the dense layer's input channels, ``(channels, channels)``."""
+    total, count = torch.zeros(()), 0
+    for pair in pairs:
+        x = pair.given
+        assert x is not None
+        rows = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
+        total, count = total + rows.mT @ rows, count + len(rows)
+    return total / count
