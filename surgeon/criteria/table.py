@@ -14,6 +14,7 @@ from torch import Tensor
 from surgeon.channels import ChannelGraph
 from surgeon.criteria.filters import average, channel_bytes, channel_macs, filters, scales, total
 from surgeon.criteria.gradients import Floats, ForwardLoss, Progress, Statistic
+from surgeon.criteria.reconstruction import removal_costs
 
 __all__ = ["CRITERIA", "Criterion", "Floats", "ForwardLoss", "Request", "criterion"]
 
@@ -254,6 +255,29 @@ def lamp(request: Request) -> Floats:
         scored[order] = np.divide(squares[order], left, out=np.zeros_like(left), where=left > 0)
         scored[order[-1]] = 1.0
     return scored
+
+
+# ---------------------------------------------------------------- from what the readers are given
+
+
+@criterion("obs", needs_data=True, normaliser=as_is)
+def obs(request: Request) -> Floats:
+    """What the removal adds to the readers' relative squared error once they are fitted anew: see `reconstruction`.
+
+    Looks at no labels. Made for healing by least squares, which fits them so.
+    """
+    return _reconstruction(request)
+
+
+@criterion("obs-mac", needs_data=True, normaliser=as_is)
+def obs_mac(request: Request) -> Floats:
+    """``obs`` per MAC that goes with the channel; one that saves none counts 1."""
+    return _reconstruction(request) / np.maximum(channel_macs(request.graph), 1)
+
+
+def _reconstruction(request: Request) -> Floats:
+    assert request.batches is not None
+    return removal_costs(request.graph, request.batches)
 
 
 # ---------------------------------------------------------------- the control

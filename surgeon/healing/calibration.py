@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,12 +143,8 @@ def _holds_once(recording: Trace) -> bool:
 
 
 def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) -> Inputs:
-    """What the model takes of a batch: all of it, or, of ``(inputs, targets)``, the first part."""
+    """What the model takes of a batch."""
     if inputs_of is not None:
         return Inputs.of(inputs_of(batch))
-    if isinstance(batch, Mapping | Tensor | Inputs):
-        return Inputs.of(batch)
-    takes = len(plan.inputs["args"]["list"]) if plan.inputs else 1
-    if isinstance(batch, tuple | list) and len(batch) == 2 and takes == 1:
-        batch = batch[0]
-    return Inputs.of(tuple(batch) if isinstance(batch, list) else batch)
+    takes = plan.inputs or {"args": {"list": [None]}, "kwargs": {"dict": {}}}
+    return Inputs.from_batch(batch, Inputs(tuple(takes["args"]["list"]), takes["kwargs"]["dict"]))

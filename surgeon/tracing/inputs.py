@@ -50,6 +50,18 @@ class Inputs:
             )
         return result
 
+    @classmethod
+    def from_batch(cls, batch: Any, like: Inputs) -> Inputs:
+        """What a model that takes inputs `like` these is given of a batch of a data loader.
+
+        All of it, or, of ``(inputs, targets)``, the first part; of a dict the entries that `like` names.
+        """
+        if isinstance(batch, Mapping) and like.kwargs and not like.args:
+            return cls((), {name: batch[name] for name in like.kwargs if name in batch})
+        if isinstance(batch, tuple | list) and len(batch) == 2 and len(like.args) == 1:
+            batch = batch[0]
+        return cls.of(tuple(batch) if isinstance(batch, list) else batch)
+
     def leaves(self) -> list[Any]:
         """All leaves of args and kwargs, in a fixed order."""
         return pytree.tree_leaves((self.args, dict(self.kwargs)))
