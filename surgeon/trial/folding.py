@@ -149,29 +149,30 @@ def _weights(graph: ChannelGraph, product: fx.Node, later: tuple[fx.Node, ...], 
 def _beside(
     graph: ChannelGraph, weight: fx.Node, bias: fx.Node, rows: _Sources | None, weights: bool
 ) -> _Sources | None:
-    """The bias of the chosen rows of a weight: they lie alike along the product's last axis."""
+    """The bias of the chosen rows of a weight, or of several joined: they lie alike along the product's last axis."""
     other = _back(graph, bias, (), weights)
     axes = [_vector(graph, weight, rows), _vector(graph, bias, other)]
-    if rows is None or other is None or len(other.rows) != 1 or axes[0] is None or axes[1] is None:
+    if rows is None or other is None or axes[0] is None or axes[1] is None or len(axes[0]) != len(axes[1]):
         return None
     chosen = np.concatenate([_labels_of(graph, place, positions) for place, positions in rows.rows.items()])
-    if len(axes[0]) != len(axes[1]):
-        return None
-    ((place, _),) = other.rows.items()
     picked = axes[1][np.isin(axes[0], chosen)]
-    start = graph.structure.labels.space.starts[graph.structure.labels.space.index[place]]
-    return _Sources({place: picked - start}, other.path)
+    space = graph.structure.labels.space
+    # places of no tensor are zeros that the forward makes; what is joined with the chosen ones stays as it is
+    picked = picked[np.isin(space.place_of(picked), [space.index[place] for place in other.rows])]
+    owners = {place: picked[space.place_of(picked) == space.index[place]] for place in other.rows}
+    found = {place: labels - space.starts[space.index[place]] for place, labels in owners.items() if len(labels)}
+    return _Sources(found, {call for call in other.path if np.isin(_labels_at(graph, call), picked).any()})
 
 
 def _vector(graph: ChannelGraph, node: fx.Node, rows: _Sources | None) -> Ints | None:
-    """The labels along the one axis of `node` whose labels are those of the tensor that the rows are of."""
-    if rows is None or len(rows.rows) != 1:
-        return None
-    (place,) = rows.rows
+    """The labels along the one axis of `node` whose labels are those of the tensors that the rows are of."""
+    space = graph.structure.labels.space
+    own = [space.index[place] for place in rows.rows] if rows is not None else []
+    made = [index for index, (name, _) in enumerate(space.places) if name not in space.planes]
     for plane in graph.structure.labels.marks[node].planes:
         labels = flat(plane.labels)
-        space = graph.structure.labels.space
-        if len(plane.axes) == 1 and labels.min() > 0 and (space.place_of(labels) == space.index[place]).all():
+        places = np.unique(space.place_of(labels[labels > 0]))
+        if len(plane.axes) == 1 and np.isin(own, places).any() and np.isin(places, [*own, *made]).all():
             return labels
     return None
 

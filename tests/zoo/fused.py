@@ -146,3 +146,52 @@ class EinsumAttention(Tokens):
             weights = torch.einsum("bqhd,bkhd->bhqk", q, k).mul(self.scale).softmax(-1)
             out = torch.einsum("bhqk,bkhd->bqhd", weights, v)
             return self.proj(out.reshape(*x.shape[:2], -1))
+
+
+@zoo
+class FusedJoinedBias(Tokens):
+    """As in BEiT: the bias is joined from those of q and v, k's between them; a bias by head joins the scores."""
+
+    cuts, shapes = FUSED, {"mixer.qkv.weight": (24, 8), "mixer.q_bias": (8,)}
+
+    class Mixer(FusedHeads):
+        k_bias: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(16, 48, bias=False)
+            self.q_bias, self.v_bias = nn.Parameter(torch.zeros(16)), nn.Parameter(torch.zeros(16))
+            self.register_buffer("k_bias", torch.zeros(16), persistent=False)
+            self.table = nn.Parameter(torch.zeros(4, 6, 6))
+
+        def forward(self, x: Tensor) -> Any:
+            b, n, c = x.shape
+            bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+            qkv = F.linear(x, self.qkv.weight, bias).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.table[None])
+            return self.proj(out.transpose(1, 2).reshape(b, n, c))
+
+
+@zoo
+class FusedZerosForBias(Tokens):
+    """As in Swin v2 and BEiT v1: k has no bias, so zeros are joined in its place."""
+
+    cuts, shapes = FUSED, {"mixer.qkv.weight": (24, 8), "mixer.q_bias": (8,)}
+
+    class Mixer(FusedHeads):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(16, 48, bias=False)
+            self.q_bias, self.v_bias = nn.Parameter(torch.zeros(16)), nn.Parameter(torch.zeros(16))
+
+        def heads(self, x: Tensor) -> Any:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+            b, n, _ = x.shape
+            qkv = F.linear(x, self.qkv.weight, bias).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            return qkv.unbind(0)
+
+        def forward(self, x: Tensor) -> Any:
+            q, k, v = self.heads(x)
+            out = F.scaled_dot_product_attention(q, k, v)
+            return self.proj(out.transpose(1, 2).reshape(*x.shape[:2], -1))
