@@ -16,18 +16,17 @@ from torch import nn
 
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.checkpoint import load, read_header, save, write_beside
-from surgeon.cost import Cost
+from surgeon.composition import compose
 from surgeon.errors import CheckpointError, ModelError, TuningError
 from surgeon.planning import Plan
+from surgeon.planning.steps import goals_of, remaining
 from surgeon.pruning import prune
-from surgeon.report import filter_counts
+from surgeon.report import sizes
 from surgeon.rewriting import fit
 from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
 from surgeon.tuning import Epoch, Tuned, carry, tune
-from surgeon.tuning.composition import compose
 from surgeon.tuning.order import own_randomness, seed_epoch
 from surgeon.tuning.state import FILE
-from surgeon.tuning.steps import goals_of
 
 __all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
 
@@ -91,7 +90,7 @@ def prune_and_tune(
         As in :func:`surgeon.tune`; `train_loader` also ranks the channels, unless ``dataloader`` is given.
     steps, schedule:
         How many cuts, and how far each goes: ``"linear"``, ``"cubic"``, ``"equal-ratio"``, ``"one-shot"``, or
-        ``"per-step"`` (``filters=512, steps=5``: 512 in every step); see :mod:`surgeon.tuning.steps`.
+        ``"per-step"`` (``filters=512, steps=5``: 512 in every step); see :mod:`surgeon.planning.steps`.
     epochs_per_step, final_epochs:
         Training after each cut, and that much more after the last one.
     tuning:
@@ -118,14 +117,14 @@ def prune_and_tune(
     module = check_model(model)
     budget = {name: options.pop(name) for name in _BUDGETS if options.get(name) is not None}
     dense = _graph(module, example_inputs)
-    sizes = _sizes(dense)
-    goals = goals_of(budget, schedule, steps, sizes)
+    amounts = sizes(dense)
+    goals = goals_of(budget, schedule, steps, amounts)
     options = {"dataloader": train_loader, **options, "ignored_layers": _names(module, options.get("ignored_layers"))}
     options["units"] = _names(module, options.get("units"))
     given = {k: options[k] for k in ("loss_fn", "forward_loss") if k in options} | dict(tuning or {})
     asked = {"goals": goals, "epochs": epochs_per_step, "final": final_epochs, "carry": carry_optimizer, "seed": seed}
     run = _Run(
-        module, sizes, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
+        module, amounts, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
         after_cut, carry_optimizer, None if directory is None else Path(directory), seed, progress or (lambda *_: None),
     )  # fmt: skip
     return run.finish(json.loads(json.dumps(asked)), dense)
@@ -148,13 +147,6 @@ def _check(steps: Any, epochs_per_step: Any, final_epochs: Any, options: Mapping
 
 def _graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     return channel_graph(trace(model, Inputs.of(example_inputs)))
-
-
-def _sizes(graph: ChannelGraph) -> Sizes:
-    cost = Cost(graph)
-    everything = cost.everything()
-    filters, _ = filter_counts(graph, everything)
-    return {"filters": filters, "max_macs": cost.macs(everything), "max_params": cost.params(everything)}
 
 
 def _names(model: nn.Module, layers: Iterable[nn.Module | str] | None) -> list[nn.Module | str]:
@@ -198,7 +190,7 @@ class _Run:
             else:
                 model, plan = self._load(number, plan)
                 optimizer = None
-            now = _sizes(_graph(model, self.example_inputs))
+            now = sizes(_graph(model, self.example_inputs))
             tuned = self._tune(number, model, optimizer)
             row = Step(number, now["filters"], now["max_macs"], now["max_params"], tuned.history, tuned.best_epoch)
             rows = [*rows[: number - 1], row]
@@ -250,14 +242,8 @@ class _Run:
 
     def _budget(self, goal: Mapping[str, float], model: nn.Module, number: int) -> dict[str, Any]:
         """What the step still has to cut, for :func:`surgeon.prune`; empty if it is there already."""
-        now = _sizes(_graph(model, self.example_inputs))
-        if "filters" in goal:
-            left = int(goal["filters"]) - (self.sizes["filters"] - now["filters"])
-            return {"filters": left} if left > 0 else {}
-        if "ratio" in goal:
-            done = self.goals[number - 2]["ratio"] if number > 1 else 0.0
-            return {"ratio": 1 - (1 - goal["ratio"]) / (1 - done)} if goal["ratio"] > done else {}
-        return {n: int(v) for n, v in goal.items()} if any(now[name] > value for name, value in goal.items()) else {}
+        before = self.goals[number - 2] if number > 1 else {}
+        return remaining(goal, before, self.sizes, sizes(_graph(model, self.example_inputs)))
 
     def _tune(self, number: int, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Tuned:
         last = number == len(self.goals)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.channels import ChannelGraph, channel_graph
-from surgeon.criteria import Request, Scores, find_criterion, score
+from surgeon.channels import ChannelGraph
+from surgeon.composition import compose
+from surgeon.criteria import Request, find_criterion
 from surgeon.criteria.table import Floats, ForwardLoss
-from surgeon.errors import BudgetError, InputError, ModelError, NothingToCutError, ScoreError, SurgeonError
-from surgeon.planning import Plan, make_plan
-from surgeon.report import Report, make_report, tensor_bytes
-from surgeon.rewriting import rewrite
-from surgeon.rules import reasons
-from surgeon.tracing import Inputs, check_model, error_site, outside_inference_mode, trace
+from surgeon.cutting import Clock, Cut, Cutter, read_graph
+from surgeon.errors import BudgetError, HealingError, ModelError, ScoreError
+from surgeon.healing import LEVELS, LayerHealing
+from surgeon.healing import heal as run_healing
+from surgeon.planning import Plan
+from surgeon.planning.steps import goals_of, remaining
+from surgeon.report import Report, make_report, sizes, tensor_bytes
+from surgeon.rewriting import fit, rewrite
 from surgeon.tracing import as_graph as to_graph
-from surgeon.trial import find_misfit
-from surgeon.verification import Check, Difference
-from surgeon.verification import verify as run_check
+from surgeon.tracing import check_model, outside_inference_mode
+from surgeon.verification import Check
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ def prune(
     ignored_layers: Iterable[nn.Module | str] = (),
     units: Iterable[nn.Module | str] = (),
     min_channels: int = 1,
+    heal: str = "none",
+    calibration: Iterable[Any] | None = None,
+    steps: int = 1,
+    schedule: str = "linear",
     verify: bool = True,
     strict: bool = False,
     inplace: bool = False,
@@ -69,6 +73,11 @@ def prune(
         How much, and how: see :func:`surgeon.make_plan`.
     criterion, dataloader, loss_fn, forward_loss:
         What ranks the channels: see :func:`surgeon.score`.
+    heal, calibration:
+        How to recover accuracy without training (:func:`surgeon.heal`), and on which batches; default: those of
+        `dataloader`, whose targets aren't looked at.
+    steps, schedule:
+        Cut in so many steps, ranked and healed anew in each: ``"linear"``, ``"cubic"``, ``"equal-ratio"``.
     verify:
         Check the cut model (:func:`surgeon.verify`); a failure raises and nothing is returned.
     strict:
@@ -86,124 +95,129 @@ def prune(
 
     Raises
     ------
-    ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError
+    ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError,
+    HealingError
         Each says where, what came, what was expected and what to do next. The model is untouched then.
     """
-    clock = _Clock(progress)
     module = check_model(model)
-    _check_early(criterion, dataloader)
+    _check_early(criterion, dataloader, steps)
+    _check_healing(heal, dataloader if calibration is None else calibration)
     if as_graph:
-        ignored_layers = _by_name(module, ignored_layers)
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
-    with clock("trace"):
-        graph = _graph(module, example_inputs)
-    with clock("score"):
-        scores: Scores = score(
-            graph, criterion, dataloader, loss_fn, forward_loss=forward_loss, seed=seed, progress=progress
-        )
+    batches = _repeatable(dataloader) if heal != "none" or steps > 1 else dataloader
+    cutter = Cutter(
+        example_inputs,
+        {"criterion": criterion, "loss_fn": loss_fn, "forward_loss": forward_loss},
+        {"scope": scope, "round_to": round_to, "min_channels": min_channels,
+         "ignored_layers": _by_name(check_model(model), ignored_layers), "units": _by_name(module, units)},
+        verify, strict, seed, Clock(progress), batches,
+    )  # fmt: skip
+    healer = _Healer(module, batches if calibration is None else calibration, heal, seed, cutter.clock)
+    budget = {"filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params}
+    budget = {name: amount for name, amount in budget.items() if amount is not None}
+    if steps > 1:
+        cut = _cut_in_steps(cutter, healer, module, budget, steps, schedule)
+    else:
+        cut = cutter.cut(module, budget, rewritten=not inplace or heal != "none")
+        healer(cut.small, cut.plan)
+    graph = cut.graph
+    report = make_report(graph, cut.plan.kept(graph), cut.check, (*cut.inexact, *_notes(graph, cut.plan)))
+    small = _into(model, cut, healer.healed, cutter.clock) if inplace else cut.small
+    assert small is not None
+    report = replace(
+        report, bytes_after=tensor_bytes(small), seconds=dict(cutter.clock.seconds), healing=tuple(healer.layers)
+    )  # fmt: skip
+    return Result(small, replace(cut.plan, fitted=None), report)
 
-    def planned(graph: ChannelGraph) -> tuple[Plan, nn.Module]:
-        with clock("plan"):
-            plan = make_plan(
-                graph, scores, filters=filters, ratio=ratio, max_macs=max_macs, max_params=max_params, scope=scope,
-                round_to=round_to, ignored_layers=ignored_layers, units=units, min_channels=min_channels, seed=seed,
+
+def _into(model: nn.Module, cut: Cut, healed: bool, clock: Clock) -> nn.Module:
+    """Make `model` itself the cut one."""
+    with clock("rewrite"):
+        result = rewrite(model, cut.plan, inplace=True)
+        if healed and cut.small is not None:
+            result.load_state_dict(cut.small.state_dict())
+    return result
+
+
+class _Healer:
+    """Heals small models towards the first dense one, and remembers what came of it the last time."""
+
+    def __init__(self, dense: nn.Module, batches: Iterable[Any] | None, level: str, seed: int, clock: Clock) -> None:
+        self.layers: list[LayerHealing] = []
+        self.healed = level != "none"
+        self._dense, self._batches, self._level, self._seed, self._clock = dense, batches, level, seed, clock
+
+    def __call__(self, small: nn.Module | None, plan: Plan) -> None:
+        if not self.healed or small is None or self._batches is None:
+            return
+        self.layers = []
+        with self._clock("heal"):
+            run_healing(
+                self._dense, small, plan, self._batches, self._level,
+                seed=self._seed, on_layer=self.layers.append, progress=self._clock.progress,
             )  # fmt: skip
-        if strict and plan.fitted is not None:
-            _refuse_pinned(plan.fitted.graph)
-        if inplace and not verify:
-            return plan, module  # cut at the end, once
-        with clock("rewrite"):
-            return plan, rewrite(module, plan)
-
-    def checked(plan: Plan, small: nn.Module) -> Check:
-        with clock("verify"):
-            return run_check(module, small, plan, example_inputs, seed=seed)
-
-    plan, small = planned(graph)
-    check, inexact = None, list[str]()
-    if verify:
-        plan, small, check, inexact = _until_exact(plan, small, planned, checked)
-    assert plan.fitted is not None
-    graph = plan.fitted.graph
-    report = make_report(graph, plan.kept(graph), check, (*inexact, *_notes(graph, plan)))
-    if inplace:
-        with clock("rewrite"):
-            small = rewrite(model, plan, inplace=True)
-    report = replace(report, bytes_after=tensor_bytes(small), seconds=dict(clock.seconds))
-    return Result(small, replace(plan, fitted=None), report)
 
 
-#: How often a cut that the check found wrong is planned again without the channels that meet where it differs.
-_MOST_REPLANS = 8
+def _cut_in_steps(
+    cutter: Cutter, healer: _Healer, module: nn.Module, budget: Mapping[str, Any], steps: int, schedule: str
+) -> Cut:
+    """Cut, heal and score again, towards the budget; all cuts as one of the dense model."""
+    dense = sizes(read_graph(module, cutter.example_inputs))
+    goals = goals_of(budget, schedule, steps, dense)
+    small, plan, checks, inexact = module, None, list[Check](), list[str]()
+    for before, goal in zip([{}, *goals], goals, strict=False):
+        left = remaining(goal, before, dense, sizes(read_graph(small, cutter.example_inputs)))
+        if not left:
+            continue
+        cut = cutter.cut(small, left)
+        assert cut.small is not None
+        assert cut.plan.fitted is not None
+        plan = cut.plan if plan is None else compose(module, plan, cut.plan.fitted, cutter.example_inputs)
+        small = cut.small
+        healer(small, plan)
+        checks += [cut.check] if cut.check is not None else []
+        inexact += cut.inexact
+    if plan is None:
+        raise BudgetError(f"{dict(budget)}: the model is within it as it is")
+    fitted = fit(module, plan, cutter.example_inputs)
+    whole = replace(
+        plan, budget={**budget, **{k: v for k, v in plan.budget.items() if k not in goals[0]}}, fitted=fitted
+    )
+    return Cut(whole, small, _all_of(checks), tuple(dict.fromkeys(inexact)))
 
 
-def _until_exact(
-    plan: Plan,
-    small: nn.Module,
-    planned: Callable[[ChannelGraph], tuple[Plan, nn.Module]],
-    checked: Callable[[Plan, nn.Module], Check],
-) -> tuple[Plan, nn.Module, Check, list[str]]:
-    """Check the cut; where it differs, plan again with the channels there pinned, and say so."""
-    inexact: list[str] = []
-    while True:
-        try:
-            return plan, small, checked(plan, small), inexact
-        except Difference as difference:  # noqa: PERF203  # it happens next to never
-            inexact.append(f"not exact at {difference.node.meta.get('site')}: the channels there stay whole")
-            if len(inexact) > _MOST_REPLANS:
-                raise
-            try:
-                plan, small = planned(_without(plan, difference))
-            except (BudgetError, NothingToCutError):
-                raise difference from None  # without those channels there is nothing left to do
+def _all_of(checks: list[Check]) -> Check | None:
+    """The checks of several cuts as one: the worst of each."""
+    if not checks:
+        return None
+    status = "passed" if all(check.status == "passed" for check in checks) else "unproven"
+    return Check(
+        status, max(c.error for c in checks), max(c.own_error for c in checks), min(c.nodes for c in checks),
+        tuple(dict.fromkeys(name for c in checks for name in c.unproven)), checks[-1].kept_statistics,
+    )  # fmt: skip
 
 
-def _without(plan: Plan, difference: Difference) -> ChannelGraph:
-    """The graph with the channels at the difference pinned: what can't be cut exactly stays whole, and is named."""
-    assert plan.fitted is not None
-    graph = plan.fitted.graph
-    misfit = find_misfit(graph, {}, plan.fitted.kept, difference.node, str(difference), exactly=True)
-    if not len(misfit.channels):
-        raise difference
-    return graph.pin(misfit.channels, reasons.mixes(difference.node), misfit.source)
+def _repeatable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Batches that can be gone through again: what runs out is kept."""
+    return list(batches) if isinstance(batches, Iterator) else batches
 
 
-class _Clock:
-    """Seconds of each stage, and word of it to the caller."""
-
-    def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._progress = progress or (lambda *_: None)
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._progress(stage, 0, 1)
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-        self._progress(stage, 1, 1)
-
-
-def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None) -> None:
+def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None, steps: Any) -> None:
     """What would fail after minutes of work fails now."""
     name, chosen = find_criterion(criterion)
     if chosen.needs_data and dataloader is None:
         raise ScoreError(
             f"criterion {name!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
         )
+    if type(steps) is not int or steps < 1:
+        raise BudgetError(f"steps={steps!r}: expected a positive whole number")
 
 
-def _graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
-    try:
-        return channel_graph(trace(module, Inputs.of(example_inputs)))
-    except SurgeonError:
-        raise
-    except Exception as problem:
-        where = error_site(problem, {id(m): name for name, m in module.named_modules()})
-        raise InputError(
-            f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
-            "pass example_inputs that model(*args, **kwargs) runs on"
-        ) from problem
+def _check_healing(level: str, batches: Iterable[Any] | None) -> None:
+    if level not in LEVELS:
+        raise HealingError(f"heal={level!r}: expected one of {', '.join(LEVELS)}")
+    if level != "none" and batches is None:
+        raise HealingError(f"heal={level!r} needs inputs: pass dataloader=... or calibration=... (no labels needed)")
 
 
 def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool, units: Iterable[Any]) -> nn.Module:
@@ -215,18 +229,10 @@ def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool, units
 
 
 def _by_name(model: nn.Module, layers: Iterable[nn.Module | str]) -> list[nn.Module | str]:
-    """The same layers by name: a graph has containers of its own."""
+    """The same layers by name: graphs, and the models between steps, have modules of their own."""
+    layers = [layers] if isinstance(layers, str | nn.Module) else layers
     names = {part: name for name, part in model.named_modules()}
     return [names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in layers]
-
-
-def _refuse_pinned(graph: ChannelGraph) -> None:
-    rows = [p for p in graph.pinned if p.reason not in (reasons.OUTPUT, reasons.IGNORED)]
-    if rows:
-        listed = "\n".join(f"  {p.layer}: {p.reason}" + (f" ({p.source})" if p.source else "") for p in rows)
-        raise NothingToCutError(
-            f"strict: these layers have to keep channels:\n{listed}\nname them in ignored_layers to go on"
-        )
 
 
 def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:

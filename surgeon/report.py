@@ -12,6 +12,7 @@ from torch import nn
 from surgeon.channels import ChannelGraph, Pin, layer_of
 from surgeon.channels.structure import Flags
 from surgeon.cost import Cost
+from surgeon.healing import LayerHealing
 from surgeon.verification import Check
 
 
@@ -43,6 +44,7 @@ class Report:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    healing: tuple[LayerHealing, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -58,6 +60,14 @@ def filter_counts(graph: ChannelGraph, kept: Flags) -> tuple[int, int]:
     """Convolution filters before and after."""
     numbers = graph.structure.channel[graph.structure.filters]
     return len(numbers), int(kept[numbers].sum())
+
+
+def sizes(graph: ChannelGraph) -> dict[str, int]:
+    """How much the dense model has of what a budget limits: filters, MACs (one multiply-add is 1), parameters."""
+    cost = Cost(graph)
+    everything = cost.everything()
+    filters, _ = filter_counts(graph, everything)
+    return {"filters": filters, "max_macs": cost.macs(everything), "max_params": cost.params(everything)}
 
 
 def layer_rows(graph: ChannelGraph, kept: Flags) -> tuple[LayerRow, ...]:

@@ -238,6 +238,52 @@ def test_no_layer_keeps_fewer_where_bundles_are_cut_by_shares() -> None:
     plan = plan_of(graph, criterion="random", ratio=0.85, scope="local", min_channels=6)
     assert min(widths_of(surgeon.rewrite(model, plan))) >= 6
 
+# --- trials
+
+
+class Stubborn(nn.Module):
+    """A constant in the forward holds `inner`; two numbers that the block holds are as large and mean nothing."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.inner, self.outer = conv(16, width), conv(width, 16)
+        self.levels, self.seed, self.size = width, width, f"{width}"  # a text is no number that a trial could change
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        y = y.view(y.shape[0], int(self.size), y.shape[2] * y.shape[3]).view(y.shape)
+        return x + self.outer(torch.relu(y))
+
+
+def trials_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often the forward is tried for a plan at half the width, which must leave some layer smaller."""
+    count = 0
+    real = surgeon.trial.search.attempt
+
+    def counted(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        return real(*args)
+
+    monkeypatch.setattr(surgeon.trial.search, "attempt", counted)
+    assert gone(plan_of(graph_of(model), ratio=0.5, scope="local"))
+    return count
+
+
+def test_what_failed_at_one_block_is_not_tried_at_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    few, many = (nn.Sequential(conv(3, 16), *(Stubborn() for _ in range(n)), conv(16, 4)) for n in (3, 12))
+    assert trials_of(many, monkeypatch) == trials_of(few, monkeypatch) <= 12
+
+
+def test_a_search_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every block fails in a way of its own: when enough has been tried, all of that line stays."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 16), *(Stubborn(8 + n) for n in range(12)), conv(16, 4))
+    assert trials_of(model, monkeypatch) > 12
+    monkeypatch.setattr(surgeon.trial.search, "_MOST_TRIALS", 5)
+    assert trials_of(model, monkeypatch) <= 8
+
 
 # --- ignored layers
 

@@ -177,7 +177,7 @@ def _rows(product: Product, x: Tensor, y: Tensor, generator: torch.Generator) ->
     quota = max(_MOST_ROWS // 4, 2 * inputs)
     chosen = torch.randperm(count, generator=generator)[:quota] if count > quota else torch.arange(count)
     rows = product.form.inputs(x, chosen.to(x.device))
-    return rows if inputs <= _MOST_INPUTS else rows.unflatten(2, (-1, _pooled(inputs))).mean(3)
+    return rows if inputs <= _MOST_INPUTS else rows.view(*rows.shape[:2], -1, _pooled(inputs)).mean(3)
 
 
 def _pooled(inputs: int) -> int:
@@ -190,7 +190,7 @@ def _readers(graph: ChannelGraph, product: Product, moments: _Moments) -> list[R
     channel = _channels(graph, product)
     if matrix.shape[1] > _MOST_INPUTS:
         size = _pooled(matrix.shape[1])
-        matrix, channel = matrix.unflatten(1, (-1, size)).sum(2), channel[:, ::size]
+        matrix, channel = matrix.reshape(len(matrix), -1, size, matrix.shape[2]).sum(2), channel[:, ::size]
     found = []
     for own, covariance, weight in zip(channel, moments.covariance(), matrix, strict=True):
         variance = torch.einsum("io,ij,jo->", weight, covariance, weight)
@@ -202,7 +202,7 @@ def _readers(graph: ChannelGraph, product: Product, moments: _Moments) -> list[R
 
 
 def _channels(graph: ChannelGraph, product: Product) -> Ints:
-    """The channel of each input, ``(groups, inputs)``: of the weight's planes the one that doesn't vary over outputs."""
+    """The channel of each input, ``(groups, inputs)``: the weight's plane that doesn't vary over outputs."""
     structure = graph.structure
     shape = graph.trace.tensors[product.weight.name].shape
     best = np.full(product.form.matrix(product.weight.index).shape[:2], -1)

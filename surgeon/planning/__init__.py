@@ -20,7 +20,7 @@ from surgeon.planning.selection import channels_in, channels_made_by, select_lay
 from surgeon.planning.shares import NoSuchWidthError, Shares
 from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
-from surgeon.trial import Misfit, fit
+from surgeon.trial import Misfit
 
 __all__ = ["LIMITS", "Plan", "make_plan", "select_layers", "smallest"]
 
@@ -86,7 +86,7 @@ def make_plan(
             steps = Steps(round_to or 1, min_channels, shares.blocked)
             moves, kept = _chosen(repair.graph, scores, asked, scope, steps)
             kept = shares.settle(repair.graph, scores, moves, kept)
-            fitted = fit(repair.graph, kept, repair.bindings)
+            fitted = repair.fit(kept)
             break
         except Misfit as misfit:
             repair.after(misfit)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Hashable
 from dataclasses import dataclass
 
+import numpy as np
+from torch import fx
+
 from surgeon.channels import ChannelGraph, Link
+from surgeon.channels.structure import Flags, Ints
 from surgeon.rules import reasons
-from surgeon.trial import Binding, Misfit, find_links
+from surgeon.trial import Binding, Fit, Misfit, Search, alike, channels_at, find_links, fit, place
+
+#: At how many calls alike channels are pinned one call at a time, before those at all of them are.
+_ONE_BY_ONE = 1
 
 
 class Repair:
@@ -27,6 +37,18 @@ class Repair:
         self.graph = graph
         self.bindings: tuple[Binding, ...] = ()
         self._open: _Open | None = None
+        self._search = Search()
+        self._pinned: Counter[Hashable] = Counter()
+
+    def fit(self, kept: Flags) -> Fit:
+        """Try the graph at these widths.
+
+        Raises
+        ------
+        Misfit
+            If the forward doesn't follow: to be taken in by :meth:`after`.
+        """
+        return fit(self.graph, kept, self.bindings, self._search)
 
     def after(self, misfit: Misfit) -> None:
         """Take in that a trial failed here."""
@@ -35,7 +57,7 @@ class Repair:
         if self._open is not None and order[misfit.node] > order[self._open.misfit.node]:
             self._open = None  # the link has proved itself
         if self._open is None:
-            links = [] if misfit.numeric else find_links(self.graph, misfit)
+            links = [] if misfit.numeric or self._search.exhausted else find_links(self.graph, misfit)
             self._open = _Open(self.graph, misfit, links)
         self.undone()
 
@@ -51,8 +73,23 @@ class Repair:
         self.graph, misfit = self._open.graph, self._open.misfit
         self.bindings = misfit.bindings
         self._open = None
-        self.graph = self.graph.pin(misfit.channels, reasons.constant(misfit.node), misfit.source)
+        self.graph = self.graph.pin(self._staying(misfit), reasons.constant(misfit.node), misfit.source)
         return True
+
+    def _staying(self, misfit: Misfit) -> Ints:
+        """The channels at a misfit; where a call like it failed before, those at all calls alike: they'd fail, too."""
+        kind = _kind(misfit.node)
+        self._pinned[kind] += 1
+        if self._pinned[kind] <= _ONE_BY_ONE and not self._search.exhausted:
+            return misfit.channels
+        calls = [n for n in alike(self.graph, misfit.node) if self._search.exhausted or _kind(n) == kind]
+        found = [channels_at(self.graph, call, misfit.kept) for call in calls]
+        return np.unique(np.concatenate([misfit.channels, *found]))
+
+
+def _kind(node: fx.Node) -> Hashable:
+    """The same for calls of one line on values of one shape, in modules that are numbered."""
+    return place(node), re.sub(r"\d+", "#", node.meta["site"].path), node.meta.get("shape")
 
 
 @dataclass

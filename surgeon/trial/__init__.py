@@ -2,21 +2,25 @@
 
 from surgeon.trial.alignment import align, calls, partners
 from surgeon.trial.arrivals import arrivals
-from surgeon.trial.bindings import Binding
-from surgeon.trial.blame import Misfit, find_misfit
-from surgeon.trial.fitting import Fit, fit, fit_recording, settle
+from surgeon.trial.bindings import Binding, alike, place
+from surgeon.trial.blame import Misfit, channels_at, find_misfit
+from surgeon.trial.fitting import Fit, fit_recording, settle
 from surgeon.trial.links import find_links
 from surgeon.trial.places import find_places
 from surgeon.trial.running import widths_of
+from surgeon.trial.search import Search, fit
 from surgeon.trial.skeleton import named_tensors, replace_tensors, with_tensors
 
 __all__ = [
     "Binding",
     "Fit",
     "Misfit",
+    "Search",
     "align",
+    "alike",
     "arrivals",
     "calls",
+    "channels_at",
     "find_links",
     "find_misfit",
     "find_places",
@@ -24,6 +28,7 @@ __all__ = [
     "fit_recording",
     "named_tensors",
     "partners",
+    "place",
     "replace_tensors",
     "settle",
     "widths_of",

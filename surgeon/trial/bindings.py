@@ -8,7 +8,7 @@ carried over to all calls of the same line, where each has a width of its own.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def settings(bindings: Iterable[Binding], kept: Flags) -> dict[Target, Any]:
     return {binding.target: binding.value(kept) for binding in bindings}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Guess:
     """A held number that equals a width at a call: the module `up` levels above the innermost, and what it holds.
 
@@ -69,6 +69,13 @@ class Guess:
     parts: tuple[Where | None, ...]
     value: Any
     given: bool
+
+    @property
+    def kind(self) -> Hashable:
+        """What it is, the same at all calls of a line."""
+        target = self.target
+        held = (target.name, target.key) if isinstance(target, Attribute) else (self.rank, target.position)
+        return self.up, held, self.parts
 
 
 def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> list[Guess]:
@@ -262,12 +269,13 @@ def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:
 
 def alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
     """`node`, and all other calls of the user's line and of its operator."""
-    line, name = _written(node), operator_name(node)
-    others = [
-        n for n in graph.trace.calls
-        if n is not node and line is not None and _written(n) == line and operator_name(n) == name
-    ]  # fmt: skip
-    return [node, *others]
+    own = place(node)
+    return [node, *(n for n in graph.trace.calls if n is not node and own[0] is not None and place(n) == own)]
+
+
+def place(node: fx.Node) -> tuple[str | None, str]:
+    """The user's line that makes a call, and its operator."""
+    return _written(node), operator_name(node)
 
 
 def _written(node: fx.Node) -> str | None:

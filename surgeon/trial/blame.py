@@ -22,6 +22,7 @@ class Misfit(Exception):
         super().__init__(why)
         self.node, self.channels, self.why, self.kept = node, channels, why, kept
         self.numeric = False  # True where only a number in the forward is another one
+        self.stopped = False  # True where the forward raised; then `why` is what it said
         self.followed = False  # True where the forward ran and its shapes followed: only the ways differ
         self.bindings: tuple[Binding, ...] = ()  # with which it was tried
 
@@ -54,7 +55,7 @@ def find_misfit(
             return Misfit(node, channels, why, kept)
     index = graph.trace.order[node] if node is not None else len(order) - 1
     for candidate in reversed(order[: index + 1]):
-        channels = _channels_at(graph, candidate, kept)
+        channels = channels_at(graph, candidate, kept)
         if len(channels):
             return Misfit(node or candidate, channels, why, kept)
     return Misfit(node or order[-1], np.flatnonzero(~kept), why, kept)
@@ -76,7 +77,7 @@ def _nearest_channels(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:
     """The cut channels at `node`, or at its closest ancestors that have any."""
     level, seen = [node], {node}
     while level:
-        found = [_channels_at(graph, n, kept) for n in level]
+        found = [channels_at(graph, n, kept) for n in level]
         if any(len(f) for f in found):
             return np.unique(np.concatenate(found))
         level = [n for n in dict.fromkeys(i for n in level for i in n.all_input_nodes) if n not in seen]
@@ -107,7 +108,7 @@ def _kept_places(graph: ChannelGraph, plane: Plane, kept: Flags) -> Flags:
     return found
 
 
-def _channels_at(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:
+def channels_at(graph: ChannelGraph, node: fx.Node, kept: Flags) -> Ints:
     """The cut channels that flow into or out of a dense node."""
     marks = [graph.structure.labels.marks.get(n) for n in (node, *node.all_input_nodes)]
     numbers = [graph.structure.of(p.labels) for m in marks if m is not None for p in m.planes]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,13 +13,13 @@ from surgeon.channels import ChannelGraph, Group, Structure
 from surgeon.channels.structure import Flags, Ints
 from surgeon.tracing import Trace
 from surgeon.trial.alignment import partners
-from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, settings, together
+from surgeon.trial.bindings import Binding, settings
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold
 from surgeon.trial.places import find_places
 from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
 from surgeon.trial.skeleton import named_tensors
-from surgeon.trial.targets import Settings, Target
+from surgeon.trial.targets import Settings
 
 
 @dataclass(frozen=True)
@@ -128,96 +126,8 @@ def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> dict[str, int]:
     return _count(graph, run_at(graph, widths, kept, {}), kept)
 
 
-def fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = ()) -> Fit:
-    """Match the small model that keeps exactly these channels (bool per channel) with the dense one.
-
-    `known` are bindings found before; where the forward fails, more are looked for.
-
-    Raises
-    ------
-    Misfit
-        If the forward doesn't follow; it carries the bindings found so far.
-    """
-    best = outcome = _outcome(graph, kept, known)
-    open_ends: list[Fit | Misfit] = []
-    for _ in range(_MOST_EXPANSIONS):
-        if isinstance(outcome, Fit):
-            return outcome
-        if _reach(graph, outcome) > _reach(graph, best):
-            best = outcome
-        open_ends += _bound(graph, outcome, kept)
-        if not open_ends:
-            break
-        outcome = open_ends.pop()
-    assert isinstance(best, Misfit)
-    raise best
-
-
-#: How many misfits one fit looks for bindings at, and how many pairs of numbers it tries there.
-_MOST_EXPANSIONS, _MOST_PAIRS = 24, 10
-
-
-def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> list[Fit | Misfit]:
-    """The outcomes with more numbers bound that get furthest beyond the misfit, the likeliest last.
-
-    A number is bound at all calls of the line if that helps, else at the one call.
-    """
-    if misfit.numeric:
-        return []  # the sizes follow: no number is bound to a width here
-    taken = {binding.target for binding in misfit.bindings}
-    found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
-    everywhere = alike(graph, misfit.node) if found else []
-    tried: set[frozenset[tuple[Target, str]]] = {_settled(misfit.bindings, kept)}
-    for choices in _choices(found):
-        for nodes in (everywhere, everywhere[:1]) if len(everywhere) > 1 else (everywhere,):
-            outcomes: list[Fit | Misfit] = []
-            for chosen in choices:
-                bindings = _with(graph, misfit, chosen, nodes)
-                key = _settled(bindings, kept)
-                if key not in tried:
-                    tried.add(key)
-                    outcomes.append(_outcome(graph, kept, bindings))
-                if outcomes and isinstance(outcomes[-1], Fit):
-                    return outcomes[-1:]
-            best = max((_reach(graph, outcome) for outcome in outcomes), default=0.0)
-            if best > _reach(graph, misfit):
-                return [outcome for outcome in reversed(outcomes) if _reach(graph, outcome) == best]
-    return []
-
-
-def _choices(found: Sequence[Guess]) -> Iterator[list[tuple[Guess, ...]]]:
-    """What to bind, the likeliest first: all numbers that the call itself got, one of them, any one, any two."""
-    joint = together(found)
-    if len(joint) > 1:
-        yield [joint]
-    yield [(guess,) for guess in found if guess.given]
-    yield [(guess,) for guess in found if not guess.given]
-    pairs = itertools.combinations(found, 2)
-    yield list(itertools.islice((pair for pair in pairs if pair[0].target != pair[1].target), _MOST_PAIRS))
-
-
-def _with(
-    graph: ChannelGraph, misfit: Misfit, chosen: Sequence[Guess], nodes: Sequence[fx.Node]
-) -> tuple[Binding, ...]:
-    """The bindings with these guesses bound as well, at all of these calls."""
-    bound = {binding.target: binding for binding in misfit.bindings}
-    for guess in chosen:
-        for binding in bind_alike(graph, nodes, guess):
-            bound.setdefault(binding.target, binding)
-    return tuple(bound.values())
-
-
-def _settled(bindings: Sequence[Binding], kept: Flags) -> frozenset[tuple[Target, str]]:
-    """The numbers that bindings come to: equal ones make equal trials."""
-    return frozenset((target, repr(value)) for target, value in settings(bindings, kept).items())
-
-
-def _reach(graph: ChannelGraph, outcome: Fit | Misfit) -> float:
-    """How far a trial got."""
-    return math.inf if isinstance(outcome, Fit) else graph.trace.order[outcome.node]
-
-
-def _outcome(graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:
+def attempt(graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:
+    """Match the small model that keeps exactly these channels with the dense one, with these numbers bound."""
     try:
         run = run_at(graph, widths_of(graph, kept), kept, settings(bindings, kept))
         return replace(_match(graph, run, kept), bindings=bindings)
@@ -227,7 +137,7 @@ def _outcome(graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) ->
 
 
 def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
-    """:func:`fit` for a small model that exists already, from a recording of its own forward.
+    """:func:`attempt` for a small model that exists already, from a recording of its own forward.
 
     Raises
     ------

@@ -106,7 +106,9 @@ def _stopped(graph: ChannelGraph, stop: Unfinished, kept: Flags) -> Misfit:
     """Where a forward came to a stop."""
     dense = graph.trace.graph
     node = next_call(stop.graph, dense)
-    return find_misfit(graph, align(stop.graph, dense), kept, node, str(stop.__cause__))
+    misfit = find_misfit(graph, align(stop.graph, dense), kept, node, str(stop.__cause__))
+    misfit.stopped = True
+    return misfit
 
 
 def _skeleton(graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None) -> nn.Module:

@@ -20,6 +20,7 @@ __all__ = [
     "linear",
     "one_shot",
     "per_step",
+    "remaining",
     "shares",
     "targets",
 ]
@@ -149,6 +150,27 @@ def goals_of(budget: Mapping[str, Any], schedule: str, steps: int, dense: Mappin
     if lengths != {steps}:
         raise BudgetError(f"steps={steps}, but the budget lists {sorted(lengths)} targets: give as many")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def remaining(
+    goal: Mapping[str, float], before: Mapping[str, float], dense: Mapping[str, int], now: Mapping[str, int]
+) -> dict[str, Any]:
+    """What a step still has to cut for its goal, as a budget; empty if it is there already.
+
+    Parameters
+    ----------
+    goal, before:
+        The targets of this step and of the one before it, counted from the dense model.
+    dense, now:
+        What the dense model has of each, and what is left by now.
+    """
+    if "filters" in goal:
+        left = int(goal["filters"]) - (dense["filters"] - now["filters"])
+        return {"filters": left} if left > 0 else {}
+    if "ratio" in goal:
+        done = before.get("ratio", 0.0)
+        return {"ratio": 1 - (1 - goal["ratio"]) / (1 - done)} if goal["ratio"] > done else {}
+    return {n: int(v) for n, v in goal.items()} if any(now[name] > value for name, value in goal.items()) else {}
 
 
 def _share(name: str, amount: Any, dense: int) -> float:
