@@ -238,6 +238,7 @@ def test_no_layer_keeps_fewer_where_bundles_are_cut_by_shares() -> None:
     plan = plan_of(graph, criterion="random", ratio=0.85, scope="local", min_channels=6)
     assert min(widths_of(surgeon.rewrite(model, plan))) >= 6
 
+
 # --- trials
 
 
