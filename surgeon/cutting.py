@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -70,6 +70,8 @@ class Cutter:
         Options of :func:`surgeon.score` and of :func:`surgeon.make_plan`.
     verify, strict:
         Check the cut; refuse one that leaves layers whole.
+    choose:
+        Gives the scores in place of `scoring`, by what comes of the budget.
     """
 
     example_inputs: Any
@@ -79,21 +81,25 @@ class Cutter:
     strict: bool
     seed: int
     clock: Clock
-    dataloader: Iterable[Any] | None = field(default=None)
+    dataloader: Iterable[Any] | None = None
+    choose: Callable[[nn.Module, ChannelGraph, Mapping[str, Any]], Scores] | None = None
 
     def cut(self, module: nn.Module, budget: Mapping[str, Any], *, rewritten: bool = True) -> Cut:
         """Cut `module` down to `budget`; it stays as it is. Without `rewritten` and a check, only plan."""
         with self.clock("trace"):
             graph = read_graph(module, self.example_inputs)
         with self.clock("score"):
-            scores = score(
-                graph, dataloader=self.dataloader, seed=self.seed, progress=self.clock.progress, **self.scoring
-            )  # fmt: skip
+            scores = self._score(module, graph, budget)
         plan = self._plan(graph, scores, budget)
         if not (rewritten or self.verify):
             return Cut(plan, None, None, ())
         small = self._rewrite(module, plan)
         return self._until_exact(module, plan, small, scores, budget) if self.verify else Cut(plan, small, None, ())
+
+    def _score(self, module: nn.Module, graph: ChannelGraph, budget: Mapping[str, Any]) -> Scores:
+        if self.choose is not None:
+            return self.choose(module, graph, budget)
+        return score(graph, dataloader=self.dataloader, seed=self.seed, progress=self.clock.progress, **self.scoring)
 
     def _plan(self, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any]) -> Plan:
         with self.clock("plan"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from surgeon.automatic import Automatic
 from surgeon.channels import ChannelGraph
 from surgeon.composition import compose
 from surgeon.criteria import Request, find_criterion
@@ -104,15 +105,21 @@ def prune(
     _check_healing(heal, dataloader if calibration is None else calibration)
     if as_graph:
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
-    batches = _repeatable(dataloader) if heal != "none" or steps > 1 else dataloader
+    batches = _repeatable(dataloader) if heal != "none" or steps > 1 or criterion == "auto" else dataloader
+    clock = Clock(progress)
+    scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss}
+    planning = {
+        "scope": scope, "round_to": round_to, "min_channels": min_channels,
+        "ignored_layers": _by_name(check_model(model), ignored_layers), "units": _by_name(module, units),
+    }  # fmt: skip
+    choose = None
+    if criterion == "auto" and batches is not None:
+        towards = batches if calibration is None else calibration
+        choose = Automatic(batches, towards, scoring, planning, heal, seed, clock.progress)
     cutter = Cutter(
-        example_inputs,
-        {"criterion": criterion, "loss_fn": loss_fn, "forward_loss": forward_loss},
-        {"scope": scope, "round_to": round_to, "min_channels": min_channels,
-         "ignored_layers": _by_name(check_model(model), ignored_layers), "units": _by_name(module, units)},
-        verify, strict, seed, Clock(progress), batches,
+        example_inputs, {"criterion": criterion, **scoring}, planning, verify, strict, seed, clock, batches, choose
     )  # fmt: skip
-    healer = _Healer(module, batches if calibration is None else calibration, heal, seed, cutter.clock)
+    healer = _Healer(module, batches if calibration is None else calibration, heal, seed, clock)
     budget = {"filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params}
     budget = {name: amount for name, amount in budget.items() if amount is not None}
     if steps > 1:

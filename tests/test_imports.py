@@ -30,6 +30,7 @@ ORDER = (
     "checkpoint",
     "tuning",
     "measure",
+    "automatic",
     "cutting",
     "pruning",
     "iteration",

@@ -275,6 +275,25 @@ def obs_mac(request: Request) -> Floats:
     return _reconstruction(request) / np.maximum(channel_macs(request.graph), 1)
 
 
+#: Of the mixtures below, the share of ``obs`` and the power of the MACs, where nothing better is known.
+SHARE, POWER = 0.6, 1.5
+
+
+@criterion("auto", SQUARE, needs_data=True, normaliser=as_is)
+def auto(request: Request) -> Floats:
+    """``obs`` and ``fisher``, a weighted geometric mean, per MAC to the power of 1.5.
+
+    The one says what the readers can't make up for, the other what the loss makes of it. :func:`surgeon.prune` tries
+    several powers (`surgeon.automatic`) and takes the one whose small model comes nearest to the dense one.
+    """
+    return mixture(request.graph, _reconstruction(request), request.means[SQUARE], POWER)
+
+
+def mixture(graph: ChannelGraph, removal: Floats, squares: Floats, power: float) -> Floats:
+    """``removal ** 0.6 * squares ** 0.4 / MACs ** power``; scores of ``obs`` and of ``fisher``."""
+    return removal**SHARE * squares ** (1 - SHARE) / np.maximum(channel_macs(graph), 1) ** power
+
+
 def _reconstruction(request: Request) -> Floats:
     assert request.batches is not None
     return removal_costs(request.graph, request.batches)
