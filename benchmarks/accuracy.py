@@ -1,159 +1,254 @@
-"""Real images, real weights: ResNet-56 on CIFAR-10 at half its MACs, ranked on 512 training images, no training.
+"""Real images, real weights: accuracy after a cut and after each level of healing, Torch-Pruning beside it.
 
-For each criterion and seed: top-1 on the 10,000 test images straight after the cut, and after BatchNorm recalibration
-on the same 512 images (labels unused), with the result of surgeon's own check beside it. A seed chooses the 512 images,
-and the scores of ``random``; ``magnitude`` looks at no image, so its three cuts are one, recalibrated on three sets.
-Written after each row to ``benchmarks/results/accuracy.json``; a second run goes on where the first stopped.
+Networks and MACs are those of ``CASES``. A seed draws 512 training images. Criteria that use labels ("labelled" in the
+row) see theirs; healing never does. Each cut is tested as it is and after each level of healing, which work on copies
+of the same cut; so is the dense network. Torch-Pruning is cut to the same MACs on the same images, and its batch norms
+are measured anew on them. One counter (PyTorch's) gives everybody's MACs.
 
-    python benchmarks/accuracy.py            # about 15 minutes on 2 cores
-    python benchmarks/accuracy.py --quick    # 500 test images, one seed
+Written after each level to ``benchmarks/results/accuracy.json``; a second run goes on where the first stopped. Rows say
+which sources they are of; ``--renew`` measures again what is of others. Most important rows first, so that a run
+bounded by ``--minutes`` leaves the best table for its time.
+
+    python benchmarks/accuracy.py --threads 1                         # about 6 hours on one core
+    python benchmarks/accuracy.py --threads 1 --minutes 25            # as much of it as fits
+    python benchmarks/accuracy.py --quick                             # 500 test images, one seed, two cases
+    python benchmarks/accuracy.py --steps 4 --levels lstsq --rivals   # ranked and healed in each of four steps
+    python benchmarks/accuracy.py --device cuda --tune 30 --scratch 160 --criteria auto  # the controls, on a GPU
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from common import Images, Table, arguments, cifar10, drawn, output_path, pick_device, run_main, say, trained
-from torch import nn
+from accuracy_cut import HEALING, Cut, surgeons, whole
+from accuracy_rival import CRITERIA as RIVALS
+from accuracy_rival import IMAGES as RIVAL_IMAGES
+from accuracy_rival import Descents, RivalError
+from accuracy_task import BATCH, CIFAR, IMAGENET, NOTES, TEST_TOTAL, Task, read_task
+from accuracy_training import Training
+from common import (
+    ROOT,
+    Images,
+    MissingError,
+    Table,
+    arguments,
+    commit,
+    output_path,
+    pick_device,
+    run_main,
+    say,
+    source_digest,
+)
 
 import surgeon
-from surgeon.report import Report
+from surgeon.criteria import find_criterion
 
-NETWORK = "resnet56-cifar10"
-CRITERIA = ("taylor", "magnitude", "random")
-TRAIN_TOTAL, TEST_TOTAL = 50_000, 10_000
-BATCH = 128  # of the ranking and of the recalibration; the test's batch changes no figure
-TEST_BATCH = 500
+#: Network and how many times fewer MACs, most important first.
+CASES = (
+    "resnet56-cifar10@2", "resnet56-cifar10@3", "resnet20-cifar10@1.7", "resnet56-cifar10@4", "resnet56-cifar10@1.5",
+    "vgg16bn-w025-cifar10@2", "vgg16bn-w025-cifar10@1.5", f"{IMAGENET}@2", f"{IMAGENET}@1.5",
+)  # fmt: skip
+CRITERIA = ("auto", "obs-mac", "taylor", "random")
+QUICK_CASES, QUICK_TEST = 2, 500
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row to fill: who cuts what to which MACs by which criterion."""
+
+    tool: str
+    network: str
+    speedup: float
+    criterion: str
+    seed: int
+    steps: int = 1
+
+    @property
+    def key(self) -> str:
+        """The row's name in the file."""
+        steps = f"-{self.steps}steps" if self.steps > 1 else ""
+        return f"{self.network}/{self.speedup:g}x/{self.tool}/{self.criterion}{steps}/{self.seed}"
+
+    def facts(self) -> dict[str, Any]:
+        """What the row begins with."""
+        names = ("network", "speedup", "tool", "criterion", "steps", "seed")
+        note = {"note": NOTES[self.network]} if self.network in NOTES else {}
+        return {name: getattr(self, name) for name in names} | note
 
 
 def main() -> int:
-    """Fill the table row by row, and say each row."""
+    """Fill the table row by row, and say each level."""
     options = parse()
-    device = pick_device(options)
-    dense, stats = trained(NETWORK, device)
-    settings = settings_of(options)
-    table = Table.open(output_path(options), settings, device, fresh=options.fresh)
-    test = cifar10("test", stats, device, torch.arange(settings["test_images"]))
-    if "dense_top1" not in table.facts:
-        table.facts["dense_top1"] = top1(dense, test)
-    say(f"{NETWORK} dense: {table.facts['dense_top1']:.2f} % on {len(test)} test images")
-    for seed in options.seeds:
-        wanted = [name for name in options.criteria if f"{name}/{seed}" not in table.rows]
-        if not wanted:
-            continue
-        chosen = cifar10("train", stats, device, drawn(TRAIN_TOTAL, options.images, seed))
-        table.facts.setdefault("dense_top1_bn", {})[str(seed)] = recalibrated_top1(dense, chosen, test)
-        for name in wanted:
-            row = measure(dense, name, seed, chosen, test, options)
-            table.put(f"{name}/{seed}", row)
-            say(describe(row))
+    bench = Bench(options, pick_device(options))
+    for line in lines(options):
+        if bench.late():
+            say(f"stopped after {options.minutes:g} minutes; the same command goes on from here")
+            break
+        bench.fill(line)
     return 0
 
 
 def parse() -> argparse.Namespace:
-    """Read the options; ``--quick`` narrows the seeds and the test images."""
-    parser = arguments("Accuracy of ResNet-56 on CIFAR-10 after a cut, without training.", "accuracy")
-    parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), help="in this order within a seed")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each chooses its own images")
-    parser.add_argument("--images", type=int, default=512, help="training images to rank and recalibrate on")
-    parser.add_argument("--max-macs", type=float, default=0.5, help="share of the MACs to keep within")
-    parser.add_argument("--scope", default="global", choices=("global", "local"), help="of the ranking")
+    """Read the options; ``--quick`` narrows the cases, the seeds and the test images."""
+    parser = arguments("Accuracy after a cut, healed and not, and Torch-Pruning's.", "accuracy")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), help="NETWORK@SPEEDUP, in this order")
+    parser.add_argument("--criteria", nargs="*", default=list(CRITERIA), help="surgeon's, in this order within a case")
+    parser.add_argument("--rivals", nargs="*", default=list(RIVALS), choices=RIVALS, help="Torch-Pruning's criteria")
+    parser.add_argument("--levels", nargs="+", default=list(HEALING["surgeon"]), choices=HEALING["surgeon"])
+    parser.add_argument("--steps", type=int, default=1, help="surgeon cuts in so many, healed by lstsq in each")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each draws its own images")
+    parser.add_argument("--images", type=int, default=512, help="training images to rank and heal on")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
+    parser.add_argument("--renew", action="store_true", help="measure again what other sources measured")
+    parser.add_argument("--tune", type=int, default=0, metavar="EPOCHS", help="fine-tune the healed cuts as well")
+    parser.add_argument("--scratch", type=int, default=0, metavar="EPOCHS", help="train the cut networks from scratch")
+    parser.add_argument("--lr", type=float, default=0.01, help="peak rate of the fine-tuning")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "accuracy", help="where training is kept")
     options = parser.parse_args()
     if options.quick:
-        options.seeds = options.seeds[:1]
+        options.cases, options.seeds = options.cases[:QUICK_CASES], options.seeds[:1]
     return options
 
 
-def settings_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What must be equal for two rows to stand in one table."""
-    return {
-        "network": NETWORK,
-        "images": options.images,
-        "test_images": 500 if options.quick else TEST_TOTAL,
-        "max_macs": options.max_macs,
-        "scope": options.scope,
-        "batch": BATCH,
-    }
+def lines(options: argparse.Namespace) -> Iterator[Line]:
+    """The rows in the order in which they count: seed by seed, case by case."""
+    criteria = [name for name in options.criteria if known(name)]
+    for seed in options.seeds:
+        for case in options.cases:
+            network, _, speedup = case.partition("@")
+            if network not in (*CIFAR, IMAGENET) or not speedup:
+                raise MissingError(f"{case!r}: expected NETWORK@SPEEDUP, such as {CASES[0]}")
+            yield Line("dense", network, 1.0, "-", seed)
+            for name in criteria:
+                yield Line("surgeon", network, float(speedup), name, seed, options.steps)
+            for name in options.rivals:
+                yield Line("torch-pruning", network, float(speedup), name, seed)
 
 
-def measure(
-    dense: nn.Module, criterion: str, seed: int, chosen: Images, test: Images, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Cut once, test, recalibrate, test again: one row."""
-    start = time.perf_counter()
-    result = surgeon.prune(
-        dense,
-        chosen.inputs[:8],  # of 2, a layer cut to one channel can be all zero behind its ReLU: unproven
-        max_macs=options.max_macs,
-        criterion=criterion,
-        dataloader=chosen.batches(BATCH),
-        scope=options.scope,
-        seed=seed,
-    )
-    seconds = time.perf_counter() - start
-    row = {"criterion": criterion, "seed": seed, "top1": top1(result.model, test)}
-    row["top1_bn"] = recalibrated_top1(result.model, chosen, test)
-    return row | facts_of(result.report) | {"prune_s": round(seconds, 3), "prune_stages_s": dict(result.report.seconds)}
+def known(name: str) -> bool:
+    """Whether this surgeon has the criterion; said where it hasn't."""
+    try:
+        find_criterion(name)
+    except surgeon.SelectionError as problem:
+        say(f"left out: {problem}")
+        return False
+    return True
 
 
-def facts_of(report: Report) -> dict[str, Any]:
-    """Sizes before and after, and what the check said."""
-    names = [f"{what}_{when}" for what in ("macs", "params", "filters") for when in ("before", "after")]
-    check = report.check
-    found = None if check is None else {"status": check.status, "error": check.error, "own_error": check.own_error}
-    nodes = {} if check is None else {"check_nodes": check.nodes, "check_unproven": len(check.unproven)}
-    return {name: getattr(report, name) for name in names} | {"check": found} | nodes
+@dataclass
+class Bench:
+    """The table, and what is at hand: one network and one seed's images at a time."""
 
+    options: argparse.Namespace
+    device: torch.device
+    table: Table = field(init=False)
+    start: float = field(default_factory=time.monotonic)
+    _task: Task | None = None
+    _chosen: tuple[tuple[str, int], Images] | None = None
+    _descents: Descents | None = None
 
-@torch.inference_mode()
-def top1(model: nn.Module, images: Images) -> float:
-    """Top-1 accuracy in percent."""
-    model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in images.batches(TEST_BATCH))
-    return 100 * right / len(images)
+    def __post_init__(self) -> None:
+        options = self.options
+        settings = {"images": options.images, "batch": BATCH, "rival_images": RIVAL_IMAGES}
+        settings |= {"test_images": QUICK_TEST if options.quick else TEST_TOTAL}
+        settings |= {"tune": [options.tune, options.lr], "scratch": options.scratch}
+        self.table = Table.open(output_path(options), settings, self.device, fresh=options.fresh, mixed=True)
+        self.origin = {"source": source_digest(), "commit": commit()}
+        self.training = Training(options.tune, options.scratch, options.lr, options.work)
 
+    def late(self) -> bool:
+        """Whether the time is over."""
+        return time.monotonic() - self.start > 60 * float(self.options.minutes)
 
-def recalibrated_top1(model: nn.Module, chosen: Images, test: Images) -> float:
-    """Top-1 accuracy in percent of a copy of ``model`` that is recalibrated on ``chosen``."""
-    other = copy.deepcopy(model)
-    recalibrate(other, (inputs for inputs, _ in chosen.batches(BATCH)))
-    return top1(other, test)
+    def fill(self, line: Line) -> None:
+        """Measure the levels that the row lacks; cut again only if there are any."""
+        row = self.table.rows.get(line.key)
+        old = row is not None and row["source"] != self.origin["source"]
+        if row is not None and (not self.options.renew if old else not self.wanted(line, row)):
+            return
+        row = line.facts() | {"top1": {}, "seconds": {}, "failed": {}} if row is None or old else row
+        row |= self.origin
+        try:
+            cut = self.cut(line)
+        except (surgeon.SurgeonError, RivalError) as problem:
+            self.fail(line, row, "cut", problem)
+            return
+        row |= {**cut.facts, **self.sizes(cut)}
+        for level in self.wanted(line, row):
+            if self.late():
+                return
+            self.measure(line, row, cut, level)
 
+    def wanted(self, line: Line, row: dict[str, Any]) -> list[str]:
+        """The levels that the row lacks."""
+        if "cut" in row["failed"]:
+            return []
+        levels = ["lstsq"] if line.steps > 1 else [n for n in HEALING[line.tool] if n in self.options.levels]
+        levels += self.training.levels(self.task(line.network)) if line.seed == self.options.seeds[0] else ()
+        levels = [name for name in levels if not (line.tool == "dense" and name == "scratch")]
+        return [name for name in levels if name not in row["top1"] and name not in row["failed"]]
 
-@torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Replace every BatchNorm's running statistics by their plain average over ``batches``, in place.
+    def cut(self, line: Line) -> Cut:
+        """The cut that the row is about. Raises SurgeonError or RivalError."""
+        task, chosen = self.task(line.network), self.chosen(line.network, line.seed)
+        if line.tool == "dense":
+            return whole(task, chosen)
+        if line.tool == "surgeon":
+            return surgeons(task, line.speedup, line.criterion, chosen, line.seed, line.steps)
+        if self._descents is None or self._descents.task is not task or self._descents.chosen is not chosen:
+            cases = [case.partition("@") for case in self.options.cases]
+            self._descents = Descents(task, chosen, [float(x) for name, _, x in cases if name == line.network])
+        return self._descents.cut(line.criterion, line.speedup)
 
-    Only the BatchNorm layers are in train mode meanwhile; momentum and mode are as before afterwards.
-    """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-        norm.train()
-    for inputs in batches:
-        model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
+    def measure(self, line: Line, row: dict[str, Any], cut: Cut, level: str) -> None:
+        """One level: heal a copy, or train it, and test it."""
+        start, task = time.perf_counter(), self.task(line.network)
+        try:
+            if level in cut.levels:
+                model = cut.healed(level)
+            else:
+                model = self.training.trained(task, cut, level, line.key, line.seed)
+        except surgeon.SurgeonError as problem:
+            self.fail(line, row, level, problem)
+            return
+        row["seconds"][level] = round(cut.seconds.get(level, time.perf_counter() - start), 3)
+        row["top1"][level] = task.top1(model)
+        self.table.put(line.key, row)
+        found, seconds = row["top1"][level], row["seconds"][level]
+        say(f"{line.key} {level}: {found:.2f} %, {seconds:.0f} s; MACs {row['macs_left']:.1%}")
 
+    def fail(self, line: Line, row: dict[str, Any], level: str, problem: Exception) -> None:
+        """A row that says what went wrong."""
+        row["failed"][level] = str(problem).splitlines()[0]
+        self.table.put(line.key, row)
+        say(f"{line.key} {level}: {row['failed'][level]}")
 
-def describe(row: dict[str, Any]) -> str:
-    """One line for the person who is watching."""
-    macs = row["macs_after"] / row["macs_before"]
-    check = row["check"] or {"status": "off", "error": float("nan")}
-    return (
-        f"{row['criterion']:>10} seed {row['seed']}: {row['top1']:.2f} % straight after the cut, "
-        f"{row['top1_bn']:.2f} % recalibrated; MACs {100 * macs:.1f} %; "
-        f"check {check['status']}, error {check['error']:.1e}"
-    )
+    def sizes(self, cut: Cut) -> dict[str, Any]:
+        """Before and after."""
+        assert self._task is not None
+        before, after = self._task.sizes(self._task.dense), self._task.sizes(cut.model)
+        found = {
+            f"{name}_{when}": sizes[name] for when, sizes in (("before", before), ("after", after)) for name in sizes
+        }
+        return found | {"macs_left": round(after["macs"] / before["macs"], 5)}
+
+    def task(self, network: str) -> Task:
+        """The network and its test images, read once as long as it is the same."""
+        if self._task is None or self._task.name != network:
+            self._task = read_task(network, self.device, self.table.settings["test_images"])
+        return self._task
+
+    def chosen(self, network: str, seed: int) -> Images:
+        """The images of a seed, read once as long as they are the same."""
+        if self._chosen is None or self._chosen[0] != (network, seed):
+            self._chosen = (network, seed), self.task(network).draw(self.options.images, seed)
+        return self._chosen[1]
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def write_text(path: Path, text: str) -> None:
 class Table:
     """Rows under string keys in one JSON file, written after every row; a second run goes on where the first stopped.
 
-    Rows of other settings or of other surgeon sources are dropped when the file is opened.
+    Rows of other settings or of other surgeon sources are dropped when the file is opened; the latter stay where
+    every row says its own (``mixed``).
     """
 
     path: Path
@@ -151,13 +152,15 @@ class Table:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: Path, settings: Mapping[str, Any], device: torch.device, *, fresh: bool = False) -> Table:
+    def open(
+        cls, path: Path, settings: Mapping[str, Any], device: torch.device, *, fresh: bool = False, mixed: bool = False
+    ) -> Table:
         """Read back what an interrupted run of the same settings and sources left, unless ``fresh``."""
         table = cls(path, json.loads(json.dumps(settings)), device)
         if fresh or not path.exists():
             return table
         old = json.loads(path.read_text(encoding="utf-8"))
-        same = old.get("settings") == table.settings and old["environment"]["source"] == source_digest()
+        same = old.get("settings") == table.settings and (mixed or old["environment"]["source"] == source_digest())
         if same and old["environment"]["device"] == device_name(device):
             table.rows, table.facts = old["rows"], old["facts"]
             say(f"going on with {path.name}: {len(table.rows)} rows are there")

@@ -1,0 +1,119 @@
+"""Cuts for the accuracy table, each with the ways to heal it: surgeon's, and the dense network as it is.
+
+A cut is made once and healed as copies, so that the levels of healing are compared on the same cut.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accuracy_task import BATCH, Task, recalibrate
+from common import Images
+from torch import nn
+from torch.nn import functional
+
+import surgeon
+from surgeon.healing import LEVELS
+from surgeon.report import Report
+
+#: Levels that need no labels and no training, by who made the cut.
+HEALING = {"surgeon": LEVELS, "torch-pruning": ("none", "bn"), "dense": ("none", "bn")}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut model, ``healed(level)`` for a copy of it that is healed so, and what a row says of it.
+
+    Attributes
+    ----------
+    levels:
+        What ``healed`` can be asked for.
+    facts:
+        Seconds, whether labels were looked at, the check.
+    seconds:
+        Of levels that were healed while the cut was made.
+    """
+
+    model: nn.Module
+    healed: Callable[[str], nn.Module]
+    levels: Sequence[str]
+    facts: Mapping[str, Any]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+def whole(task: Task, chosen: Images) -> Cut:
+    """The dense network, as it is and recalibrated: what recalibration alone costs or gives."""
+    facts = {"cut_s": 0.0, "labelled": False, "check": None}
+    return Cut(task.dense, lambda level: recalibrated(task.dense, chosen, level), HEALING["dense"], facts)
+
+
+def recalibrated(model: nn.Module, chosen: Images, level: str) -> nn.Module:
+    """A copy, its batch norms measured anew on the chosen images where the level says so."""
+    other = copy.deepcopy(model)
+    return other if level == "none" else recalibrate(other, inputs_of(chosen))
+
+
+def inputs_of(chosen: Images) -> list[torch.Tensor]:
+    """Batches without their labels."""
+    return [inputs for inputs, _ in chosen.batches(BATCH)]
+
+
+def surgeons(task: Task, speedup: float, criterion: str, chosen: Images, seed: int, steps: int = 1) -> Cut:
+    """Cut and heal by regression as a user would; the other levels heal the same cut.
+
+    ``auto`` chooses the cut that is best once it is healed so; in several steps each step is healed, and only so.
+    """
+    seen = Labels()
+    start = time.perf_counter()
+    result = surgeon.prune(
+        task.dense,
+        chosen.inputs[:8],  # of 2, a layer cut to one channel can be all zero behind its ReLU: unproven
+        max_macs=1 / speedup,
+        criterion=criterion,
+        dataloader=chosen.batches(BATCH),
+        loss_fn=seen.loss,
+        heal="lstsq",
+        calibration=inputs_of(chosen),
+        steps=steps,
+        seed=seed,
+    )
+    healing = result.report.seconds["heal"]
+    cutting = round(time.perf_counter() - start - healing, 3)
+    facts = {"cut_s": cutting, "labelled": seen.used} | facts_of(result.report)
+    if steps > 1:
+        return Cut(result.model, lambda _: result.model, ("lstsq",), facts, {"lstsq": healing})
+    small = surgeon.rewrite(task.dense, result.plan)
+
+    def healed(level: str) -> nn.Module:
+        if level == "lstsq":
+            return result.model
+        return surgeon.heal(
+            task.dense, copy.deepcopy(small), result.plan, inputs_of(chosen), level, seed=seed
+        )  # fmt: skip
+
+    return Cut(small, healed, HEALING["surgeon"], facts, {"lstsq": healing})
+
+
+class Labels:
+    """Cross entropy that remembers whether it was asked for: then the criterion has looked at the labels."""
+
+    def __init__(self) -> None:
+        self.used = False
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Per-example cross entropy, which is surgeon's default."""
+        self.used = True
+        return functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def facts_of(report: Report) -> dict[str, Any]:
+    """Where the time went, and what the check said."""
+    check = report.check
+    found = None if check is None else {"status": check.status, "error": check.error, "own_error": check.own_error}
+    stages = {name: round(seconds, 3) for name, seconds in report.seconds.items()}
+    return {"check": found, "stages_s": stages}

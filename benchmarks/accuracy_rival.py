@@ -1,0 +1,103 @@
+"""Torch-Pruning for the accuracy table, at its best: ranked anew at each of many small steps, global, on labels.
+
+Its Taylor criterion looks at the labels of the first 128 of the images that surgeon's healing sees without theirs; its
+magnitude (l2) looks at none. A step takes 0.45 % of the channels; the first network within the MACs counts, so one
+descent serves all budgets. The network is in eval mode for the gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accuracy_cut import HEALING, Cut, recalibrated
+from accuracy_task import Task
+from common import Images, MissingError, say
+from torch import nn
+from torch.nn import functional
+
+IMAGES = 128
+DEEPEST, STEPS = 0.9, 200  # share of the channels and steps to it: 0.45 % each
+CRITERIA = ("taylor", "l2")
+
+
+class RivalError(Exception):
+    """The other tool fails, or doesn't get there."""
+
+
+@dataclass
+class Descents:
+    """Cuts of one network on one set of images, made in one descent per criterion and kept."""
+
+    task: Task
+    chosen: Images
+    speedups: Sequence[float]
+    _found: dict[str, Mapping[float, Cut | RivalError]] = field(default_factory=dict)
+
+    def cut(self, criterion: str, speedup: float) -> Cut:
+        """The first network of the descent within the budget. Raises RivalError."""
+        if criterion not in self._found:
+            self._found[criterion] = descend(self.task, self.chosen, criterion, self.speedups)
+        found = self._found[criterion][speedup]
+        if isinstance(found, RivalError):
+            raise found
+        return found
+
+
+def descend(task: Task, chosen: Images, criterion: str, speedups: Sequence[float]) -> dict[float, Cut | RivalError]:
+    """Step by step down to the least budget; what fails on the way fails every budget below it."""
+    model, ranking = copy.deepcopy(task.dense), chosen.take(torch.arange(min(IMAGES, len(chosen))))
+    left, found = sorted(set(speedups)), dict[float, Cut | RivalError]()
+    dense, start = task.sizes(model)["macs"], time.perf_counter()
+    reason = f"{STEPS} steps did not get there"
+    try:
+        pruner = make_pruner(model, ranking.inputs[:1], criterion)
+        for number in range(1, STEPS + 1):
+            step(pruner, model, ranking, criterion)
+            macs = task.sizes(model)["macs"]
+            while left and macs * left[0] <= dense:
+                found[left.pop(0)] = snapshot(model, chosen, criterion, number, time.perf_counter() - start)
+            if not left:
+                break
+    except Exception as problem:  # noqa: BLE001  # whatever it is, it's the row's result
+        reason = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
+    say(f"Torch-Pruning {criterion}: {len(found)} of {len(found) + len(left)} budgets of {task.name} reached")
+    return found | {speedup: RivalError(reason) for speedup in left}
+
+
+def make_pruner(model: nn.Module, example: torch.Tensor, criterion: str) -> Any:
+    """Its global pruner with all defaults but these; the classifier keeps its classes. Raises MissingError."""
+    try:
+        import torch_pruning
+    except ImportError:
+        raise MissingError("torch_pruning is not installed") from None
+    kinds = {
+        "taylor": torch_pruning.importance.TaylorImportance,
+        "l2": lambda: torch_pruning.importance.MagnitudeImportance(p=2),
+    }
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    return torch_pruning.pruner.BasePruner(
+        model, example, importance=kinds[criterion](), global_pruning=True, pruning_ratio=DEEPEST,
+        iterative_steps=STEPS, ignored_layers=[head],
+    )  # fmt: skip
+
+
+def step(pruner: Any, model: nn.Module, ranking: Images, criterion: str) -> None:
+    """One step, with fresh gradients where the criterion reads them."""
+    model.eval()
+    if criterion == "taylor":
+        model.zero_grad()
+        functional.cross_entropy(model(ranking.inputs), ranking.targets).backward()  # type: ignore[no-untyped-call]
+    pruner.step()
+
+
+def snapshot(model: nn.Module, chosen: Images, criterion: str, number: int, seconds: float) -> Cut:
+    """The network as it is now."""
+    model.zero_grad()
+    small = copy.deepcopy(model)
+    facts = {"cut_s": round(seconds, 3), "labelled": criterion == "taylor", "check": None, "rival_steps": number}
+    return Cut(small, lambda level: recalibrated(small, chosen, level), HEALING["torch-pruning"], facts)
