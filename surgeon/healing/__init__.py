@@ -7,7 +7,8 @@ section 3, fit layers in turn; here the target also makes up for what a shortcut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -50,8 +51,10 @@ def heal(
     dense, small, plan:
         The model before the cut, after it, and the plan that it was cut by.
     dataloader:
-        Batches of inputs, or ``(inputs, targets)``, whose targets aren't looked at. All are kept in memory together
-        with what both models make of them at the layer that is being healed.
+        Batches of inputs, or ``(inputs, targets)``, whose targets aren't looked at. Held in memory are all of them;
+        of both models, for every batch, the values that are still of use at the layer that is being healed (its
+        operand, shortcuts around it; of a weight that is used several times, also those at its first use); and of
+        that layer its moments (inputs x inputs, float64), the rows that judge it, and a small piece of the others.
     level:
         ``"bn"``: batch norms are measured anew. ``"bias"``: the mean of what is missing goes into biases, or, where a
         layer has none, into the running mean of the norm behind it; then ``bn``. ``"gram"``: removed channels become
@@ -80,12 +83,27 @@ def heal(
         raise HealingError(f"level={level!r}: expected one of {', '.join(LEVELS)}")
     model, other = check_model(dense), unwrap(small)
     batches = list(dataloader) if level != "none" else []
-    if level in FITTERS:
-        _fit_layers(model, other, plan, batches, level, inputs_of, seed, on_layer, progress)
-    if level in _MEASURED:
-        device = next((p.device for p in other.parameters()), torch.device("cpu"))
-        recalibrate(other, [read_inputs(batch, plan, inputs_of).to(device) for batch in batches])
+    if level != "none" and not batches:
+        raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
+    with _untouched_if_it_fails(other):
+        if level in FITTERS:
+            _fit_layers(model, other, plan, batches, level, inputs_of, seed, on_layer, progress)
+        if level in _MEASURED:
+            device = next((p.device for p in other.parameters()), torch.device("cpu"))
+            recalibrate(other, [read_inputs(batch, plan, inputs_of).to(device) for batch in batches])
     return small
+
+
+@contextlib.contextmanager
+def _untouched_if_it_fails(model: nn.Module) -> Iterator[None]:
+    before = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for name, tensor in named_tensors(model).items():
+                tensor.copy_(before[name])
+        raise
 
 
 def _fit_layers(

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from surgeon.channels import channel_graph
 from surgeon.errors import HealingError
 from surgeon.healing.residual import Shortcut, find_shortcut
-from surgeon.healing.sites import Site
+from surgeon.healing.sites import Site, find_sites
 from surgeon.planning import Plan
 from surgeon.products import Walk, operand_of
 from surgeon.tracing import Inputs, Trace, record, trace
@@ -20,7 +20,9 @@ from surgeon.trial import Fit, Misfit, fit_recording
 from surgeon.verification.comparison import kept_places
 
 #: The last of so many parts of a batch judges, and is not learned from.
-_HELD_OUT = 8
+HELD_OUT = 8
+#: Rows are handed out in pieces of so many numbers: the windows of a convolution take many times its input's memory.
+_MOST_NUMBERS = 2**24
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Pair:
     ----------
     fitted:
         How the models belong together; its recordings may be those of another batch of the same shapes.
+    sites:
+        What is to be healed; batches of other shapes have recordings of their own, with the same layers in order.
     dense, small:
         Where each of them is.
     given:
@@ -38,13 +42,15 @@ class Pair:
     """
 
     fitted: Fit
+    sites: list[Site]
     dense: Walk
     small: Walk
     given: Tensor | None = None
-    _shortcuts: dict[str, Shortcut | None] = field(default_factory=dict)
+    _shortcuts: dict[int, Shortcut | None] = field(default_factory=dict)
 
-    def arrive(self, site: Site) -> None:
-        """Run the dense model past the site, the small one to it."""
+    def arrive(self, number: int) -> None:
+        """Run the dense model past the site of that number, the small one to it."""
+        site = self.sites[number]
         self.dense.run_until(site.dense.name, including=False)
         self.given = self.dense.value(operand_of(site.dense).name)
         self.dense.run_until(site.dense.name, including=True)
@@ -59,41 +65,42 @@ class Pair:
         self.dense.back(mark[0])
         self.small.back(mark[1])
 
-    def target(self, site: Site) -> Tensor:
+    def target(self, number: int) -> Tensor:
         """What the small layer should give: the dense layer's kept outputs, and what the shortcut is off by."""
-        node = site.product.node
-        wanted = self._kept(site.dense, node)
-        if node.name not in self._shortcuts:
-            self._shortcuts[node.name] = find_shortcut(self.fitted, self._own(node))
-        shortcut = self._shortcuts[node.name]
+        site = self.sites[number]
+        wanted = self._kept(site.dense, site.product.node)
+        if number not in self._shortcuts:
+            self._shortcuts[number] = find_shortcut(self.fitted, site.product.node)
+        shortcut = self._shortcuts[number]
         if shortcut is None:
             return wanted
         off = self._kept(shortcut.dense, shortcut.small), self.small.value(shortcut.small.name)
         return wanted + shortcut.correction(*off, wanted.shape)
 
-    def _own(self, node: fx.Node) -> fx.Node:
-        """The node of this pair's own recording: those of batches of other shapes have the same names."""
-        own: fx.Node = self.small.nodes[node.name]
-        return own
-
     def _kept(self, dense: fx.Node, small: fx.Node) -> Tensor:
-        value = self.dense.value(dense.name)
-        found = kept_places(self.fitted, self.dense.nodes[dense.name], self._own(small), value)
+        found = kept_places(self.fitted, dense, small, self.dense.value(dense.name))
         assert found is not None
         return found
 
-    def rows(self, site: Site, quota: int, generator: torch.Generator) -> Iterator[tuple[bool, Tensor, Tensor]]:
-        """Rows of inputs and targets: ``(held out, x, y)``; at most `quota` of them, from all over the batch."""
-        form, y = site.product.form, self.target(site)
+    def rows(
+        self, number: int, quota: int, generator: torch.Generator, *, judges: bool = False
+    ) -> Iterator[tuple[bool, Tensor, Tensor]]:
+        """Rows of inputs and targets: ``(held out, x, y)``; at most `quota` of them, from all over the batch.
+
+        `judges`: whether to hold out the row of a batch that has but one.
+        """
+        site = self.sites[number]
+        form, y = site.product.form, self.target(number)
         count = form.count(y)
         chosen = torch.arange(count)
         if count > quota:
             chosen = torch.randperm(count, generator=generator)[:quota].sort().values
-        edge = count - max(count // _HELD_OUT, 1) if count > 1 else count
+        edge = count - max(count // HELD_OUT, 1) if count > 1 else count - judges
         x = self.small.value(site.product.operand.name)
+        size = max(_MOST_NUMBERS // form.matrix(site.product.weight.index).shape[1], 1)
         for held in (False, True):
-            some = chosen[(chosen >= edge) == held].to(y.device)
-            yield held, form.inputs(x, some), form.outputs(y, some)
+            for some in torch.split(chosen[(chosen >= edge) == held], size):
+                yield held, form.inputs(x, some.to(y.device)), form.outputs(y, some.to(y.device))
 
 
 def read_batches(
@@ -104,7 +111,7 @@ def read_batches(
     Raises
     ------
     HealingError
-        If there is no batch, or the small model isn't what the plan makes of the dense one.
+        If the small model isn't what the plan makes of the dense one, or batches run different layers.
     """
     known: dict[Any, Fit] = {}
     tensors: dict[str, Tensor] = {}
@@ -120,9 +127,12 @@ def read_batches(
         if not pairs:
             tensors |= {name: t for name, t in traces[1].tensors.items() if not name.startswith("_constant_")}
         walks = Walk(replace(traces[0], inputs=inputs), {}), Walk(replace(traces[1], inputs=inputs), tensors)
-        pairs.append(Pair(fitted, *walks))
-    if not pairs:
-        raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
+        pairs.append(Pair(fitted, find_sites(fitted), *walks))
+        if [site.key for site in pairs[0].sites] != [site.key for site in pairs[-1].sites]:
+            raise HealingError(
+                f"batch {len(pairs)} runs other layers than the first one (a forward that goes through its input step "
+                "by step?): pass batches of one shape"
+            )
     return pairs, tensors
 
 

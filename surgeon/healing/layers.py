@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.healing.calibration import Pair
+from surgeon.healing.calibration import HELD_OUT, Pair
 from surgeon.healing.levels import FITTERS
 from surgeon.healing.regression import Regression, Solution
-from surgeon.healing.sites import Site, find_sites
+from surgeon.healing.sites import Site
 
 #: Rows per layer: so many for each input, and no fewer than this.
 _ROWS_PER_INPUT, _LEAST_ROWS = 20, 50_000
@@ -26,12 +26,15 @@ class LayerHealing:
     ----------
     weight:
         Its name.
-    sliced, healed:
-        As it was cut, and as it is now; never above the former, nor above slicing with the best intercept.
+    sliced, shifted:
+        As it was cut, and so with the intercept that fits best (where the layer has a place for one).
+    healed:
+        As it is now; never above the former, and at the levels ``"bias"`` to ``"lstsq"`` never above the latter.
     """
 
     weight: str
     sliced: float
+    shifted: float
     healed: float
 
 
@@ -61,7 +64,7 @@ class Healer:
         self.changed: set[str] = set()
         self._pairs, self._tensors, self._fit = pairs, tensors, FITTERS[level]
         self._generator = torch.Generator().manual_seed(seed)
-        self._sites = find_sites(pairs[0].fitted)
+        self._sites = pairs[0].sites
         self._calls: dict[Any, list[int]] = {}
         for number, site in enumerate(self._sites):
             self._calls.setdefault(site.key, []).append(number)
@@ -79,14 +82,17 @@ class Healer:
         number, done = 0, set[Any]()
         while number < len(self._sites):
             site = self._sites[number]
-            number += 1
             if site.key in done:
+                number += 1
                 continue
-            self._arrive(site)
+            # taken before the models arrive: it may be needed to arrive here once more
+            marks = [pair.mark() for pair in self._pairs] if len(self._calls[site.key]) > 1 else []
+            for pair in self._pairs:
+                pair.arrive(number)
             if site.key not in unfinished:
-                marks = [pair.mark() for pair in self._pairs] if len(self._calls[site.key]) > 1 else []
-                unfinished[site.key] = _Open(self._regression(site), number - 1, marks)
-            self._collect(site, unfinished[site.key].regression)
+                unfinished[site.key] = _Open(self._regression(number), number, marks)
+            self._collect(number, unfinished[site.key].regression)
+            number += 1
             if number - 1 == self._calls[site.key][-1]:
                 met = unfinished.pop(site.key)
                 done.add(site.key)
@@ -104,31 +110,33 @@ class Healer:
             pair.back(mark)
         return first.first
 
-    def _arrive(self, site: Site) -> None:
-        for pair in self._pairs:
-            pair.arrive(site)
-
-    def _regression(self, site: Site) -> Regression:
+    def _regression(self, number: int) -> Regression:
+        site = self._sites[number]
         product = site.product
         inputs = product.form.matrix(product.weight.index).shape[1]
-        rows = sum(product.form.count(pair.target(site)) for pair in self._pairs) * len(self._calls[site.key])
-        return Regression(centred=product.bias is not None or product.mean is not None, dual=rows < inputs)
+        rows = sum(product.form.count(pair.target(number)) for pair in self._pairs) * len(self._calls[site.key])
+        dtype = self._tensors[product.weight.name].dtype
+        return Regression(product.bias is not None or product.mean is not None, dual=rows < inputs, dtype=dtype)
 
-    def _collect(self, site: Site, regression: Regression) -> None:
+    def _collect(self, number: int, regression: Regression) -> None:
+        site = self._sites[number]
         inputs = site.product.form.matrix(site.product.weight.index).shape[1]
         quota = max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // (len(self._pairs) * len(self._calls[site.key])) + 1
-        for pair in self._pairs:
-            for held, x, y in pair.rows(site, quota, self._generator):
+        for turn, pair in enumerate(self._pairs):
+            judges = len(self._pairs) > 1 and turn % HELD_OUT == min(len(self._pairs), HELD_OUT) - 1
+            for held, x, y in pair.rows(number, quota, self._generator, judges=judges):
                 (regression.hold_out if held else regression.add)(x, y)
 
     def _solve(self, site: Site, regression: Regression) -> LayerHealing:
         product = site.product
         weight = product.form.matrix(product.weight.of(self._tensors)).double()
         sliced = regression.judged(weight, self._intercept(site, weight))
-        best = min([sliced, *self._fit(site, regression, self._pairs, weight)], key=lambda solution: solution.error)
+        found = list(self._fit(site, regression, self._pairs, weight)) if regression.count else []
+        best = min([sliced, *found], key=lambda solution: solution.error)
         if best is not sliced:
             self._write(site, best)
-        return LayerHealing(product.weight.name, sliced.error, best.error)
+        shifted = found[0] if found and regression.centred else sliced  # what every level tries first
+        return LayerHealing(product.weight.name, sliced.error, shifted.error, best.error)
 
     def _intercept(self, site: Site, weight: Tensor) -> Tensor:
         """The intercept that the layer has, ``(groups, outputs)``."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from surgeon.errors import HealingError
 from surgeon.tracing import Inputs
 
 
@@ -15,10 +16,17 @@ from surgeon.tracing import Inputs
 def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Replace the running statistics of every batch norm by their plain average over `batches`, in place.
 
-    Only these layers are in train mode meanwhile; mode and momentum are as before afterwards.
+    Only these layers are in train mode meanwhile; mode and momentum are as before afterwards. Norms that no batch
+    reaches (auxiliary heads) keep what they have.
+
+    Raises
+    ------
+    HealingError
+        If a batch has but one value per channel at a norm: it has no variance.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     momenta, modes = [norm.momentum for norm in norms], {module: module.training for module in model.modules()}
+    known = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     try:
         for module in modes:
             module.training = False
@@ -26,9 +34,23 @@ def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
             norm.reset_running_stats()
             norm.momentum, norm.training = None, True  # None: the cumulative average
         for inputs in batches:
-            model(*inputs.args, **inputs.kwargs)
+            _run(model, inputs)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum, before in zip(norms, momenta, known, strict=True):
             norm.momentum = momentum
+            if not norm.num_batches_tracked:
+                norm.load_state_dict(before, strict=False)
         for module, training in modes.items():
             module.training = training
+
+
+def _run(model: nn.Module, inputs: Inputs) -> None:
+    try:
+        model(*inputs.args, **inputs.kwargs)
+    except ValueError as problem:
+        if "more than 1 value per channel" not in str(problem):
+            raise
+        raise HealingError(
+            "a batch has but one value per channel at a batch norm, which can't be measured by it: pass larger "
+            'batches, or level="lstsq", which needs no statistics'
+        ) from problem

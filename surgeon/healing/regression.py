@@ -37,10 +37,13 @@ class Regression:
         Whether the layer has a place for an intercept; else the regression goes through the origin.
     dual:
         Keep the rows themselves: there will be fewer of them than inputs.
+    dtype:
+        The layer's own: weights are judged as they will be written.
     """
 
     centred: bool
     dual: bool
+    dtype: torch.dtype = torch.float64
     count: int = 0
     _means: tuple[Tensor, Tensor] | None = None
     _moments: tuple[Tensor, Tensor] | None = None
@@ -80,7 +83,7 @@ class Regression:
     def shifted(self, weight: Tensor) -> Solution:
         """The same weights with the intercept that fits them best."""
         assert self._means is not None
-        weight = weight.double()
+        weight = weight.to(self.dtype).double()
         intercept = self._means[1] - torch.einsum("gi,gio->go", self._means[0], weight)
         return self.judged(weight, intercept)
 
@@ -108,6 +111,7 @@ class Regression:
 
     def judged(self, weight: Tensor, intercept: Tensor) -> Solution:
         """How far these are off: mean squared error on the held-out rows."""
+        weight, intercept = weight.to(self.dtype), intercept.to(self.dtype)
         total, count = 0.0, 0
         for x, y in self._held:
             wrong = y - (x @ weight.to(x.dtype) + intercept[:, None].to(x.dtype))

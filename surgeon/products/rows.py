@@ -63,12 +63,11 @@ class Convolution:
 
     def inputs(self, x: Tensor, chosen: Tensor) -> Tensor:
         """The windows of the chosen places, ``(groups, rows, inputs)``."""
-        rows = _picked(self._windows(x), chosen, len(self.kernel))  # (rows, channels, *kernel)
-        return rows.reshape(len(chosen), self.groups, -1).transpose(0, 1)
+        return self._grouped(_picked(self._windows(x), chosen, len(self.kernel)))
 
     def outputs(self, y: Tensor, chosen: Tensor) -> Tensor:
         """The chosen places of outputs, ``(groups, rows, outputs)``."""
-        return _picked(y, chosen, len(self.kernel)).reshape(len(chosen), self.groups, -1).transpose(0, 1)
+        return self._grouped(_picked(y, chosen, len(self.kernel)))
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as ``(groups, inputs, outputs)``."""
@@ -82,6 +81,10 @@ class Convolution:
     def weight_axis(self) -> int:
         """The axis of the parameter along which the inputs lie."""
         return 0 if self.transposed else 1
+
+    def _grouped(self, rows: Tensor) -> Tensor:
+        """``(rows, channels, *kernel)`` as ``(groups, rows, ...)``; there may be no rows."""
+        return rows.reshape(len(rows), self.groups, math.prod(rows.shape[1:]) // self.groups).transpose(0, 1)
 
     def _windows(self, x: Tensor) -> Tensor:
         """What each place of the output sees: a view ``(N, C, *output, *kernel)``."""
