@@ -239,6 +239,45 @@ def test_no_layer_keeps_fewer_where_bundles_are_cut_by_shares() -> None:
     assert min(widths_of(surgeon.rewrite(model, plan))) >= 6
 
 
+@QUICK
+@given(st.integers(3, 60), st.data())
+def test_the_nearest_width_that_can_be_stays_open(steps: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(1, steps - 1))
+    last = data.draw(st.integers(first, steps - 1))
+    asked = data.draw(st.integers(first, last))
+    tried: set[int] = set()
+
+    def refused(level: int) -> bool:
+        tried.update({level} & set(range(1, steps)))
+        return first <= level <= last
+
+    blocked = surgeon.planning.shares._run(refused, asked, steps)
+    assert asked in blocked
+    assert set(blocked) <= set(range(first, last + 1))
+    possible = [abs(level - asked) for level in range(1, steps) if not first <= level <= last]
+    nearest = min(possible, default=steps)
+    assert all(abs(level - asked) >= nearest for level in range(1, steps) if level not in blocked)
+    assert len(tried) <= 4 * math.ceil(math.log2(steps)) + 2
+
+
+def test_few_widths_are_tried_where_channels_are_shuffled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the 48 widths of the third stage 17 to 32 can't be: half of it is the middle of them."""
+    torch.manual_seed(0)
+    tried: list[int] = []
+    real = surgeon.planning.shares._try
+
+    def counted(graph: Any, bundle: Any, level: int) -> Any:
+        tried.append(level)
+        return real(graph, bundle, level)
+
+    monkeypatch.setattr("surgeon.planning.shares._try", counted)
+    model = torchvision.models.shufflenet_v2_x0_5(weights=None).eval()
+    plan = plan_of(graph_of(model, torch.randn(1, 3, 64, 64)), criterion="random", ratio=0.5, scope="local")
+    small = surgeon.rewrite(model, plan)
+    assert len(tried) <= 14
+    assert small.stage3[1].branch2[0].in_channels == 16  # type: ignore[union-attr,index]
+
+
 # --- trials
 
 
@@ -253,20 +292,21 @@ class Stubborn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(x)
         y = y.view(y.shape[0], int(self.size), y.shape[2] * y.shape[3]).view(y.shape)
-        return x + self.outer(torch.relu(y))
+        result: Tensor = x + self.outer(torch.relu(y))
+        return result
 
 
 def trials_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
     """How often the forward is tried for a plan at half the width, which must leave some layer smaller."""
     count = 0
-    real = surgeon.trial.search.attempt
+    real = surgeon.trial.Search.attempt
 
     def counted(*args: Any) -> Any:
         nonlocal count
         count += 1
         return real(*args)
 
-    monkeypatch.setattr(surgeon.trial.search, "attempt", counted)
+    monkeypatch.setattr(surgeon.trial.Search, "attempt", counted)
     assert gone(plan_of(graph_of(model), ratio=0.5, scope="local"))
     return count
 
@@ -282,7 +322,7 @@ def test_a_search_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(conv(3, 16), *(Stubborn(8 + n) for n in range(12)), conv(16, 4))
     assert trials_of(model, monkeypatch) > 12
-    monkeypatch.setattr(surgeon.trial.search, "_MOST_TRIALS", 5)
+    monkeypatch.setattr("surgeon.trial.search._MOST_TRIALS", 5)
     assert trials_of(model, monkeypatch) <= 8
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,6 +11,11 @@ from surgeon.channels.structure import Flags
 from surgeon.criteria import Scores
 from surgeon.planning.moves import Blocked, Move
 from surgeon.trial import Misfit, settle, widths_of
+
+#: Channels of each group, by its name.
+Counts = dict[str, int]
+#: Signatures of channels that would take ways that the dense model doesn't have: why a width can't be.
+Strangers = frozenset[tuple[int, int]]
 
 
 class NoSuchWidthError(Exception):
@@ -28,7 +33,7 @@ class Shares:
 
     def __init__(self) -> None:
         self.blocked: Blocked = {}
-        self._known: dict[tuple[tuple[str, ...], int], dict[str, int] | None] = {}
+        self._known: dict[tuple[tuple[str, ...], int], Counts | Strangers] = {}
 
     def settle(self, graph: ChannelGraph, scores: Scores, moves: Sequence[Move], kept: Flags) -> Flags:
         """The flags with the exact numbers of channels, one bundle at a time.
@@ -42,35 +47,72 @@ class Shares:
         """
         levels = {m.bundle: m.level for m in moves if graph.bundles[m.bundle].takes is None}
         found = {index: self._counts(graph, graph.bundles[index], level) for index, level in levels.items()}
-        if None in found.values():
+        settled = {index: counts for index, counts in found.items() if isinstance(counts, dict)}
+        for index in found.keys() - settled.keys():
+            self._block(graph, graph.bundles[index], levels[index])
+        if len(settled) < len(found):
             raise NoSuchWidthError
         kept = kept.copy()
-        for index, counts in found.items():
-            for group in graph.bundles[index].groups if counts is not None else ():
+        for index, counts in settled.items():
+            for group in graph.bundles[index].groups:
                 ranked = group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")]
                 kept[group.numbers] = True
-                kept[ranked[: group.size - counts[group.name]]] = False  # type: ignore[index]  # not None here
+                kept[ranked[: group.size - counts[group.name]]] = False
         return kept
 
-    def _counts(self, graph: ChannelGraph, bundle: Bundle, level: int) -> dict[str, int] | None:
-        """Channels of each group when the bundle alone has lost `level` of its steps; None if it can't."""
+    def _counts(self, graph: ChannelGraph, bundle: Bundle, level: int) -> Counts | Strangers:
+        """Channels of each group when the bundle alone has lost `level` of its steps; or why it can't."""
         key = (tuple(group.name for group in bundle.groups), level)
         if key not in self._known:
             self._known[key] = _try(graph, bundle, level)
-            if self._known[key] is None:
-                self.blocked.setdefault(bundle.groups[0].name, set()).add(level)
         return self._known[key]
 
+    def _block(self, graph: ChannelGraph, bundle: Bundle, level: int) -> None:
+        """Block a level that can't be, and those around it that can't for the same reason."""
+        reason = self._counts(graph, bundle, level)
 
-def _try(graph: ChannelGraph, bundle: Bundle, level: int) -> dict[str, int] | None:
+        def refused(other: int) -> bool:
+            try:
+                return 0 < other < bundle.steps and self._counts(graph, bundle, other) == reason
+            except Misfit:  # whatever it is there, nobody has asked for this width yet
+                return False
+
+        self.blocked.setdefault(bundle.groups[0].name, set()).update(_run(refused, level, bundle.steps))
+
+
+def _run(refused: Callable[[int], bool], level: int, steps: int) -> range:
+    """The levels around one that is refused that are so, too, up to the nearest one that isn't.
+
+    Which ways there are changes with the powers of two in a width, so such levels lie together by the dozen: the ends
+    are found by doubling and halving, and what lies between two of them isn't tried.
+    """
+    reach, ends = 1, (level - 1, level + 1)
+    while ends != (0, steps) and all(refused(end) or end in (0, steps) for end in ends):
+        reach *= 2
+        ends = max(level - reach, 0), min(level + reach, steps)
+    first, last = (_last(refused, level, end) for end in ends)
+    return range(first, last + 1)
+
+
+def _last(refused: Callable[[int], bool], level: int, end: int) -> int:
+    """The last level that is refused from one that is up to `end`."""
+    if refused(end):
+        return end
+    while abs(end - level) > 1:
+        middle = (level + end) // 2
+        level, end = (middle, end) if refused(middle) else (level, middle)
+    return level
+
+
+def _try(graph: ChannelGraph, bundle: Bundle, level: int) -> Counts | Strangers:
     alone = np.ones(graph.structure.count, dtype=bool)
     for group, gone in zip(bundle.groups, bundle.gone(np.array([level]))[0].tolist(), strict=True):
         alone[group.numbers[:gone]] = False
     try:
         return settle(graph, _widths(graph, bundle, level), alone)
     except Misfit as misfit:
-        if misfit.followed:
-            return None
+        if misfit.strangers:
+            return misfit.strangers
         raise
 
 

@@ -23,7 +23,8 @@ class Misfit(Exception):
         self.node, self.channels, self.why, self.kept = node, channels, why, kept
         self.numeric = False  # True where only a number in the forward is another one
         self.stopped = False  # True where the forward raised; then `why` is what it said
-        self.followed = False  # True where the forward ran and its shapes followed: only the ways differ
+        # signatures of channels that no dense one resembles: the forward ran and its shapes followed, the ways differ
+        self.strangers: frozenset[tuple[int, int]] = frozenset()
         self.bindings: tuple[Binding, ...] = ()  # with which it was tried
 
     @property

@@ -189,9 +189,10 @@ Kinds = Mapping[tuple[int, int], Sequence[int]]
 
 def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags, slots: Kinds, known: Kinds) -> None:
     """A slot that no dense channel resembles is a misfit."""
-    if any(len(found) > len(known.get(key, ())) for key, found in slots.items()):
+    strangers = frozenset(key for key, found in slots.items() if len(found) > len(known.get(key, ())))
+    if strangers:
         misfit = find_misfit(graph, run.nodes, kept, None, "channels take another way than in the dense model")
-        misfit.followed = True
+        misfit.strangers = strangers
         raise misfit
 
 

@@ -114,7 +114,7 @@ def fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = (), searc
 def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags, search: Search) -> list[Fit | Misfit]:
     """The outcomes with more numbers bound that get furthest beyond the misfit, the likeliest last.
 
-    A number is bound at all calls of the line; if that fails already before the misfit, at the one call.
+    A number is bound at all calls of the line; where that fails already in a module before, at the one call.
     """
     if search.is_hopeless(misfit):
         return []
@@ -175,8 +175,10 @@ class _Trials:
         return [outcome for outcome in reversed(found) if _reach(self._graph, outcome) == best]
 
     def fell_back(self, outcome: Fit | Misfit) -> bool:
-        """Whether a trial failed already before the misfit."""
-        return _reach(self._graph, outcome) < _reach(self._graph, self._misfit)
+        """Whether a trial failed already before the misfit, in a module that could do without the numbers bound."""
+        if _reach(self._graph, outcome) >= _reach(self._graph, self._misfit) or isinstance(outcome, Fit):
+            return False
+        return bool(outcome.node.meta["site"].path != self._misfit.node.meta["site"].path)
 
 
 def _with(graph: ChannelGraph, misfit: Misfit, chosen: _Choice, nodes: Sequence[fx.Node]) -> tuple[Binding, ...]:
