@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,8 @@ def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_j
     if report["check"] is not None and report["check"]["status"] != "passed":
         warn("the check could not prove the cut right everywhere; compare the two models before you rely on it")
     say(_check_line(report["check"]))
+    if report["healing"]:
+        say(_healing_line(report["healing"]))
     say(_file_line(written, file_bytes, "torchvision" in subject.origin or isinstance(result.model, fx.GraphModule)))
     if with_plan and not as_json:
         _show_plan(result.plan.removed.items())
@@ -74,6 +77,12 @@ def _check_line(check: dict[str, Any] | None) -> str:
     if check["status"] == "passed":
         return f"check: passed ({facts})"
     return f"check: {check['status'].upper()} ({facts}); not compared: {', '.join(check['unproven'][:4])}"
+
+
+def _healing_line(layers: list[dict[str, Any]]) -> str:
+    changed = [row for row in layers if row["healed"] < row["sliced"]]
+    left = statistics.median(row["healed"] / row["sliced"] for row in changed) if changed else 1.0
+    return f"healed: {len(changed)} of {len(layers)} layers; their error on held-out images fell to {left:.0%} (median)"
 
 
 def _file_line(written: Path | None, file_bytes: int | None, alone: bool) -> str:

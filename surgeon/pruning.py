@@ -187,9 +187,7 @@ def _cut_in_steps(
     if plan is None:
         raise BudgetError(f"{dict(budget)}: the model is within it as it is")
     fitted = fit(module, plan, cutter.example_inputs)
-    whole = replace(
-        plan, budget={**budget, **{k: v for k, v in plan.budget.items() if k not in goals[0]}}, fitted=fitted
-    )
+    whole = replace(plan, budget={**plan.budget, **budget, "steps": steps}, fitted=fitted)
     return Cut(whole, small, _all_of(checks), tuple(dict.fromkeys(inexact)))
 
 

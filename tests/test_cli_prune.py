@@ -101,6 +101,31 @@ def test_criteria(criterion: str) -> None:
     assert ("photographs" in ran.err) == (criterion == "taylor")
 
 
+@pytest.mark.parametrize("level", ["bn", "bias", "gram", "lstsq"])
+def test_healing_is_told_and_goes_into_the_file(level: str) -> None:
+    plain, healed = (
+        prune("--ratio", 0.5, "--criterion", "obs-mac", "--heal", heal, "--output", f"{heal}.safetensors", "--json")
+        for heal in ("none", level)
+    )
+    assert (plain.code, healed.code) == (0, 0), healed.err
+    assert "two photographs: give --data" in healed.err
+    rows = healed.json["report"]["healing"]
+    assert ("healed: " in healed.err) == bool(rows) == (level != "bn")
+    assert all(row["healed"] <= row["sliced"] for row in rows)
+    models = [surgeon.load(f"{heal}.safetensors", factories.small) for heal in ("none", level)]
+    assert not torch.equal(*(model.eval()(torch.ones(1, 3, 16, 16)) for model in models))
+
+
+def test_a_budget_in_steps() -> None:
+    ran = prune("--filters", 6, "--steps", 3, "--heal", "lstsq", "--criterion", "auto", "--json")
+    assert ran.code == 0, ran.err
+    report = ran.json["report"]
+    assert report["filters_before"] - report["filters_after"] == 6
+    assert report["check"]["status"] == "passed"
+    assert ran.json["plan"]["budget"]["steps"] == 3
+    assert surgeon.load("small-pruned.safetensors", factories.small)(torch.zeros(1, 3, 16, 16)).shape == (1, 5)
+
+
 def test_budget_in_macs_and_parameters() -> None:
     ran = prune("--max-macs", "50%", "--max-params", "0.7", "--dry-run", "--json")
     assert ran.code == 0, ran.err

@@ -48,6 +48,9 @@ class Options:
     seed: int
     verify: bool
     strict: bool
+    heal: str
+    steps: int
+    schedule: str
     as_graph: bool
     dry_run: bool
     as_json: bool
@@ -88,7 +91,7 @@ class Options:
     default="taylor",
     show_default=True,
     metavar="NAME",
-    help="taylor, magnitude, random, ...: an unknown name lists them all.",
+    help="auto, taylor, magnitude, random, ...: an unknown name lists them all.",
 )
 @click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
 @click.option(
@@ -151,6 +154,28 @@ class Options:
     help="Makes a run repeatable.",
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove that the cut was right.")
+@click.option(
+    "--heal",
+    type=click.Choice(["none", "bn", "bias", "gram", "lstsq"]),
+    default="none",
+    show_default=True,
+    help="Recover accuracy on the images, without labels and without training; lstsq recovers most.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Reach the budget in so many cuts; rank and heal after each.",
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["linear", "cubic", "equal-ratio"]),
+    default="linear",
+    show_default=True,
+    help="How far each of the steps goes.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
 @click.option(
     "--as-graph",
@@ -231,10 +256,12 @@ def _material(
     from ..images import batches, folder, photographs
     from ..output import warn
 
-    if not find_criterion(options.criterion)[1].needs_data:
+    if not find_criterion(options.criterion)[1].needs_data and options.heal == "none":
         if files is not None:
             warn(f"--data is not looked at: --criterion {options.criterion} needs no images")
         return None, None
+    if files is None and options.heal != "none":
+        warn("healing on crops of two photographs: give --data DIR with images of your own kind")
     default = SAMPLES if files is None else SAMPLES_WITH_DATA
     samples = options.samples or default
     if files is None:
@@ -261,6 +288,9 @@ def _prune(
         ignored_layers=options.ignore,
         units=options.unit,
         min_channels=options.min_channels,
+        heal=options.heal,
+        steps=options.steps,
+        schedule=options.schedule,
         verify=options.verify,
         strict=options.strict,
         as_graph=options.as_graph,
