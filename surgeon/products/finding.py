@@ -60,11 +60,16 @@ def find_products(trace: Trace) -> Iterator[Product]:
             continue
         operand, weight, bias = (_argument(node, place) for place in places)
         part = find_part(weight, trace)
-        if not isinstance(operand, fx.Node) or part is None or part.index.numel() != len(torch.unique(part.index)):
+        if not isinstance(operand, fx.Node) or part is None or not _fits(part, trace):
             continue
         form = Convolution.of(part.index.shape, node.args[3:]) if operator_name(node) == "convolution" else Linear()
         mean = None if isinstance(bias, fx.Node) else mean_behind(node, trace)
         yield Product(node, operand, form, part, find_part(bias, trace), mean)
+
+
+def _fits(part: Part, trace: Trace) -> bool:
+    """Whether it can be fitted: real numbers, each of which stands in one place."""
+    return trace.tensors[part.name].is_floating_point() and part.index.numel() == len(torch.unique(part.index))
 
 
 def _argument(node: fx.Node, place: int | None) -> Any:

@@ -1,0 +1,147 @@
+"""The regression of one layer, against plain least squares."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from surgeon.healing import regression
+from surgeon.healing.regression import Regression, Solution, ridge_factor
+
+GROUPS, ROWS, INPUTS, OUTPUTS = 2, 40, 5, 3
+
+
+def problem(rows: int = ROWS, inputs: int = INPUTS, noise: float = 0.1) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, targets and the weights that there were: inputs that aren't centred, and targets with an intercept."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    x = drawn(GROUPS, rows, inputs) * (1 + torch.arange(inputs)) + 3
+    y = x @ drawn(GROUPS, inputs, OUTPUTS) + drawn(GROUPS, 1, OUTPUTS) + noise * drawn(GROUPS, rows, OUTPUTS)
+    return x, y, drawn(GROUPS, inputs, OUTPUTS)
+
+
+def filled(centred: bool, dual: bool, x: Tensor, y: Tensor, sizes: tuple[int, ...] = ()) -> Regression:
+    found = Regression(centred, dual)
+    edges = list(itertools.accumulate((0, *sizes, x.shape[1] - sum(sizes))))
+    for start, stop in itertools.pairwise(edges):
+        found.add(x[:, start:stop], y[:, start:stop])
+    found.hold_out(x, y)
+    return found
+
+
+def solved(problem: Regression, weight: Tensor, penalty: float) -> Solution:
+    with mock.patch.object(regression, "PENALTIES", (penalty,)):
+        (solution,) = problem.solved(weight)
+    return solution
+
+
+def by_hand(x: Tensor, y: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    """Weights and intercepts of plain least squares."""
+    rows = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2) if centred else x
+    found = torch.linalg.lstsq(rows, y).solution
+    return (found[:, :-1], found[:, -1]) if centred else (found, y.new_zeros(GROUPS, OUTPUTS))
+
+
+@pytest.mark.parametrize("dual", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_without_a_penalty_it_is_least_squares(centred: bool, dual: bool) -> None:
+    x, y, weight = problem()
+    found = solved(filled(centred, dual, x, y), weight, 1e-9)  # in the dual form less is lost in rounding
+    for ours, theirs in zip((found.weight, found.intercept), by_hand(x, y, centred), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("penalty", [1e-3, 0.1])
+def test_the_penalty_is_on_the_change(centred: bool, penalty: float) -> None:
+    x, y, weight = problem()
+    found = solved(filled(centred, False, x, y), weight, penalty)
+    a, b = (x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)) if centred else (x, y)
+    for group in range(GROUPS):
+        inner = a[group].T @ a[group] / ROWS
+        ridge = penalty * inner.diagonal().mean() * torch.eye(INPUTS, dtype=torch.float64)
+        change = torch.linalg.solve(inner + ridge, a[group].T @ (b[group] - a[group] @ weight[group]) / ROWS)
+        torch.testing.assert_close(found.weight[group], weight[group] + change, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dual", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("sizes", [(1,), (7, 20), (0, 39), (13, 13, 13)])
+def test_batches_merge_into_one(sizes: tuple[int, ...], centred: bool, dual: bool) -> None:
+    x, y, weight = problem()
+    one, many = (solved(filled(centred, dual, x, y, s), weight, 1e-3) for s in ((), sizes))
+    torch.testing.assert_close(many.weight, one.weight, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(many.intercept, one.intercept, rtol=1e-9, atol=1e-9)
+    assert many.error == pytest.approx(one.error, rel=1e-5)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("rows", [4, 12, 40])
+def test_both_forms_are_one(rows: int, centred: bool) -> None:
+    x, y, weight = problem(rows, inputs=20)
+    primal, dual = (solved(filled(centred, form, x, y, (1,)), weight, 1e-2) for form in (False, True))
+    torch.testing.assert_close(primal.weight, dual.weight, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(primal.intercept, dual.intercept, rtol=1e-7, atol=1e-7)
+
+
+def test_the_intercept_is_the_best_one() -> None:
+    x, y, weight = problem()
+    found = filled(True, False, x, y, (11,)).shifted(weight)
+    torch.testing.assert_close(found.weight, weight)
+    torch.testing.assert_close(found.intercept, (y - x @ weight).mean(1))
+    assert found.error == pytest.approx(float((y - x @ weight - found.intercept[:, None]).square().mean()), rel=1e-5)
+
+
+def test_without_a_place_for_an_intercept_there_is_none() -> None:
+    x, y, weight = problem()
+    assert not solved(filled(False, False, x, y), weight, 1e-3).intercept.any()
+
+
+def singular() -> Iterator[tuple[Tensor, Tensor]]:
+    x, y, _ = problem()
+    yield x * 0, y
+    yield x[:, :, :1].expand(-1, -1, INPUTS), y
+    yield x[:, :1].expand(-1, ROWS, -1), y
+    yield x * torch.tensor([1.0, 1e-9, 1.0, 0.0, 1e12], dtype=torch.float64), y
+
+
+@pytest.mark.parametrize("dual", [False, True])
+@pytest.mark.parametrize("case", range(4))
+def test_singular_problems_have_solutions(case: int, dual: bool) -> None:
+    x, y = list(singular())[case]
+    weight = problem()[2]
+    found = list(filled(True, dual, x, y).solved(weight))
+    assert found
+    sliced = filled(True, dual, x, y).shifted(weight).error
+    for solution in found:
+        assert solution.weight.isfinite().all()
+        assert solution.error <= sliced * (1 + 1e-5)
+
+
+def test_what_is_not_positive_definite_gets_more_of_a_penalty() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 1.0, -1e-2], dtype=torch.float64))[None]
+    factor = ridge_factor(matrix, 1e-4)
+    assert factor is not None
+    ridge = (factor @ factor.mT - matrix).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(ridge / (1e-4 * matrix.diagonal(dim1=1, dim2=2).mean()), ridge * 0 + 1000)
+    assert ridge_factor(matrix * float("nan"), 1e-4) is None
+
+
+def test_weights_are_judged_as_they_will_be_written() -> None:
+    x, y, weight = problem()
+    exact, rounded = Regression(True, dual=False), Regression(True, dual=False, dtype=torch.bfloat16)
+    for each in (exact, rounded):
+        each.add(x, y)
+        each.hold_out(x, y)
+    best = by_hand(x, y, centred=True)
+    assert rounded.judged(*best).error > exact.judged(*best).error
+    assert rounded.judged(*best).error == exact.judged(*(part.bfloat16().double() for part in best)).error
+    assert torch.equal(rounded.shifted(weight).weight, weight.bfloat16().double())
