@@ -100,7 +100,7 @@ def prune(
     HealingError
         Each says where, what came, what was expected and what to do next. The model is untouched then.
     """
-    module = check_model(model)
+    module, calibration = check_model(model), _repeatable(calibration)
     _check_early(criterion, dataloader, steps)
     _check_healing(heal, dataloader if calibration is None else calibration)
     if as_graph:

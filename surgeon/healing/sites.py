@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
-from surgeon.products import Product, find_products, operand_of
+from surgeon.products import MOVES, Part, Product, find_part, find_products, operand_of
+from surgeon.tracing import Trace, operator_name
 from surgeon.trial import Fit
 
 
@@ -24,14 +28,80 @@ class Site:
 
 
 def find_sites(fitted: Fit) -> list[Site]:
-    """The products behind a cut, in the order in which they run."""
-    touched = _touched(fitted)
-    found = []
-    for product in find_products(fitted.small.labels.trace):
-        dense = fitted.nodes.get(product.node)
-        if product.operand in touched and dense is not None and isinstance(operand_of(dense), fx.Node):
-            found.append(Site(product, dense))
-    return found
+    """The products behind a cut, in the order in which they run.
+
+    A weight comes with all its calls, or not at all: where one has no partner, something else reads it (an embedding
+    whose weight is also the last layer's), or its calls add biases that they don't share.
+    """
+    trace, touched = fitted.small.labels.trace, _touched(fitted)
+    calls: dict[tuple[str, bytes], list[Product]] = {}
+    for product in find_products(trace):
+        calls.setdefault(product.key, []).append(product)
+    readers, found = _Readers(trace), list[Site]()
+    for own in calls.values():
+        partners = [fitted.nodes.get(product.node) for product in own]
+        if any(product.operand in touched for product in own) and readers.are_only(own):
+            shares = readers.share_mean(own)
+            for product, dense in zip(own, partners, strict=True):
+                if dense is not None and isinstance(operand_of(dense), fx.Node):
+                    found.append(Site(product if shares else replace(product, mean=None), dense))
+    counts = {key: len(own) for key, own in calls.items()}
+    keys = [site.key for site in found]
+    whole = [site for site in found if keys.count(site.key) == counts[site.key]]
+    return sorted(whole, key=lambda site: trace.order[site.product.node])
+
+
+class _Readers:
+    """Which calls read a parameter or buffer, behind nothing but moves."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._calls: dict[str, set[fx.Node]] = {}
+        for node in trace.graph.nodes:
+            if node.op == "get_attr":
+                self._calls.setdefault(str(node.target), set()).update(_behind_moves(node))
+
+    def are_only(self, products: list[Product]) -> bool:
+        """Whether weight and bias of these calls are theirs alone, and the bias is one."""
+        nodes = {product.node for product in products}
+        biases = [product.bias for product in products]
+        return self._alone(products[0].weight, nodes) and _same(biases) and self._alone(biases[0], nodes)
+
+    def share_mean(self, products: list[Product]) -> bool:
+        """Whether one norm stands behind all of these calls and nowhere else."""
+        means = [product.mean for product in products]
+        return _same(means) and self._alone(means[0], {user for product in products for user in product.node.users})
+
+    def _alone(self, part: Part | None, nodes: set[fx.Node]) -> bool:
+        if part is None:
+            return True
+        others = self._calls[part.name] - nodes
+        return not others or not any(torch.isin(part.index, other).any() for other in self._read(part.name, others))
+
+    def _read(self, name: str, calls: Iterable[fx.Node]) -> Iterator[torch.Tensor]:
+        """The elements of a tensor that these calls read."""
+        for call in calls:
+            for node in call.all_input_nodes:
+                part = find_part(node, self._trace)
+                if part is not None and part.name == name:
+                    yield part.index
+
+
+def _behind_moves(node: fx.Node) -> Iterator[fx.Node]:
+    for user in node.users:
+        if user.target is operator.getitem or operator_name(user) in MOVES:
+            yield from _behind_moves(user)
+        elif user.op == "call_function" and not user.meta["extra"]:
+            yield user
+
+
+def _same(parts: list[Part | None]) -> bool:
+    first = parts[0]
+    return all(
+        part is first is None
+        or (part is not None and first is not None and part.name == first.name and torch.equal(part.index, first.index))
+        for part in parts
+    )
 
 
 def _touched(fitted: Fit) -> set[fx.Node]:
