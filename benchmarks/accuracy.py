@@ -106,6 +106,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=512, help="training images to rank and heal on")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
     parser.add_argument("--renew", action="store_true", help="measure again what other sources measured")
+    parser.add_argument("--retry", action="store_true", help="try again what failed")
     parser.add_argument("--tune", type=int, default=0, metavar="EPOCHS", help="fine-tune the healed cuts as well")
     parser.add_argument("--scratch", type=int, default=0, metavar="EPOCHS", help="train the cut networks from scratch")
     parser.add_argument("--lr", type=float, default=0.01, help="peak rate of the fine-tuning")
@@ -169,6 +170,8 @@ class Bench:
     def fill(self, line: Line) -> None:
         """Measure the levels that the row lacks; cut again only if there are any."""
         row = self.table.rows.get(line.key)
+        if self.options.retry and row is not None and row["failed"]:
+            row = None
         old = row is not None and row["source"] != self.origin["source"]
         if row is not None and (not self.options.renew if old else not self.wanted(line, row)):
             return
