@@ -97,7 +97,8 @@ def make_pruner(model: nn.Module, example: torch.Tensor, criterion: str, *, coup
         "taylor": torch_pruning.importance.TaylorImportance,
         "l2": lambda: torch_pruning.importance.MagnitudeImportance(p=2),
     }
-    whole: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    whole: list[nn.Module] = []
+    whole += [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
     if coupled_whole:
         whole += coupled(torch_pruning.DependencyGraph().build_dependency(model, example), whole)
     return torch_pruning.pruner.BasePruner(
@@ -108,9 +109,9 @@ def make_pruner(model: nn.Module, example: torch.Tensor, criterion: str, *, coup
 
 def coupled(graph: Any, ignored: list[nn.Module]) -> list[nn.Module]:
     """Convolutions that share their output channels with another one (a depth-wise one has those of its input)."""
-    found = list[nn.Module]()
+    found: list[nn.Module] = []
     for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d]):
-        makers = {
+        makers: dict[int, nn.Module] = {
             id(dep.target.module): dep.target.module
             for dep, _ in group
             if isinstance(dep.target.module, nn.Conv2d)
