@@ -127,13 +127,16 @@ def prune(
     else:
         cut = cutter.cut(module, budget, rewritten=not inplace or heal != "none")
         healer(cut.small, cut.plan)
+    return _result(model, cut, healer, clock, inplace=inplace)
+
+
+def _result(model: nn.Module, cut: Cut, healer: _Healer, clock: Clock, *, inplace: bool) -> Result:
     graph = cut.graph
     report = make_report(graph, cut.plan.kept(graph), cut.check, (*cut.inexact, *_notes(graph, cut.plan)))
-    small = _into(model, cut, healer.healed, cutter.clock) if inplace else cut.small
+    small = _into(model, cut, healer.healed, clock) if inplace else cut.small
     assert small is not None
-    report = replace(
-        report, bytes_after=tensor_bytes(small), seconds=dict(cutter.clock.seconds), healing=tuple(healer.layers)
-    )  # fmt: skip
+    size, seconds = tensor_bytes(small), dict(clock.seconds)
+    report = replace(report, bytes_after=size, seconds=seconds, healing=tuple(healer.layers))
     return Result(small, replace(cut.plan, fitted=None), report)
 
 
