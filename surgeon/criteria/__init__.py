@@ -18,6 +18,9 @@ from surgeon.criteria.table import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
 from surgeon.tracing import outside_inference_mode
 
+#: Criteria that go through the batches themselves, apart from the pass that the others share.
+_REREADING = ("obs", "obs-mac", "auto")
+
 __all__ = [
     "CRITERIA", "Criterion", "GatedModel", "Gradients", "Request", "Scores", "Statistic", "channel_bytes",
     "channel_macs", "criterion", "find_criterion", "score", "score_all",
@@ -141,6 +144,8 @@ def score_all(
         If a criterion needs data and gets none, or the loss is not finite.
     """
     chosen = _find_all(criteria)
+    if isinstance(dataloader, Iterator) and any(name in chosen for name in _REREADING):
+        dataloader = list(dataloader)
     request = Request(
         graph, dataloader, forward_loss or default_forward_loss(loss_fn), seed, progress or (lambda *_: None)
     )

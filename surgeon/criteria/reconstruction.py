@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 #: Rows of inputs per reader, and inputs beyond which the places of a channel are taken together (behind a flatten).
 _MOST_ROWS, _MOST_INPUTS = 60_000, 6_000
 _RIDGE = 1e-3
+#: Outputs whose variance is a smaller part of their mean square are constant.
+_LEAST_VARIANCE = 1e-12
 #: Of the channels that are left, one part of so many goes before the costs are worked out again.
 _ROUND = 16
 
@@ -78,7 +80,8 @@ class Reader:
 def removal_costs(graph: ChannelGraph, batches: Iterable[Any]) -> Floats:
     """The cost of each channel at the time when it is the least costly one left, summed over its readers.
 
-    Within a bundle they go greedily, cheapest first, so the costs rise; channels that nobody reads cost nothing.
+    Within a bundle they go greedily, cheapest first, so the costs rise. Channels that no product with a weight reads
+    (queries and keys, heads that only train mode runs) get the median of the others: nothing is known of them.
     """
     readers = read_moments(graph, batches)
     found = np.zeros(graph.structure.count)
@@ -86,6 +89,9 @@ def removal_costs(graph: ChannelGraph, batches: Iterable[Any]) -> Floats:
         numbers = np.concatenate([group.numbers for group in bundle.groups])
         own = [reader for reader in readers if np.isin(reader.channel, numbers).any()]
         _take_apart([Reader(r.channel, r.inverse.clone(), r.weight.clone()) for r in own], numbers, found)
+    read = np.isin(graph.removable, np.concatenate([reader.channel for reader in readers]))
+    if read.any():
+        found[graph.removable[~read]] = np.median(found[graph.removable[read]])
     return found
 
 
@@ -192,11 +198,13 @@ def _readers(graph: ChannelGraph, product: Product, moments: _Moments) -> list[R
         size = _pooled(matrix.shape[1])
         matrix, channel = matrix.reshape(len(matrix), -1, size, matrix.shape[2]).sum(2), channel[:, ::size]
     found = []
-    for own, covariance, weight in zip(channel, moments.covariance(), matrix, strict=True):
+    means = moments.total / moments.count
+    for own, mean, covariance, weight in zip(channel, means, moments.covariance(), matrix, strict=True):
         variance = torch.einsum("io,ij,jo->", weight, covariance, weight)
         ridge = _RIDGE * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
         eye = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-        scale = variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt() if variance > 0 else variance * 0
+        size = variance + (mean @ weight).square().sum()
+        scale = variance.rsqrt() if variance > _LEAST_VARIANCE * size else variance * 0  # constant but for rounding
         found.append(Reader(own, torch.linalg.inv(covariance + ridge * eye), weight * scale))
     return found
 
