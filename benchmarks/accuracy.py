@@ -104,7 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=1, help="surgeon cuts in so many, healed by lstsq in each")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each draws its own images")
     parser.add_argument("--images", type=int, default=512, help="training images to rank and heal on")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--renew", action="store_true", help="measure again what other sources measured")
     parser.add_argument("--retry", action="store_true", help="try again what failed")
     parser.add_argument("--tune", type=int, default=0, metavar="EPOCHS", help="fine-tune the healed cuts as well")
@@ -184,8 +184,6 @@ class Bench:
             return
         row |= {**cut.facts, **self.sizes(cut)}
         for level in self.wanted(line, row):
-            if self.late():
-                return
             self.measure(line, row, cut, level)
 
     def wanted(self, line: Line, row: dict[str, Any]) -> list[str]:

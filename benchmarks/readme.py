@@ -123,7 +123,7 @@ def accuracy(found: Results) -> str:
     for (tool, network, speedup, criterion, steps), group in sorted(grouped.items()):
         if tool == "surgeon" or (tool == "dense" and trained):  # any training may raise the dense one as well
             words = criterion + f", {steps} steps" * (steps > 1) + ", labelled" * group[0].get("labelled", False)
-            dense = level_cell(grouped.get(("dense", network, 1.0, "-", 1), []), "none")
+            dense = level_cell(grouped.get(("dense", network, 1.0, "-", 1), [])[:1], "none")  # no seed changes it
             cells = [level_cell(group, level) for level in ("none", "bn", "lstsq", *trained)]
             rows.append([f"{network}, {speedup:g}x", words, dense, *cells, rival_cell(grouped, network, speedup)])
     head = ["network, times fewer MACs", "ranked by", "dense", "cut", "bn", "lstsq", *trained, "Torch-Pruning + bn"]
