@@ -28,13 +28,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import surgeon
 import surgeon.iteration
+from surgeon.composition import compose
 from surgeon.errors import BudgetError, CheckpointError, TuningError
+from surgeon.planning.steps import cubic, equal_ratio, explicit, goals_of, linear, one_shot, per_step, shares, targets
 from surgeon.rewriting import fit
 from surgeon.tuning import distillation_loss, evaluate, rate
 from surgeon.tuning.averaging import Average
-from surgeon.composition import compose
 from surgeon.tuning.state import FILE
-from surgeon.planning.steps import cubic, equal_ratio, explicit, goals_of, linear, one_shot, per_step, shares, targets
 from tests import factories
 
 X = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))

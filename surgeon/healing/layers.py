@@ -134,7 +134,7 @@ class Healer:
         found = list(self._fit(site, regression, self._pairs, weight)) if regression.count else []
         best = min([sliced, *found], key=lambda solution: solution.error)
         if best is not sliced:
-            self._write(site, best)
+            self._write(site, regression.on_all_rows(weight, best))
         shifted = found[0] if found and regression.centred else sliced  # what every level tries first
         return LayerHealing(product.weight.name, sliced.error, shifted.error, best.error)
 

@@ -8,7 +8,7 @@ form is solved.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Solution:
     weight: Tensor
     intercept: Tensor
     error: float
+    penalty: float | None = None
 
 
 @dataclass
@@ -90,10 +91,19 @@ class Regression:
     def solved(self, weight: Tensor) -> Iterator[Solution]:
         """A solution for each penalty, starting from the sliced weights."""
         weight = weight.double()
-        for penalty in PENALTIES:
-            change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)
-            if change is not None:
-                yield self.shifted(weight + change)
+        yield from (found for found in (self._at(weight, penalty) for penalty in PENALTIES) if found is not None)
+
+    def on_all_rows(self, weight: Tensor, chosen: Solution) -> Solution:
+        """The chosen solution; if it has a penalty, with it once more, on the rows that judged as well."""
+        if chosen.penalty is None:
+            return chosen
+        for x, y in self._held:
+            self.add(x, y)
+        return self._at(weight.double(), chosen.penalty) or chosen
+
+    def _at(self, weight: Tensor, penalty: float) -> Solution | None:
+        change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)
+        return None if change is None else replace(self.shifted(weight + change), penalty=penalty)
 
     def _primal_change(self, weight: Tensor, penalty: float) -> Tensor | None:
         assert self._moments is not None
