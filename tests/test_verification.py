@@ -137,7 +137,7 @@ def test_nothing_is_returned_and_nothing_changed_after_a_failure(monkeypatch: py
     before = copy.deepcopy(model.state_dict())
     right = Fit.positions
     monkeypatch.setattr(Fit, "positions", lambda self, name, axis: right(self, name, axis).flip(0))
-    monkeypatch.setattr(surgeon.pruning, "run_check", _fails)
+    monkeypatch.setattr(surgeon.cutting, "run_check", _fails)
     with pytest.raises(VerificationError):
         surgeon.prune(model, X, ratio=0.5, criterion="random", inplace=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
