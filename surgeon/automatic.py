@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.channels import ChannelGraph
+from surgeon.channels.structure import Ints
 from surgeon.criteria import Scores, score_all
-from surgeon.criteria.gradients import Floats
 from surgeon.criteria.table import mixture
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.healing import heal
 from surgeon.planning import make_plan
 from surgeon.rewriting import rewrite
-from surgeon.tracing import Inputs
+from surgeon.tracing import Inputs, in_mode
 
 #: Powers of the MACs that are tried, each with coupled channels (residual streams) like all others, and left whole.
 POWERS = (1.0, 1.5, 2.0)
@@ -97,7 +97,7 @@ class Automatic:
         return distance_between(model, small, graph.trace.inputs, self.calibration)
 
 
-def coupled_channels(graph: ChannelGraph) -> Floats:
+def coupled_channels(graph: ChannelGraph) -> Ints:
     """Numbers of the channels that several layers make together, such as those of a residual stream."""
     found = [group.numbers for group in graph.groups if len(group.producers) > 1]
     return np.concatenate([*found, np.zeros(0, dtype=np.int64)]).astype(np.int64)
@@ -111,18 +111,12 @@ def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: 
     units of the dense output's variance; each a mean over batches.
     """
     total, count = 0.0, 0
-    modes = {part: part.training for whole in (model, small) for part in whole.modules()}
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    try:
-        for part in modes:
-            part.training = False
+    with in_mode(model, False), in_mode(small, False):
         for batch in batches:
             inputs = Inputs.from_batch(batch, like).to(device)
             pairs = zip(_outputs(model, inputs), _outputs(small, inputs), strict=True)
             total, count = total + sum(_apart(a, b) for a, b in pairs), count + 1
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
     return total / max(count, 1)
 
 

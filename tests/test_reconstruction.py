@@ -212,6 +212,24 @@ def test_data_that_runs_out_is_enough_for_all() -> None:
     assert all((once[name].raw == again[name].raw).all() for name in names)
 
 
+class Scaled(nn.Module):
+    """Divides by a number that it takes from the batch itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.relu(self.first(x / x.abs().max().item())))
+
+
+def test_numbers_that_a_batch_gives_the_forward_are_its_own() -> None:
+    model, x = Scaled(), torch.randn(32, 4)
+    graph = surgeon.channel_graph(surgeon.trace(model, x))
+    alike, scaled = (surgeon.score(graph, "obs", [x, other]).raw for other in (x, 10 * x))
+    np.testing.assert_allclose(scaled, alike, rtol=1e-5)
+
+
 class Queries(Network):
     """What is multiplied by other activations has no reader with a weight."""
 

@@ -97,14 +97,13 @@ class GatedModel(nn.Module):
 
     def _recording(self, inputs: Inputs) -> tuple[Trace, Labels]:
         """One recording per set of input shapes, as long as the data doesn't steer the forward."""
-        key = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in inputs.leaves())
-        if key not in self._recordings:
+        found = self._recordings.get(inputs.key)
+        if found is None:
             trace = record(self._inner[0], inputs)
-            found = (trace, label(trace, examples=True))
-            if trace.decisions or _bakes_values(trace):
-                return found
-            self._recordings[key] = found
-        return self._recordings[key]
+            found = trace, label(trace, examples=True)
+            if trace.reusable:
+                self._recordings[inputs.key] = found
+        return found
 
     def _tap(self, value: Tensor, plane: Plane, examples: list[Plane]) -> Tensor:
         if not value.requires_grad:
@@ -143,8 +142,3 @@ def _by_node(labels: Labels) -> dict[fx.Node, Summed]:
         if not fact.constant and (fact.node not in found or fact.operand < found[fact.node].operand):
             found[fact.node] = fact
     return found
-
-
-def _bakes_values(trace: Trace) -> bool:
-    """Whether constants of the recording may come from this batch's own values."""
-    return any(str(name).startswith("_constant_") for name in trace.tensors)

@@ -154,11 +154,13 @@ def _read(
 ) -> None:  # fmt: skip
     device = next((p.device for p in graph.trace.model.parameters()), torch.device("cpu"))
     inputs = Inputs.from_batch(batch, graph.trace.inputs).to(device)
-    key = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in inputs.leaves())
-    if key not in recordings:
+    known_for = recordings.get(inputs.key)
+    if known_for is None:
         trace = record(graph.trace.model, inputs)
-        recordings[key] = trace, {product.node: product for product in find_products(trace) if _reads(product)}
-    trace, products = recordings[key]
+        known_for = trace, {product.node: product for product in find_products(trace) if _reads(product)}
+        if trace.reusable:
+            recordings[inputs.key] = known_for
+    trace, products = known_for
 
     def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = plain_call(node, args, kwargs)

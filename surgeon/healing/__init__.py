@@ -71,7 +71,8 @@ def heal(
 
     Returns
     -------
-    ``small``, healed. A layer is changed only if its error on held-out inputs falls.
+    ``small``, healed. A layer is changed only if its error on held-out inputs falls; it is then fitted once more on
+    all inputs.
 
     Raises
     ------

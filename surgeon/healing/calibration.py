@@ -15,7 +15,7 @@ from surgeon.healing.residual import Shortcut, find_shortcut
 from surgeon.healing.sites import Site, find_sites
 from surgeon.planning import Plan
 from surgeon.products import Walk, operand_of
-from surgeon.tracing import Inputs, Trace, record, trace
+from surgeon.tracing import Inputs, record, trace
 from surgeon.trial import Fit, Misfit, fit_recording
 from surgeon.verification.comparison import kept_places
 
@@ -119,10 +119,9 @@ def read_batches(
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
     for batch in batches:
         inputs = read_inputs(batch, plan, inputs_of).to(device)
-        key = tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in inputs.leaves())
-        fitted = known.get(key) or _fit(dense, small, plan, inputs)
-        if not _holds_once(fitted.graph.trace):
-            known[key] = fitted
+        fitted = known.get(inputs.key) or _fit(dense, small, plan, inputs)
+        if fitted.graph.trace.reusable:
+            known[inputs.key] = fitted
         traces = fitted.graph.trace, fitted.small.labels.trace
         if not pairs:
             tensors |= {name: t for name, t in traces[1].tensors.items() if not name.startswith("_constant_")}
@@ -145,11 +144,6 @@ def _fit(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
             f"the small model isn't what the plan makes of the dense one at {misfit.node.meta.get('site')}: "
             f"{misfit.why}; heal with the plan that it was cut by"
         ) from misfit
-
-
-def _holds_once(recording: Trace) -> bool:
-    """Whether the recording holds for its own batch alone: what the data decided, or values of it, are part of it."""
-    return bool(recording.decisions) or any(name.startswith("_constant_") for name in recording.tensors)
 
 
 def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) -> Inputs:

@@ -29,7 +29,8 @@ class LayerHealing:
     sliced, shifted:
         As it was cut, and so with the intercept that fits best (where the layer has a place for one).
     healed:
-        As it is now; never above the former, and at the levels ``"bias"`` to ``"lstsq"`` never above the latter.
+        As it was accepted; never above the former, and at the levels ``"bias"`` to ``"lstsq"`` never above the latter.
+        A regression is then fitted once more, on these rows as well.
     """
 
     weight: str

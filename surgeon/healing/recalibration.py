@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from surgeon.errors import HealingError
-from surgeon.tracing import Inputs
+from surgeon.tracing import Inputs, in_mode
 
 
 @torch.no_grad()
@@ -25,23 +25,20 @@ def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
         If a batch has but one value per channel at a norm: it has no variance.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    momenta, modes = [norm.momentum for norm in norms], {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
     known = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    try:
-        for module in modes:
-            module.training = False
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum, norm.training = None, True  # None: the cumulative average
-        for inputs in batches:
-            _run(model, inputs)
-    finally:
-        for norm, momentum, before in zip(norms, momenta, known, strict=True):
-            norm.momentum = momentum
-            if not norm.num_batches_tracked:
-                norm.load_state_dict(before, strict=False)
-        for module, training in modes.items():
-            module.training = training
+    with in_mode(model, False):
+        try:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum, norm.training = None, True  # None: the cumulative average
+            for inputs in batches:
+                _run(model, inputs)
+        finally:
+            for norm, momentum, before in zip(norms, momenta, known, strict=True):
+                norm.momentum = momentum
+                if not norm.num_batches_tracked:
+                    norm.load_state_dict(before, strict=False)
 
 
 def _run(model: nn.Module, inputs: Inputs) -> None:

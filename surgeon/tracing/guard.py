@@ -132,6 +132,22 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
 
 @contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Run the body with every module in train or eval mode; each gets its own mode back.
+
+    Flags are set one by one: exported modules refuse ``train()``, and overrides of it may do more than that.
+    """
+    saved = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in saved:
+            module.training = training
+        yield
+    finally:
+        for module, mode in saved:
+            module.training = mode
+
+
+@contextlib.contextmanager
 def plain_kernels(model: nn.Module) -> Iterator[None]:
     """Composite operators run as their parts: no fused attention, no fused LSTM, no inference mode, no gradients."""
     fast = torch.backends.mha.get_fastpath_enabled()

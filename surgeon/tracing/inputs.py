@@ -66,6 +66,11 @@ class Inputs:
         """All leaves of args and kwargs, in a fixed order."""
         return pytree.tree_leaves((self.args, dict(self.kwargs)))
 
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for inputs of the same shapes, types and other arguments: they may share a recording."""
+        return tuple((leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else repr(leaf) for leaf in self.leaves())
+
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """The same structure with every tensor changed."""
         args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))

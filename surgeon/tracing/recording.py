@@ -53,6 +53,11 @@ class Trace:
         return {node: index for index, node in enumerate(self.graph.nodes)}
 
     @property
+    def reusable(self) -> bool:
+        """Whether it holds for other numbers of the same shapes: nothing that the data decided or made is in it."""
+        return not self.decisions and not any(name.startswith("_constant_") for name in self.tensors)
+
+    @property
     def calls(self) -> list[fx.Node]:
         """The operator calls, in order of execution (picking one of several results is no call)."""
         return [n for n in self.graph.nodes if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload)]

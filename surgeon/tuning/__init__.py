@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from surgeon.criteria.table import ForwardLoss
 from surgeon.errors import ModelError, TuningError
-from surgeon.tracing import outside_inference_mode, unwrap
+from surgeon.tracing import in_mode, outside_inference_mode, unwrap
 from surgeon.tuning.averaging import Average
-from surgeon.tuning.evaluation import Validation, evaluate, in_mode
+from surgeon.tuning.evaluation import Validation, evaluate
 from surgeon.tuning.hardware import hardware
 from surgeon.tuning.objectives import Distillation, Objective, distillation_loss
 from surgeon.tuning.optimizers import OptimizerLike, carry, make_optimizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import TuningError
+from surgeon.tracing import in_mode
 from surgeon.tuning.objectives import Objective, Outcome, count_examples, scores_of
 
-__all__ = ["Validation", "evaluate", "in_mode", "moved"]
+__all__ = ["Validation", "evaluate", "moved"]
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,6 @@ class Validation:
 
     loss: float
     accuracy: float | None
-
-
-@contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Run the body with every module in train or eval mode; each gets its own mode back.
-
-    Flags are set one by one: exported modules refuse ``train()``, and overrides of it may do more than that.
-    """
-    saved = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in saved:
-            module.training = training
-        yield
-    finally:
-        for module, mode in saved:
-            module.training = mode
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from surgeon.errors import TuningError
+from surgeon.tracing import in_mode
 from surgeon.tuning.averaging import copy_into, snapshot
-from surgeon.tuning.evaluation import Validation, evaluate, in_mode, moved
+from surgeon.tuning.evaluation import Validation, evaluate, moved
 from surgeon.tuning.objectives import Objective, count_examples
 from surgeon.tuning.order import seed_epoch
 from surgeon.tuning.penalties import Penalty
