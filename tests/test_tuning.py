@@ -641,6 +641,7 @@ import sys, time
 from pathlib import Path
 from tests import test_tuning as t
 import torch
+torch.set_num_threads(int(sys.argv[2]))
 class Slow(t.Breaking):
     def __getitem__(self, index):
         time.sleep(0.002)
@@ -654,14 +655,17 @@ torch.manual_seed(0)
 def test_a_killed_process_leaves_nothing_half_written(tmp_path: Path) -> None:
     whole = full_run(None, Breaking(0))
     draw = random.Random(1)
+    root, state = Path(__file__).resolve().parent.parent, tmp_path / "run" / FILE
+    threads = str(torch.get_num_threads())  # with another number of them sums are rounded otherwise
     for _ in range(2):
-        root = Path(__file__).resolve().parent.parent
         process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path / "run")], stdout=subprocess.PIPE, cwd=root, text=True
+            [sys.executable, "-c", KILLED, str(tmp_path / "run"), threads], stdout=subprocess.PIPE, cwd=root, text=True
         )
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(draw.uniform(0.2, 1.0))
+        while not state.exists():  # the first epoch: at the second start it is there
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.05, 0.2))
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
