@@ -14,6 +14,13 @@ bounded by ``--minutes`` leaves the best table for its time.
     python benchmarks/accuracy.py --quick                             # 500 test images, one seed, two cases
     python benchmarks/accuracy.py --steps 4 --levels lstsq --rivals   # ranked and healed in each of four steps
     python benchmarks/accuracy.py --device cuda --tune 30 --scratch 160 --criteria auto  # the controls, on a GPU
+
+After training (the table "training"; the same command may run several times at once, each run takes the next row that
+no other has taken; it goes on from the last epoch when it was stopped):
+
+    python benchmarks/accuracy.py --threads 1 --tune 15 --criteria auto --rivals taylor --levels lstsq bn \\
+        --cases resnet20-cifar10@1.725 vgg16bn-w025-cifar10@2 vgg16bn-w025-cifar10@3 resnet20-cifar10@3 \\
+        --output benchmarks/results/accuracy_training.json
 """
 
 from __future__ import annotations
@@ -31,13 +38,14 @@ from accuracy_rival import CRITERIA as RIVALS
 from accuracy_rival import IMAGES as RIVAL_IMAGES
 from accuracy_rival import Descents, RivalError
 from accuracy_task import BATCH, CIFAR, IMAGENET, NOTES, TEST_TOTAL, Task, read_task
-from accuracy_training import Training
+from accuracy_training import SCRATCH_LR, Recipe, Training
 from common import (
     ROOT,
     Images,
     MissingError,
     Table,
     arguments,
+    claimed,
     commit,
     output_path,
     pick_device,
@@ -90,7 +98,9 @@ def main() -> int:
         if bench.late():
             say(f"stopped after {options.minutes:g} minutes; the same command goes on from here")
             break
-        bench.fill(line)
+        with claimed(options.work / f"{line.key.replace('/', '_')}.lock") as ours:
+            if ours:
+                bench.fill(line)
     return 0
 
 
@@ -109,7 +119,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--retry", action="store_true", help="try again what failed")
     parser.add_argument("--tune", type=int, default=0, metavar="EPOCHS", help="fine-tune the healed cuts as well")
     parser.add_argument("--scratch", type=int, default=0, metavar="EPOCHS", help="train the cut networks from scratch")
-    parser.add_argument("--lr", type=float, default=0.01, help="peak rate of the fine-tuning")
+    parser.add_argument("--lr", type=float, default=Recipe.lr, help="peak rate of the fine-tuning")
+    parser.add_argument("--precision", default=Recipe.mixed_precision, choices=("bf16", "no"), help="of the training")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "accuracy", help="where training is kept")
     options = parser.parse_args()
     if options.quick:
@@ -118,18 +129,19 @@ def parse() -> argparse.Namespace:
 
 
 def lines(options: argparse.Namespace) -> Iterator[Line]:
-    """The rows in the order in which they count: seed by seed, case by case."""
+    """The rows in the order in which they count: seed by seed, case by case, the dense networks behind them."""
     criteria = [name for name in options.criteria if known(name)]
     for seed in options.seeds:
         for case in options.cases:
             network, _, speedup = case.partition("@")
             if network not in (*CIFAR, IMAGENET) or not speedup:
                 raise MissingError(f"{case!r}: expected NETWORK@SPEEDUP, such as {CASES[0]}")
-            yield Line("dense", network, 1.0, "-", seed)
             for name in criteria:
                 yield Line("surgeon", network, float(speedup), name, seed, options.steps)
             for name in options.rivals:
                 yield Line("torch-pruning", network, float(speedup), name, seed)
+        for network in dict.fromkeys(case.partition("@")[0] for case in options.cases):
+            yield Line("dense", network, 1.0, "-", seed)
 
 
 def known(name: str) -> bool:
@@ -158,10 +170,11 @@ class Bench:
         options = self.options
         settings = {"images": options.images, "batch": BATCH, "rival_images": RIVAL_IMAGES}
         settings |= {"test_images": QUICK_TEST if options.quick else TEST_TOTAL}
-        settings |= {"tune": [options.tune, options.lr], "scratch": options.scratch}
         self.table = Table.open(output_path(options), settings, self.device, fresh=options.fresh, mixed=True)
         self.origin = {"source": source_digest(), "commit": commit()}
-        self.training = Training(options.tune, options.scratch, options.lr, options.work)
+        tune = Recipe(options.tune, options.lr, mixed_precision=options.precision)
+        scratch = Recipe(options.scratch, SCRATCH_LR, teacher_weight=0.0, mixed_precision=options.precision)
+        self.training = Training(tune, scratch, options.work)
 
     def late(self) -> bool:
         """Whether the time is over."""
@@ -169,6 +182,7 @@ class Bench:
 
     def fill(self, line: Line) -> None:
         """Measure the levels that the row lacks; cut again only if there are any."""
+        self.table.refresh()
         row = self.table.rows.get(line.key)
         if self.options.retry and row is not None and row["failed"]:
             row = None
@@ -191,7 +205,7 @@ class Bench:
         if "cut" in row["failed"]:
             return []
         levels = ["lstsq"] if line.steps > 1 else [n for n in HEALING[line.tool] if n in self.options.levels]
-        levels += self.training.levels(self.task(line.network)) if line.seed == self.options.seeds[0] else ()
+        levels += self.training.levels(self.task(line.network))
         levels = [name for name in levels if not (line.tool == "dense" and name == "scratch")]
         return [name for name in levels if name not in row["top1"] and name not in row["failed"]]
 
@@ -214,7 +228,8 @@ class Bench:
             if level in cut.levels:
                 model = cut.healed(level)
             else:
-                model = self.training.trained(task, cut, level, line.key, line.seed)
+                model, facts = self.training.trained(task, cut, level, line.key, line.seed)
+                row.setdefault("training", {})[level] = facts
         except surgeon.SurgeonError as problem:
             self.fail(line, row, level, problem)
             return

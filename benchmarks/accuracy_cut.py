@@ -32,7 +32,7 @@ class Cut:
     Attributes
     ----------
     levels:
-        What ``healed`` can be asked for.
+        What ``healed`` can be asked for; the last one is where training begins.
     facts:
         Seconds, whether labels were looked at, the check.
     seconds:
@@ -49,7 +49,8 @@ class Cut:
 def whole(task: Task, chosen: Images) -> Cut:
     """The dense network, as it is and recalibrated: what recalibration alone costs or gives."""
     facts = {"cut_s": 0.0, "labelled": False, "check": None}
-    return Cut(task.dense, lambda level: recalibrated(task.dense, chosen, level), HEALING["dense"], facts)
+    levels = HEALING["dense"][::-1]  # as it is, it is at its best
+    return Cut(task.dense, lambda level: recalibrated(task.dense, chosen, level), levels, facts)
 
 
 def recalibrated(model: nn.Module, chosen: Images, level: str) -> nn.Module:

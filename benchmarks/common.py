@@ -8,6 +8,8 @@ there, a script says "skipped: ..." and exits 0, so that a checkout without it c
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,7 +20,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -137,12 +139,25 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def claimed(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock against other runs of a benchmark; whether it was free. It goes with the process that held it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 @dataclass
 class Table:
     """Rows under string keys in one JSON file, written after every row; a second run goes on where the first stopped.
 
     Rows of other settings or of other surgeon sources are dropped when the file is opened; the latter stay where
-    every row says its own (``mixed``).
+    every row says its own (``mixed``). Several runs may fill a mixed table at once.
     """
 
     path: Path
@@ -150,28 +165,42 @@ class Table:
     device: torch.device
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    mixed: bool = False
+    fresh: bool = False
 
     @classmethod
     def open(
         cls, path: Path, settings: Mapping[str, Any], device: torch.device, *, fresh: bool = False, mixed: bool = False
     ) -> Table:
         """Read back what an interrupted run of the same settings and sources left, unless ``fresh``."""
-        table = cls(path, json.loads(json.dumps(settings)), device)
-        if fresh or not path.exists():
-            return table
-        old = json.loads(path.read_text(encoding="utf-8"))
-        same = old.get("settings") == table.settings and (mixed or old["environment"]["source"] == source_digest())
-        if same and old["environment"]["device"] == device_name(device):
-            table.rows, table.facts = old["rows"], old["facts"]
-            say(f"going on with {path.name}: {len(table.rows)} rows are there")
-        else:
-            say(f"{path.name} is of other settings, sources or another device: starting again")
+        table = cls(path, json.loads(json.dumps(settings)), device, mixed=mixed, fresh=fresh)
+        if path.exists() and not fresh:
+            table.refresh()
+            say(
+                f"going on with {path.name}: {len(table.rows)} rows are there"
+                if table.rows
+                else f"{path.name} is of other settings, sources or another device: starting again"
+            )
         return table
 
+    def refresh(self) -> None:
+        """Take over what the file holds by now, if it is of the same settings, sources and device."""
+        if self.fresh or not self.path.exists():
+            return
+        old = json.loads(self.path.read_text(encoding="utf-8"))
+        # Settings that a benchmark no longer has count for nothing.
+        same = old.get("settings", {}).items() >= self.settings.items()
+        same &= self.mixed or old["environment"]["source"] == source_digest()
+        if same and old["environment"]["device"] == device_name(self.device):
+            self.rows, self.facts = old["rows"], old["facts"]
+
     def put(self, key: str, row: dict[str, Any]) -> None:
-        """Add one row and write the file."""
-        self.rows[key] = row
-        self.write()
+        """Add one row, to those of other runs as well where the table is mixed, and write the file."""
+        with claimed(self.path.with_name(f".{self.path.name}.lock"), wait=True):
+            if self.mixed:
+                self.refresh()
+            self.rows[key] = row
+            self.write()
 
     def write(self) -> None:
         """Write the file as it stands."""
@@ -179,6 +208,7 @@ class Table:
         write_json(
             self.path, {"environment": record, "settings": self.settings, "facts": self.facts, "rows": self.rows}
         )
+        self.fresh = False
 
 
 def arguments(description: str, name: str) -> argparse.ArgumentParser:

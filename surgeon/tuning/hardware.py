@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from surgeon.errors import TuningError
 
-__all__ = ["PRECISIONS", "hardware", "place_of"]
+__all__ = ["PRECISIONS", "hardware", "place_of", "surroundings"]
 
 #: What ``mixed_precision`` may be.
 PRECISIONS = (None, "no", "bf16", "fp16")
@@ -63,6 +64,29 @@ def place_of(model: nn.Module, accelerator: Any, wanted: torch.device | None) ->
     own = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: torch.device = accelerator.device
     return found if accelerator.num_processes > 1 or own.type == "cpu" else own
+
+
+def surroundings(accelerator: Any, device: torch.device, *, wrapped: bool) -> dict[str, Any]:
+    """What the last bits of a result depend on beside the data and the options: each of these rounds in its own way.
+
+    Parameters
+    ----------
+    wrapped:
+        Whether another module stands around the model that is trained: a compiled one computes in another order.
+    """
+    on_cpu = device.type == "cpu"
+    name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}" if on_cpu else _name(device)
+    return {
+        "torch": str(torch.__version__),
+        "device": name,
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "processes": accelerator.num_processes,
+        "compiled": wrapped,
+    }
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _is_cpu(wanted: torch.device | None) -> bool:

@@ -53,7 +53,8 @@ class Recipe:
         for name in ("lr", "temperature", "ema", "clip"):
             _require(getattr(self, name) != 0, name, 0, "a number above 0")
         _require(self.schedule in RATES, "schedule", self.schedule, f"one of {', '.join(map(repr, RATES))}")
-        _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, "None, 'bf16' or 'fp16'")
+        wanted = f"one of {', '.join(map(repr, PRECISIONS))}"
+        _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what an interrupted run must agree in to be taken up again."""
@@ -143,9 +144,12 @@ class Tuned:
         metric, then loss; the first of equals), or the last one where there is no validation loader. 0: no epoch.
     optimizer:
         As it stood after the last epoch; :func:`surgeon.carry` takes it through a further cut.
+    notes:
+        Where an interrupted run went on with another number of threads, device or version: it rounds differently there.
     """
 
     model: nn.Module
     history: tuple[Epoch, ...]
     best_epoch: int
     optimizer: torch.optim.Optimizer
+    notes: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from surgeon.tuning.recipe import Epoch
 __all__ = ["FILE", "Run", "read_state", "write_state"]
 
 #: Name of the file in the folder, and version of its format.
-FILE, FORMAT = "training.safetensors", 1
+FILE, FORMAT = "training.safetensors", 2
 _KEY = "surgeon_training"
 
 
@@ -41,6 +42,8 @@ class Run:
         The parts with a state; None where there is none.
     history, best:
         Rows of the finished epochs; the best weights (:func:`~surgeon.tuning.averaging.snapshot`) and their epoch.
+    places:
+        First epoch, and what :func:`~surgeon.tuning.hardware.surroundings` said from there on.
     """
 
     asked: Mapping[str, Any]
@@ -52,6 +55,25 @@ class Run:
     history: list[Epoch] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
     best_epoch: int = 0
+    places: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+
+    def goes_on(self, place: Mapping[str, Any]) -> None:
+        """Remember where the epochs to come are computed, if it is elsewhere than those before."""
+        if not self.places or self.places[-1][1] != place:
+            self.places.append((len(self.history) + 1, dict(place)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each time that the run went on elsewhere."""
+        return tuple(
+            f"from epoch {epoch} on it had {_changes(before, now)}: the same run, but not to the last bit"
+            for (_, before), (epoch, now) in itertools.pairwise(self.places)
+        )
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    changed = [name for name in now if before.get(name) != now[name]]
+    return ", ".join(f"{name} {now[name]} instead of {before.get(name)}" for name in changed)
 
 
 def write_state(folder: str | os.PathLike[str], run: Run) -> None:
@@ -73,6 +95,7 @@ def write_state(folder: str | os.PathLike[str], run: Run) -> None:
         "asked": run.asked,
         "history": [vars(row) for row in run.history],
         "best_epoch": run.best_epoch,
+        "places": run.places,
         "optimizer": plain,
         "updates": run.average.updates if run.average else 0,
         "scaler": run.scaler.state_dict() if run.scaler is not None else {},
@@ -166,6 +189,7 @@ def _take(run: Run, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
         run.scaler.load_state_dict(header["scaler"])
     run.best = parts.get("best")
     run.history, run.best_epoch = history, int(header["best_epoch"])
+    run.places = [(int(epoch), dict(place)) for epoch, place in header["places"]]
 
 
 def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
