@@ -18,9 +18,8 @@ bounded by ``--minutes`` leaves the best table for its time.
 After training (the table "training"; the same command may run several times at once, each run takes the next row that
 no other has taken; it goes on from the last epoch when it was stopped):
 
-    python benchmarks/accuracy.py --threads 1 --tune 15 --criteria auto --rivals taylor --levels lstsq bn \\
-        --cases resnet20-cifar10@1.725 vgg16bn-w025-cifar10@2 vgg16bn-w025-cifar10@3 resnet20-cifar10@3 \\
-        --output benchmarks/results/accuracy_training.json
+    python benchmarks/accuracy.py --threads 1 --tune 15 --criteria auto --rivals taylor --levels bn lstsq \\
+        --cases resnet20-cifar10@1.725 vgg16bn-w025-cifar10@2 --output benchmarks/results/accuracy_training.json
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from accuracy_rival import CRITERIA as RIVALS
 from accuracy_rival import IMAGES as RIVAL_IMAGES
 from accuracy_rival import Descents, RivalError
 from accuracy_task import BATCH, CIFAR, IMAGENET, NOTES, TEST_TOTAL, Task, read_task
-from accuracy_training import SCRATCH_LR, Recipe, Training
+from accuracy_training import SCRATCH_LR, TRAINED, Recipe, Training
 from common import (
     ROOT,
     Images,
@@ -187,8 +186,11 @@ class Bench:
         if self.options.retry and row is not None and row["failed"]:
             row = None
         old = row is not None and row["source"] != self.origin["source"]
-        if row is not None and (not self.options.renew if old else not self.wanted(line, row)):
-            return
+        if row is not None:
+            lacking = self.wanted(line, row)
+            begun = bool(TRAINED.intersection(lacking))  # a training that is still to come needs its cut
+            if not (begun or (self.options.renew if old else lacking)):
+                return
         row = line.facts() | {"top1": {}, "seconds": {}, "failed": {}} if row is None or old else row
         row |= self.origin
         try:
@@ -205,8 +207,10 @@ class Bench:
         if "cut" in row["failed"]:
             return []
         levels = ["lstsq"] if line.steps > 1 else [n for n in HEALING[line.tool] if n in self.options.levels]
-        levels += self.training.levels(self.task(line.network))
-        levels = [name for name in levels if not (line.tool == "dense" and name == "scratch")]
+        if line.tool != "dense":
+            levels += self.training.levels(self.task(line.network))
+        elif line.seed == self.options.seeds[0]:  # its training is only there to be told from the cut ones'
+            levels += [name for name in self.training.levels(self.task(line.network)) if name != "scratch"]
         return [name for name in levels if name not in row["top1"] and name not in row["failed"]]
 
     def cut(self, line: Line) -> Cut:

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 import surgeon
 
+TRAINED = frozenset({"tuned", "scratch"})
 PADDING = 4
 SCRATCH_LR = 0.1
 
