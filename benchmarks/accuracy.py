@@ -18,7 +18,7 @@ bounded by ``--minutes`` leaves the best table for its time.
 After training (the table "training"; the same command may run several times at once, each run takes the next row that
 no other has taken; it goes on from the last epoch when it was stopped):
 
-    python benchmarks/accuracy.py --threads 1 --tune 15 --criteria auto --rivals taylor --levels bn lstsq \\
+    python benchmarks/accuracy.py --threads 1 --tune 15 --criteria auto --rivals taylor --levels none bn lstsq \\
         --cases resnet20-cifar10@1.725 vgg16bn-w025-cifar10@2 --output benchmarks/results/accuracy_training.json
 """
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, ROOT, say, write_text
+from tables import Results, grid, level_cell, ranged
+from training_table import training
 
 MARKED = re.compile(r"(<!-- results:(?P<name>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
-Results = Mapping[str, Any]
 
 
 class UnknownTableError(Exception):
@@ -80,12 +81,6 @@ def rendered(name: str, results: Path) -> str:
     return render(found) + "\n\n" + source(found.get("environment", found))
 
 
-def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; every column but the first is aligned to the right."""
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def source(environment: Results) -> str:
     """Where and with what the numbers were measured, and how to measure them again."""
     versions = environment["versions"]
@@ -95,12 +90,6 @@ def source(environment: Results) -> str:
         f"*Measured on {environment['device']}{threads}, torch {versions['torch']}, "
         f"{environment['date'][:10]}: `{environment['command']}`.*"
     )
-
-
-def ranged(values: Sequence[float], digits: int = 2) -> str:
-    """The mean, and the least and the greatest behind it."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def quartiles(found: Results, factor: float = 1.0, digits: int = 2) -> str:
@@ -144,12 +133,6 @@ def accuracy_words(found: Results) -> str:
         f"{settings['rival_images']} labelled images. surgeon's check: {sum(checks)} of {len(checks)} cuts passed, any "
         f"other is unproven. Rows of {sources} version{'s' * (sources != 1)} of the sources.{''.join(notes)}"
     )
-
-
-def level_cell(group: Sequence[Results], level: str) -> str:
-    """One level of healing over the seeds."""
-    values = [row["top1"][level] for row in group if level in row["top1"]]
-    return ranged(values) if values else "-"
 
 
 def rival_cell(grouped: Mapping[tuple[Any, ...], Sequence[Results]], network: str, speedup: float) -> str:
@@ -284,6 +267,7 @@ def example(found: Results) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "accuracy": ("accuracy", accuracy),
+    "training": ("accuracy_training", training),
     "taylor": ("taylor", taylor),
     "surgery": ("surgery", surgery),
     "surgery-vgg16": ("surgery", surgery_vgg16),

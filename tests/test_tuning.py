@@ -684,6 +684,42 @@ def test_a_finished_run_gives_its_outcome_again(tmp_path: Path) -> None:
     assert one.best_epoch == other.best_epoch
 
 
+def test_a_run_that_goes_on_with_other_threads_says_so(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    assert full_run(None, Breaking(0)).notes == ()
+    for _ in range(2):  # in the second epoch, and at once when it is called again
+        with pytest.raises(Stop):
+            full_run(tmp_path, Breaking(len(X) + 2))
+    try:
+        torch.set_num_threads(threads + 1)
+        notes = full_run(tmp_path, Breaking(0)).notes
+        torch.set_num_threads(threads + 2)
+        assert full_run(tmp_path, Breaking(1)).notes == notes  # it was finished
+    finally:
+        torch.set_num_threads(threads)
+    (note,) = notes
+    assert note.startswith(f"from epoch 3 on it had threads {threads + 1} instead of {threads}:")
+
+
+def test_a_channels_last_run_in_bf16_is_taken_up_to_the_bit(tmp_path: Path) -> None:
+    seen = []
+
+    def go(folder: Path | None, after: int) -> nn.Module:
+        model = net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
+        model.second.register_forward_hook(lambda *given: seen.append(given[2]))
+        batches = DataLoader(Breaking(after), 8, shuffle=True)
+        found: nn.Module = tune(model, batches, epochs=3, ema=0.9, mixed_precision="bf16", resume_dir=folder).model
+        return found
+
+    whole = go(None, 0)
+    assert all(y.dtype == torch.bfloat16 and y.is_contiguous(memory_format=torch.channels_last) for y in seen)
+    with pytest.raises(Stop):
+        go(tmp_path, len(X) + 9)
+    resumed = go(tmp_path, 0)
+    assert same(whole, resumed)
+    assert resumed.get_parameter("second.weight").is_contiguous(memory_format=torch.channels_last)
+
+
 def test_workers_and_generators_follow_the_seed(tmp_path: Path) -> None:
     def go(seed: int = 0, **kwargs: Any) -> nn.Module:
         generator = torch.Generator()
@@ -698,7 +734,8 @@ def test_workers_and_generators_follow_the_seed(tmp_path: Path) -> None:
 def test_another_run_or_a_damaged_file_is_refused(tmp_path: Path) -> None:
     surgeon.tune(net(), loader(), epochs=1, resume_dir=tmp_path)
     for given, message in (({"epochs": 2}, "its run has epochs=1, this one 2"), ({"lr": 0.5}, "its run has lr"),
-                           ({"optimizer": "adamw"}, "optimizer='SGD', this one 'AdamW'")):  # fmt: skip
+                           ({"optimizer": "adamw"}, "optimizer='SGD', this one 'AdamW'"),
+                           ({"mixed_precision": "bf16"}, "mixed_precision='no', this one 'bf16'")):  # fmt: skip
         with pytest.raises(CheckpointError, match=message):
             tune(net(), loader(), **{"epochs": 1, "resume_dir": tmp_path, **given})
     with pytest.raises(CheckpointError, match="batches=3, this one 6"):

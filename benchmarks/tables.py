@@ -1,0 +1,27 @@
+"""What README's tables are written with."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Results = Mapping[str, Any]
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; every column but the first is aligned to the right."""
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def ranged(values: Sequence[float], digits: int = 2) -> str:
+    """The mean, and the least and the greatest behind it."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def level_cell(group: Sequence[Results], level: str) -> str:
+    """One level of healing over the seeds."""
+    values = [row["top1"][level] for row in group if level in row["top1"]]
+    return ranged(values) if values else "-"
