@@ -36,12 +36,12 @@ class Recipe:
     """How a network is trained: options of ``surgeon.tune``, and the batch. ``teacher_weight`` 0 is without teacher."""
 
     epochs: int
-    lr: float = 0.03
+    lr: float = 0.01
     teacher_weight: float = 0.9
     temperature: float = 4.0
     weight_decay: float = 5e-4
     schedule: str = "cosine"
-    warmup_epochs: float = 0.0
+    warmup_epochs: float = 1.0
     label_smoothing: float = 0.0
     ema: float | None = None
     batch: int = 64
@@ -56,8 +56,8 @@ class Recipe:
         """
         options = asdict(self)
         options["teacher_weight"] = options["teacher_weight"] or 0.5  # not looked at without a teacher
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
-        teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
+        teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
         tuned = surgeon.tune(
             model, Augmented(images, options.pop("batch")), teacher=teacher if self.teacher_weight else None,
             resume_dir=folder, device=images.inputs.device, seed=seed, progress=Teller(name), **options,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from accuracy_cut import surgeons
@@ -23,13 +24,13 @@ from torch import nn
 
 HELD_OUT, SEED, RANKED_ON = 5_000, 0, 512
 #: Changes to the recipe of the accuracy table.
-RECIPES = {
+RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
     "plain": {"teacher_weight": 0.0},
     "half-taught": {"teacher_weight": 0.5},
-    "slow": {"lr": 0.01},
-    "fast": {"lr": 0.1},
-    "large-batch": {"batch": 128, "lr": 0.06},
+    "slow": {"lr": 0.003},
+    "fast": {"lr": 0.03},
+    "large-batch": {"batch": 128, "lr": 0.02},
     "one-cycle": {"schedule": "one-cycle"},
     "averaged": {"ema": 0.998},
     "light-decay": {"weight_decay": 1e-4},

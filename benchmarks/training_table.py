@@ -66,6 +66,6 @@ def recipe_words(used: Results) -> str:
     taught = f"distilled from the dense network (weight {used['teacher_weight']:g}, T {used['temperature']:g})"
     return (
         f"{used['epochs']} epochs of {used['images']:,} images, {used['optimizer']} at {used['lr']:g} "
-        f"({used['schedule']}), batches of {used['batch']}, weight decay {used['weight_decay']:g}, "
+        f"({used['schedule']}, {used['warmup_epochs']:g} of warm-up), batches of {used['batch']}, weight decay {used['weight_decay']:g}, "
         f"{taught if used['teacher_weight'] else 'no teacher'}, precision {used['mixed_precision']}"
     )

@@ -15,17 +15,18 @@ import torch
 from torch import nn
 
 from surgeon.channels import ChannelGraph, channel_graph
-from surgeon.checkpoint import load, read_header, save, write_beside
+from surgeon.checkpoint import load, read_header, save
 from surgeon.composition import compose
-from surgeon.errors import CheckpointError, ModelError, TuningError
+from surgeon.errors import ModelError, TuningError
 from surgeon.planning import Plan
 from surgeon.planning.steps import goals_of, remaining
 from surgeon.pruning import prune
 from surgeon.report import sizes
 from surgeon.rewriting import fit
 from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
-from surgeon.tuning import Epoch, Tuned, carry, tune
+from surgeon.tuning import Tuned, carry, tune
 from surgeon.tuning.order import own_randomness, seed_epoch
+from surgeon.tuning.record import Step, plain, read_rows, write_rows
 from surgeon.tuning.state import FILE
 
 __all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
@@ -33,18 +34,6 @@ __all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
 #: Called as ``after_cut(small, before, plan)``; changes the small model in place.
 AfterCut = Callable[[nn.Module, nn.Module, Plan], None]
 Sizes = dict[str, int]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One cut and the training behind it; the numbers are those after the cut. One multiply-add is 1 MAC."""
-
-    number: int
-    filters: int
-    macs: int
-    params: int
-    history: tuple[Epoch, ...]
-    best_epoch: int
 
 
 @dataclass(frozen=True)
@@ -123,6 +112,7 @@ def prune_and_tune(
     options["units"] = _names(module, options.get("units"))
     given = {k: options[k] for k in ("loss_fn", "forward_loss") if k in options} | dict(tuning or {})
     asked = {"goals": goals, "epochs": epochs_per_step, "final": final_epochs, "carry": carry_optimizer, "seed": seed}
+    asked |= plain({**options, **given})
     run = _Run(
         module, amounts, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
         after_cut, carry_optimizer, None if directory is None else Path(directory), seed, progress or (lambda *_: None),
@@ -179,7 +169,7 @@ class _Run:
         """All steps that are still to come."""
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
-        rows = [] if self.directory is None else _read_rows(self.directory, asked)
+        rows = [] if self.directory is None else read_rows(self.directory, asked)
         model, plan, tuned = self.dense, _nothing(graph), None
         start = self._last_begun()
         for number, goal in enumerate(self.goals, 1):
@@ -192,11 +182,12 @@ class _Run:
                 optimizer = None
             now = sizes(_graph(model, self.example_inputs))
             tuned = self._tune(number, model, optimizer)
-            row = Step(number, now["filters"], now["max_macs"], now["max_params"], tuned.history, tuned.best_epoch)
+            counts = now["filters"], now["max_macs"], now["max_params"]
+            row = Step(number, *counts, tuned.history, tuned.best_epoch, tuned.notes)
             rows = [*rows[: number - 1], row]
             if self.directory is not None:
                 save(self.directory / f"step-{number}.safetensors", model, plan)
-                _write_rows(self.directory, asked, rows)
+                write_rows(self.directory, asked, rows)
             self.progress("steps", number, len(self.goals))
         return PrunedAndTuned(model, plan, tuple(rows))
 
@@ -258,26 +249,3 @@ class _Run:
 def _nothing(graph: ChannelGraph) -> Plan:
     """The plan that cuts nothing."""
     return Plan(type(graph.trace.model).__name__, {}, graph.trace.inputs.spec())
-
-
-def _read_rows(folder: Path, asked: Mapping[str, Any]) -> list[Step]:
-    """The steps that are finished, if the folder's run was asked the same."""
-    path = folder / "run.json"
-    if not path.exists():
-        _write_rows(folder, asked, [])
-        return []
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        rows = [Step(**{**row, "history": tuple(Epoch.read(e) for e in row["history"])}) for row in data["steps"]]
-        saved = data["asked"]
-    except (ValueError, KeyError, TypeError) as problem:
-        raise CheckpointError(f"{path}: damaged, or of another tool ({problem}); give another directory") from problem
-    if saved != asked:
-        raise CheckpointError(f"{path}: its run was asked {saved}, this one {asked}; give another directory")
-    return rows
-
-
-def _write_rows(folder: Path, asked: Mapping[str, Any], rows: list[Step]) -> None:
-    text = json.dumps({"asked": asked, "steps": [dataclasses.asdict(row) for row in rows]}, indent=2)
-    with write_beside(folder / "run.json") as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -705,7 +705,7 @@ def test_a_channels_last_run_in_bf16_is_taken_up_to_the_bit(tmp_path: Path) -> N
     seen = []
 
     def go(folder: Path | None, after: int) -> nn.Module:
-        model = net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
+        model = net().to(memory_format=torch.channels_last)
         model.second.register_forward_hook(lambda *given: seen.append(given[2]))
         batches = DataLoader(Breaking(after), 8, shuffle=True)
         found: nn.Module = tune(model, batches, epochs=3, ema=0.9, mixed_precision="bf16", resume_dir=folder).model
@@ -877,6 +877,8 @@ def test_steps_stopped_between_a_cut_and_its_training_are_taken_up(
     assert same(whole.model, iterate(tmp_path / "run").model)
     with pytest.raises(CheckpointError, match=r"run\.json: its run was asked"):
         iterate(tmp_path / "run", filters=4)
+    with pytest.raises(CheckpointError, match=r"was asked {'criterion': None}, this one {'criterion': 'random'}"):
+        iterate(tmp_path / "run", criterion="random")
 
 
 def test_what_follows_a_cut_is_called_before_training() -> None:
