@@ -64,8 +64,9 @@ def training_words(found: Results) -> str:
 def recipe_words(used: Results) -> str:
     """One recipe in a line."""
     taught = f"distilled from the dense network (weight {used['teacher_weight']:g}, T {used['temperature']:g})"
+    rate = f"{used['lr']:g} ({used['schedule']}, {used['warmup_epochs']:g} of warm-up)"
     return (
-        f"{used['epochs']} epochs of {used['images']:,} images, {used['optimizer']} at {used['lr']:g} "
-        f"({used['schedule']}, {used['warmup_epochs']:g} of warm-up), batches of {used['batch']}, weight decay {used['weight_decay']:g}, "
+        f"{used['epochs']} epochs of {used['images']:,} images, {used['optimizer']} at {rate}, "
+        f"batches of {used['batch']}, weight decay {used['weight_decay']:g}, "
         f"{taught if used['teacher_weight'] else 'no teacher'}, precision {used['mixed_precision']}"
     )
