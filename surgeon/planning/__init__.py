@@ -13,7 +13,7 @@ from surgeon.cost import Cost
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
-from surgeon.planning.moves import Move, Steps, staircases
+from surgeon.planning.moves import Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_in, channels_made_by, select_layers
@@ -84,8 +84,8 @@ def make_plan(
     while True:
         try:
             steps = Steps(round_to or 1, min_channels, shares.blocked)
-            moves, kept = _chosen(repair.graph, scores, asked, scope, steps)
-            kept = shares.settle(repair.graph, scores, moves, kept)
+            levels, kept = _chosen(repair.graph, scores, asked, scope, steps)
+            kept = shares.settle(repair.graph, scores, levels, kept)
             fitted = repair.fit(kept)
             break
         except Misfit as misfit:
@@ -113,22 +113,23 @@ def _check(scope: str, round_to: Any, min_channels: Any) -> None:
 
 def _chosen(
     graph: ChannelGraph, scores: Scores, asked: dict[str, Any], scope: str, steps: Steps
-) -> tuple[list[Move], Flags]:
-    """The moves to take on the channels that are free by now, and what they keep."""
+) -> tuple[dict[int, int], Flags]:
+    """How many steps each bundle loses, of the channels that are free by now, and what that keeps."""
     if not graph.groups:
         raise NothingToCutError(_nothing(graph))
     problem = Problem(graph, staircases(graph, scores, steps), Cost(graph), scope)
-    moves = choose(problem, asked)
-    kept = problem.kept(moves)
+    taken = choose(problem, asked)
+    kept = problem.kept(taken)
     if bool(kept.all()):
         raise BudgetError(_too_little(problem, asked))
-    return moves, kept
+    return problem.levels(taken), kept
 
 
 def _too_little(problem: Problem, asked: dict[str, Any]) -> str:
     given = ", ".join(f"{name}={amount!r}" for name, amount in asked.items() if amount is not None)
-    step = min((m for moves in problem.stairs for m in moves[:1]), key=lambda m: m.filters, default=None)
-    least = f"; the smallest step removes {step.channels} channels ({step.filters} filters)" if step else ""
+    first = [(int(s.filters[0]), int(s.channels[0])) for s in problem.stairs if len(s)]
+    filters, channels = min(first, key=lambda step: step[0], default=(0, 0))
+    least = f"; the smallest step removes {channels} channels ({filters} filters)" if first else ""
     return f"{given}: no channel has to go, or none can within it{least}; ask for more"
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from surgeon.channels import ChannelGraph
-from surgeon.channels.structure import Flags
+from surgeon.channels.structure import Flags, Ints
 from surgeon.cost import Cost
 from surgeon.errors import BudgetError
-from surgeon.planning.moves import Move, in_order
+from surgeon.planning.moves import Moves, Staircase, Taken, in_order
 
 
 @dataclass(frozen=True)
@@ -20,75 +20,83 @@ class Problem:
     """One planning problem: the graph, its moves, and what widths cost."""
 
     graph: ChannelGraph
-    stairs: Sequence[Sequence[Move]]
+    stairs: Sequence[Staircase]
     cost: Cost
     scope: str
 
-    def kept(self, moves: Sequence[Move]) -> Flags:
+    def kept(self, taken: Taken) -> Flags:
         """Flags of the channels that stay when these moves are taken."""
         flags = self.cost.everything()
-        for move in moves:
-            flags[move.removed] = False
+        for index, count in taken.items():
+            for gone in self.stairs[index].removed(count):
+                flags[gone] = False
         return flags
 
-    def at_ratio(self, ratio: float) -> list[Move]:
+    def levels(self, taken: Taken) -> dict[int, int]:
+        """How many steps each of these bundles has lost."""
+        return {index: int(self.stairs[index].levels[count - 1]) for index, count in taken.items()}
+
+    def at_ratio(self, ratio: float) -> Taken:
         """Of every bundle the moves that remove at most this share of it, or the width nearest to that on its steps."""
-        chosen: list[Move] = []
-        for bundle, moves in zip(self.graph.bundles, self.stairs, strict=True):
+        taken: Taken = {}
+        for index, (bundle, stair) in enumerate(zip(self.graph.bundles, self.stairs, strict=True)):
             # 1e-9: 10 channels at 0.9 lose 9, although 10 * 0.9 is a hair off in binary
             wanted = int(bundle.steps * ratio + 1e-9)
-            near = min((m.level for m in moves), key=lambda level: (abs(level - wanted), level), default=0)
-            chosen += [m for m in moves if m.level <= near] if near and abs(near - wanted) <= wanted else []
-        return chosen
+            if len(stair):
+                nearest = int(np.argmin(np.abs(stair.levels - wanted)))
+                if abs(int(stair.levels[nearest]) - wanted) <= wanted:
+                    taken[index] = nearest + 1
+        return taken
 
-    def order(self) -> list[Move]:
+    def order(self) -> Moves:
         """All moves in the order of the scope: by score, or by the share of their bundle that is gone."""
-        moves = list(in_order(self.stairs))
+        moves = in_order(self.stairs)
         if self.scope == "local":
-            moves.sort(key=lambda m: m.level / self.graph.bundles[m.bundle].steps)
+            steps = np.array([bundle.steps for bundle in self.graph.bundles])
+            moves = moves.arranged(np.argsort(moves.levels / steps[moves.bundles], kind="stable"))
         return moves
 
 
-def take_filters(problem: Problem, amount: Any) -> list[Move]:
+def take_filters(problem: Problem, amount: Any) -> Taken:
     """As many convolution filters as come nearest to `amount` and not above it."""
     if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
         raise BudgetError(f"filters={amount!r}: expected a positive whole number of convolution filters to remove")
-    moves = [m for m in problem.order() if m.filters or m.level]
-    can_go = sum(m.filters for m in moves)
+    moves = problem.order()
+    can_go = int(moves.filters.sum())
     if amount > can_go:
         raise BudgetError(
             f"filters={amount}: at most {can_go} of the model's filters can be removed; ask for {can_go} or fewer"
         )
-    chosen, left, closed = [], amount, set()
-    for move in moves:
-        worthless = not any(g.filters for g in problem.graph.bundles[move.bundle].groups)
-        if worthless or move.bundle in closed:
-            continue
-        if move.filters > left:
-            closed.add(move.bundle)
-            continue
-        chosen.append(move)
-        left -= move.filters
-        if not left:
-            break
-    return chosen
+    bundles = problem.graph.bundles
+    worthless = {index for index, bundle in enumerate(bundles) if not any(g.filters for g in bundle.groups)}
+    return _as_many_as_fit(moves, moves.filters, amount, worthless)
 
 
-def take_ratio(problem: Problem, amount: Any) -> list[Move]:
+def _as_many_as_fit(moves: Moves, worth: Ints, amount: int, closed: set[int]) -> Taken:
+    """Moves in their order, as long as they fit into `amount`; a bundle whose move doesn't is left as it is then."""
+    taken: Taken = {}
+    left = amount
+    for bundle, count, size in zip(moves.bundles.tolist(), moves.counts.tolist(), worth.tolist(), strict=True):
+        if bundle in closed:
+            continue
+        if size > left:
+            closed.add(bundle)
+            continue
+        taken[bundle] = count
+        left -= size
+    return taken
+
+
+def take_ratio(problem: Problem, amount: Any) -> Taken:
     """The share `amount` of the channels: of all together (global), or of every bundle (local)."""
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < 1:
         raise BudgetError(f"ratio={amount!r}: expected the share of channels to remove, above 0 and below 1")
     if problem.scope == "local":
         return problem.at_ratio(float(amount))
-    left = int(sum(g.size for g in problem.graph.groups) * amount + 1e-9)
-    chosen, closed = [], set()
-    for move in problem.order():
-        if move.bundle in closed or move.channels > left:
-            closed.add(move.bundle)
-            continue
-        chosen.append(move)
-        left -= move.channels
-    return chosen
+    moves = problem.order()
+    return _as_many_as_fit(
+        moves, moves.channels, int(sum(g.size for g in problem.graph.groups) * amount + 1e-9), set()
+    )  # fmt: skip
 
 
 def _limit(name: str, amount: Any, dense: int) -> int:
@@ -121,13 +129,13 @@ Measure = Callable[[Cost, Flags], int]
 LIMITS: dict[str, Measure] = {"max_macs": Cost.macs, "max_params": Cost.params}
 
 
-def take_until(problem: Problem, limits: dict[str, Any]) -> list[Move]:
+def take_until(problem: Problem, limits: dict[str, Any]) -> Taken:
     """The fewest moves, least useful first, after which every cost is within its limit."""
     absolute = {n: _limit(n, a, LIMITS[n](problem.cost, problem.cost.everything())) for n, a in limits.items()}
     moves = problem.order()
 
     def within(count: int) -> bool:
-        kept = problem.kept(moves[:count])
+        kept = problem.kept(moves.first(count))
         return all(LIMITS[name](problem.cost, kept) <= limit for name, limit in absolute.items())
 
     if not within(len(moves)):
@@ -136,11 +144,11 @@ def take_until(problem: Problem, limits: dict[str, Any]) -> list[Move]:
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if within(middle) else (middle + 1, high)
-    return moves[:low]
+    return moves.first(low)
 
 
-def _out_of_reach(problem: Problem, absolute: dict[str, int], moves: list[Move]) -> str:
-    dense, kept = problem.cost.everything(), problem.kept(moves)
+def _out_of_reach(problem: Problem, absolute: dict[str, int], moves: Moves) -> str:
+    dense, kept = problem.cost.everything(), problem.kept(moves.first(len(moves)))
     lines = []
     for name, limit in absolute.items():
         least, whole = LIMITS[name](problem.cost, kept), LIMITS[name](problem.cost, dense)
@@ -150,7 +158,7 @@ def _out_of_reach(problem: Problem, absolute: dict[str, int], moves: list[Move])
     return "the budget is out of reach; " + "; ".join(lines)
 
 
-def choose(problem: Problem, amounts: dict[str, Any]) -> list[Move]:
+def choose(problem: Problem, amounts: dict[str, Any]) -> Taken:
     """The moves for the user's amounts.
 
     Raises
@@ -173,5 +181,5 @@ def choose(problem: Problem, amounts: dict[str, Any]) -> list[Move]:
 
 def smallest(problem: Problem) -> dict[str, int]:
     """The least that the model can be cut down to: MACs and parameters."""
-    kept = problem.kept(list(in_order(problem.stairs)))
+    kept = problem.kept({index: len(stair) for index, stair in enumerate(problem.stairs)})
     return {name.removeprefix("max_"): int(np.int64(measure(problem.cost, kept))) for name, measure in LIMITS.items()}

@@ -2,42 +2,88 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from surgeon.channels import Bundle, ChannelGraph
 from surgeon.channels.structure import Ints
 from surgeon.criteria import Scores
+from surgeon.criteria.table import Floats
 
 
-class Move(NamedTuple):
-    """One step down the staircase of a bundle.
+@dataclass(frozen=True)
+class Staircase:
+    """The moves of one bundle in their order; a plan takes the first few. One entry of each array for each move.
 
     Attributes
     ----------
-    bundle:
-        Index of the bundle.
-    level:
-        Steps taken after this move.
-    removed:
-        Channels that go with it.
+    levels:
+        Steps of the bundle that are taken after the move.
     filters, channels:
         Convolution filters and channels that it removes.
-    score:
-        Mean score of the removed channels.
+    scores:
+        Mean score of what it removes.
+    ranked:
+        The channels of each group, the least useful first.
+    gone:
+        How many of each group are gone after the move: a row for each move, a column for each group.
     """
 
-    bundle: int
-    level: int
-    removed: Ints
-    filters: int
-    channels: int
-    score: float
+    levels: Ints
+    filters: Ints
+    channels: Ints
+    scores: Floats
+    ranked: tuple[Ints, ...]
+    gone: Ints
+
+    def __len__(self) -> int:
+        return len(self.levels)
+
+    def removed(self, moves: int) -> list[Ints]:
+        """The channels of each group that are gone after so many moves."""
+        counts = self.gone[moves - 1].tolist() if moves else [0] * len(self.ranked)
+        return [order[:count] for order, count in zip(self.ranked, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Moves of all bundles in one order; arrays of equal length.
+
+    Attributes
+    ----------
+    bundles:
+        Whose move it is.
+    counts:
+        How many of its bundle's moves are taken with it.
+    levels, filters, channels:
+        As in :class:`Staircase`.
+    """
+
+    bundles: Ints
+    counts: Ints
+    levels: Ints
+    filters: Ints
+    channels: Ints
+
+    def __len__(self) -> int:
+        return len(self.bundles)
+
+    def arranged(self, order: Ints) -> Moves:
+        """The same moves in another order."""
+        columns = (self.bundles, self.counts, self.levels, self.filters, self.channels)
+        return Moves(*(column[order] for column in columns))
+
+    def first(self, count: int) -> Taken:
+        """What is taken with the first `count` moves."""
+        return dict(zip(self.bundles[:count].tolist(), self.counts[:count].tolist(), strict=True))
+
+
+#: Index of a bundle -> how many of its moves are taken.
+Taken = dict[int, int]
 
 
 #: Widths that a bundle can't have: name of its first group -> levels.
@@ -53,11 +99,9 @@ class Steps:
     blocked: Blocked
 
 
-def staircases(graph: ChannelGraph, scores: Scores, steps: Steps) -> list[list[Move]]:
+def staircases(graph: ChannelGraph, scores: Scores, steps: Steps) -> list[Staircase]:
     """The moves of every bundle, in the order in which they must be taken."""
-    return [
-        _staircase(index, bundle, scores, _stops(graph, bundle, steps)) for index, bundle in enumerate(graph.bundles)
-    ]
+    return [_staircase(bundle, scores, _stops(graph, bundle, steps)) for bundle in graph.bundles]
 
 
 def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> Ints:
@@ -96,24 +140,18 @@ def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int]]:
     return found
 
 
-def _staircase(index: int, bundle: Bundle, scores: Scores, stops: Ints) -> list[Move]:
-    ranked = [group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")] for group in bundle.groups]
-    counts = np.concatenate([np.zeros((1, len(ranked)), dtype=np.int64), bundle.gone(stops)])
+def _staircase(bundle: Bundle, scores: Scores, stops: Ints) -> Staircase:
+    values = [scores.normalised[group.numbers] for group in bundle.groups]
+    order = [np.argsort(value, kind="stable") for value in values]
+    gone = bundle.gone(stops)
+    counts = np.concatenate([np.zeros((1, len(order)), dtype=np.int64), gone])
     channels = np.diff(counts.sum(axis=1))
     worth = np.zeros(len(stops))
-    for order, count in zip(ranked, counts.T, strict=True):
-        worth += np.diff(np.concatenate([[0.0], np.cumsum(scores.normalised[order])])[count])
-    scored = worth / np.maximum(channels, 1)
-    filters = np.diff(np.concatenate([[0], _filters(bundle, stops, counts[1:])]))
-    columns = (stops.tolist(), _removed(ranked, counts), filters.tolist(), channels.tolist(), scored.tolist())
-    return [Move(index, *row) for row in zip(*columns, strict=True)]
-
-
-def _removed(ranked: Sequence[Ints], counts: Ints) -> Iterator[Ints]:
-    """Channels that go at each step."""
-    for before, after in itertools.pairwise(counts.tolist()):
-        gone = [order[a:b] for order, a, b in zip(ranked, before, after, strict=True)]
-        yield gone[0] if len(gone) == 1 else np.concatenate(gone)
+    for value, ranks, count in zip(values, order, counts.T, strict=True):
+        worth += np.diff(np.concatenate([[0.0], np.cumsum(value[ranks])])[count])
+    filters = np.diff(np.concatenate([[0], _filters(bundle, stops, gone)]))
+    ranked = tuple(group.numbers[ranks] for group, ranks in zip(bundle.groups, order, strict=True))
+    return Staircase(stops, filters, channels, worth / np.maximum(channels, 1), ranked, gone)
 
 
 def _filters(bundle: Bundle, stops: Ints, counts: Ints) -> Ints:
@@ -125,14 +163,15 @@ def _filters(bundle: Bundle, stops: Ints, counts: Ints) -> Ints:
     return found
 
 
-def in_order(stairs: Sequence[Sequence[Move]]) -> Iterator[Move]:
+def in_order(stairs: Sequence[Staircase]) -> Moves:
     """All moves, the least useful first, each bundle's in its own order."""
-    heap = [(moves[0].score, index) for index, moves in enumerate(stairs) if moves]
-    heapq.heapify(heap)
-    position = [0] * len(stairs)
-    while heap:
-        _, index = heapq.heappop(heap)
-        yield stairs[index][position[index]]
-        position[index] += 1
-        if position[index] < len(stairs[index]):
-            heapq.heappush(heap, (stairs[index][position[index]].score, index))
+    bundles = np.repeat(np.arange(len(stairs)), [len(stair) for stair in stairs])
+    counts = _joined([np.arange(1, len(stair) + 1) for stair in stairs])
+    columns = [_joined([getattr(stair, name) for stair in stairs]) for name in ("levels", "filters", "channels")]
+    # a move waits for those before it in its bundle: it is as late as the latest of them
+    due = _joined([np.maximum.accumulate(stair.scores) for stair in stairs])
+    return Moves(bundles, counts, *columns).arranged(np.lexsort((counts, bundles, due)))
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])

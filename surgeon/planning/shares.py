@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from surgeon.channels import Bundle, ChannelGraph
 from surgeon.channels.structure import Flags
 from surgeon.criteria import Scores
-from surgeon.planning.moves import Blocked, Move
+from surgeon.planning.moves import Blocked
 from surgeon.trial import Misfit, settle, widths_of
 
 #: Channels of each group, by its name.
@@ -35,8 +35,8 @@ class Shares:
         self.blocked: Blocked = {}
         self._known: dict[tuple[tuple[str, ...], int], Counts | Strangers] = {}
 
-    def settle(self, graph: ChannelGraph, scores: Scores, moves: Sequence[Move], kept: Flags) -> Flags:
-        """The flags with the exact numbers of channels, one bundle at a time.
+    def settle(self, graph: ChannelGraph, scores: Scores, levels: Mapping[int, int], kept: Flags) -> Flags:
+        """The flags with the exact numbers of channels, one bundle at a time (`levels`: steps that bundles lose).
 
         Raises
         ------
@@ -45,7 +45,7 @@ class Shares:
         Misfit
             Where the forward doesn't follow for another reason.
         """
-        levels = {m.bundle: m.level for m in moves if graph.bundles[m.bundle].takes is None}
+        levels = {index: level for index, level in levels.items() if graph.bundles[index].takes is None}
         found = {index: self._counts(graph, graph.bundles[index], level) for index, level in levels.items()}
         settled = {index: counts for index, counts in found.items() if isinstance(counts, dict)}
         for index in found.keys() - settled.keys():
