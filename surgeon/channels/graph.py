@@ -99,6 +99,8 @@ class ChannelGraph:
 
     def pin(self, numbers: Ints, reason: str, source: str | None = None) -> ChannelGraph:
         """The same graph with more channels pinned; a group with a pinned channel stays whole."""
+        if not len(numbers):
+            return self
         added = {int(number): (reason, source) for number in numbers}
         return self._like({**added, **self.extra}, self.links)
 

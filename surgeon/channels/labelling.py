@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.rules import POINTWISE, TABLE, Ledger, Marked, Plane, compact, reasons
+from surgeon.rules.marks import replace
 from surgeon.tracing import COPIES, Trace, operator_name
 
 #: Example planes use negative numbers, so they can never be mistaken for labels.
@@ -58,7 +60,12 @@ class Space:
 
     def place_of(self, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """Index into :attr:`places` of each label."""
-        return np.searchsorted(np.asarray(self.starts), labels, side="right") - 1
+        return np.searchsorted(self._bounds, labels, side="right") - 1
+
+    @functools.cached_property
+    def _bounds(self) -> np.ndarray[Any, Any]:
+        """The starts as an array, once all labels are numbered."""
+        return np.asarray(self.starts)
 
 
 #: Calls whose result has the axes of their operands: one that was stretched is so still.

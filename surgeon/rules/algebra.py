@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from surgeon.rules import reasons
-from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, Summed, spread
+from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, Summed, replace, spread
 from surgeon.tracing import operator_name
 
 
@@ -101,7 +99,14 @@ def _is_row(plane: Plane, of: Plane) -> bool:
 
 
 def _broadcast(shapes: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    return np.broadcast_shapes(*map(tuple, shapes))  # torch's own takes ten times as long
+    """The common shape of shapes of equal length (torch's own function takes twenty times as long)."""
+    found = []
+    for sizes in zip(*shapes, strict=True):
+        varied = set(sizes) - {1}
+        if len(varied) > 1:
+            raise ValueError(f"shapes {', '.join(str(tuple(shape)) for shape in shapes)} don't fit each other")
+        found.append(varied.pop() if varied else 1)
+    return tuple(found)
 
 
 def _merge(ledger: Ledger, one: Plane, other: Plane) -> Plane:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, note_summed, on_axis, product_sum
-from surgeon.rules.marks import Ledger, Marked, Plane, Work
+from surgeon.rules.marks import Ledger, Marked, Plane, Work, replace
 from surgeon.rules.registry import rule
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from surgeon.rules import algebra
-from surgeon.rules.marks import Ledger, Marked
+from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 
 POINTWISE = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -70,6 +71,16 @@ class Marked:
     def covers(self, axis: int) -> bool:
         """Whether some plane labels `axis`."""
         return any(axis in plane.axes for plane in self.planes)
+
+
+_Mark = TypeVar("_Mark", Plane, Marked)
+
+
+def replace(mark: _Mark, **changes: Any) -> _Mark:
+    """``dataclasses.replace``, which would take a fifth of the label pass: the new mark's fields are set at once."""
+    made = object.__new__(type(mark))
+    made.__dict__.update(mark.__dict__, **changes)
+    return made
 
 
 @dataclass(frozen=True)
@@ -193,8 +204,8 @@ def _differs(labels: Tensor, axis: int) -> bool:
     """Whether the labels of the first row along `axis` differ: where they do, the rest needn't be read."""
     if not labels.numel():
         return False
-    row = labels[tuple(slice(None) if a == axis else 0 for a in range(labels.ndim))]
-    return bool((row != row[0]).any())
+    row = labels.numpy()[tuple(slice(None) if a == axis else 0 for a in range(labels.ndim))]
+    return bool(row[0] != row[1] or (row != row[0]).any())
 
 
 def spread(plane: Plane, shape: Sequence[int]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ import torch
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, note_summed
 from surgeon.rules.contraction import addmm
-from surgeon.rules.marks import FIXED, Ledger, Marked, Plane
+from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 
 

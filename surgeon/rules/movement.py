@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, move
-from surgeon.rules.marks import Ledger, Marked, compact
+from surgeon.rules.marks import Ledger, Marked, compact, replace
 from surgeon.rules.registry import rule
 from surgeon.tracing import MASKS
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, note_summed, product_sum
-from surgeon.rules.marks import Ledger, Marked
+from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 from surgeon.rules.statistics import axes_of, note_statistics
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from surgeon.rules import algebra
-from surgeon.rules.marks import Ledger, Marked, Plane
+from surgeon.rules.marks import Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 
 

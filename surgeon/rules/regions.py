@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.contraction import convolve
-from surgeon.rules.marks import Ledger, Marked
+from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 from surgeon.rules.statistics import keep_groups
 

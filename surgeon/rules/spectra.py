@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from surgeon.rules import algebra
-from surgeon.rules.marks import Ledger, Marked
+from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 
 

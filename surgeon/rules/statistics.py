@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from surgeon.rules import algebra
 from surgeon.rules.algebra import on_axis
-from surgeon.rules.marks import Ledger, Marked, Plane
+from surgeon.rules.marks import Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 
 BATCH_NORMS = (

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import move
-from surgeon.rules.marks import Ledger, Marked
+from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 
 

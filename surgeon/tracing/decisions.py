@@ -23,6 +23,12 @@ _MASKED = frozenset({"index", "index_put"})
 MASKS = (torch.bool, torch.uint8)
 
 
+def may_decide(func: OpOverload) -> bool:
+    """Whether some calls of this operator steer what comes after them."""
+    name = func.overloadpacket.__name__
+    return name in DECIDING or name in _MASKED or _ranks(func)
+
+
 def decides(func: OpOverload, args: Sequence[Any]) -> bool:
     """Whether the outcome of this call steers what comes after it."""
     name = func.overloadpacket.__name__

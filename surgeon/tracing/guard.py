@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -80,12 +80,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
     A forward that stores activations on ``self``, fills lists and dicts that it holds or registers hooks leaves
     nothing behind. In-place writes to parameters, buffers and inputs are held off by the recorder.
     """
-    saved = [(m, dict(m.__dict__), _containers(m)) for m in model.modules()]
+    modules = list(model.modules())
+    saved = [(m, dict(m.__dict__), _containers(m)) for m in modules]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
             set_mode(model, False)
-            _keep_quiet(model)
+            _keep_quiet(modules)
             yield
     finally:
         for module, attributes, containers in saved:
@@ -95,22 +96,22 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 _refill(container, content)
 
 
-def _keep_quiet(model: nn.Module) -> None:
+def _keep_quiet(modules: Iterable[nn.Module]) -> None:
     """Graph modules print a traceback of their own when they fail, as trials do; without it, the error says it all."""
-    for module in model.modules():
+    for module in modules:
         if isinstance(module, fx.GraphModule):
             module.__dict__["_wrapped_call"] = nn.Module.__call__
 
 
 def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The lists, dicts and sets that a module holds, each with a copy of its content."""
+    """The lists, dicts and sets that a module holds, each with a copy of its content; most are empty registries."""
     held = [value for value in module.__dict__.values() if isinstance(value, dict | list | set)]
-    return [(value, value.copy()) for value in held]
+    return [(value, value.copy() if value else ()) for value in held]
 
 
 def _refill(container: Any, content: Any) -> None:
     """Give a container its content back, in place: others may hold the same one."""
-    if _identities(container) == _identities(content):
+    if not (container or content) or _identities(container) == _identities(content):
         return
     container.clear()
     container.extend(content) if isinstance(container, list) else container.update(content)
@@ -118,7 +119,7 @@ def _refill(container: Any, content: Any) -> None:
 
 def _identities(container: Any) -> list[int]:
     held = [part for pair in container.items() for part in pair] if isinstance(container, dict) else container
-    return [id(part) for part in held]
+    return list(map(id, held))
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping, ValuesView
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from surgeon.tracing.decisions import Decisions, decides
+from surgeon.tracing.decisions import Decisions, decides, may_decide
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
 
@@ -96,30 +96,43 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        if _writes_first(func) and self._writes_to_model(args):
+        traits = _traits(func)
+        if traits.writes_first and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = self._written(args), self._written(kwargs)
         if func.overloadpacket is _aten.native_dropout:
             args, node_args = (args[0], 0.0, True), (node_args[0], 0.0, True)
         if func.overloadpacket is _aten.bernoulli:  # dropout: a recording draws nothing, every place is kept
             func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
-        data = _from_data(node_args, node_kwargs)
-        if decides(func, args):
-            result, decision = self.decisions.run(func, args, kwargs, from_data=data)
+        decision = None
+        if traits.may_decide and decides(func, args):
+            from_data = _from_data(node_args, node_kwargs)
+            result, decision = self.decisions.run(func, args, kwargs, from_data=from_data)
         else:
-            result, decision = _run(func, args, kwargs), None
+            result = _run(func, args, kwargs)
         site = call_site(self._paths, skip=2)
-        func, node_args = _plain_call(func, args, node_args)
-        node = self.graph.create_node("call_function", func, node_args, _recordable(node_kwargs))
+        if traits.rewritten:
+            func, node_args = _plain_call(func, args, node_args)
+        node = self._write("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
         node.meta["extra"] = self.extra
-        node.meta["data"] = data
+        node.meta["data"] = any(source.meta.get("data") for source in node.all_input_nodes)
         if decision is not None:
             node.meta["decision"] = decision
-        if func.overloadpacket.__name__ in INDEX_OPERATORS:
+        if traits.reads_indices:
             self._keep_indices(args, kwargs)
         self._bind(node, result)
         return result
+
+    def _write(
+        self, kind: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> fx.Node:
+        """A new node; fx looks through operands that it is given at once for symbolic sizes, which nobody has here."""
+        node = self.graph.create_node(kind, target)
+        node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
 
     def _written(self, value: Any) -> Any:
         """The operands of a call with nodes for tensors (they nest in lists and tuples alone)."""
@@ -136,7 +149,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         elif isinstance(result, tuple | list):
             for index, item in enumerate(result):
                 if isinstance(item, Tensor):
-                    part = self.graph.call_function(operator.getitem, (node, index))
+                    part = self._write("call_function", operator.getitem, (node, index))
                     part.meta |= {"site": node.meta["site"], "data": node.meta["data"]}
                     self._bind(part, item)
         else:
@@ -147,7 +160,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"_constant_{len(self.tensors)}"
         if name not in self._attributes:
             # fx would resolve dotted names to owners; the recorder keeps the tensors itself
-            node = self.graph.create_node("get_attr", name)
+            node = self._write("get_attr", name)
             node.meta["data"] = not name.startswith("_constant_")
             self._describe(node, tensor)
             self._attributes[name] = node
@@ -200,12 +213,33 @@ def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     return run_meta(func, args, kwargs) if all_meta(args) else func(*args, **kwargs)
 
 
+class _Traits(NamedTuple):
+    """What holds for all calls of an operator.
+
+    Attributes
+    ----------
+    writes_first:
+        It changes its first operand (others write statistics or noise beside a result of their own).
+    may_decide:
+        Some calls steer what comes after them.
+    reads_indices:
+        Its integer operands say where data goes.
+    rewritten:
+        Some calls are recorded as another operator's (:func:`_plain_call`).
+    """
+
+    writes_first: bool
+    may_decide: bool
+    reads_indices: bool
+    rewritten: bool
+
+
 @functools.cache
-def _writes_first(func: OpOverload) -> bool:
-    """Whether a call changes its first operand (others write statistics or noise beside a result of their own)."""
-    arguments = func._schema.arguments
+def _traits(func: OpOverload) -> _Traits:
+    arguments, name = func._schema.arguments, func.overloadpacket.__name__
     alias = arguments[0].alias_info if arguments else None
-    return alias is not None and alias.is_write
+    rewritten = func is _aten.copy.default or (func._schema.is_mutable and name.endswith("_"))
+    return _Traits(alias is not None and alias.is_write, may_decide(func), name in INDEX_OPERATORS, rewritten)
 
 
 def _from_data(args: Any, kwargs: Any) -> bool:

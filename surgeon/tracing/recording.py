@@ -147,10 +147,17 @@ def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, function
         except Exception as error:
             raise Unfinished(recorder.graph) from error
         recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
-    recorder.graph.eliminate_dead_code()  # functionalisation makes some views twice
+    _drop_unread(recorder.graph)
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants), recorder.decisions.taken)
+
+
+def _drop_unread(graph: fx.Graph) -> None:
+    """Drop what nobody reads: functionalisation makes some views twice. (fx's own asks more of every node.)"""
+    for node in reversed(graph.nodes):
+        if not node.users and not node.is_impure():
+            graph.erase_node(node)
 
 
 def _unused(model: nn.Module, recorder: Recorder) -> bool:

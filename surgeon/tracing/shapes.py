@@ -41,9 +41,10 @@ def run_meta(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """``func(*args, **kwargs)`` on tensors of the meta device."""
     name = func.overloadpacket.__name__
     if name in _LIKE_THE_FIRST and args[0].is_floating_point():
-        return torch.empty_like(args[0])
+        return _empty_like(args[0])
     if name == "native_batch_norm" and not args[5]:  # in eval mode
-        return torch.empty_like(args[0]), args[0].new_empty(0), args[0].new_empty(0)
+        nothing = _Like((0,), (1,), args[0].dtype)
+        return _empty_like(args[0]), nothing.make(), nothing.make()
     key = _key(func, args, kwargs)
     if key is None:
         return func(*args, **kwargs)
@@ -51,6 +52,13 @@ def run_meta(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if known is None:
         return _remember(key, func(*args, **kwargs))
     return known.make() if isinstance(known, _Like) else tuple(like.make() for like in known)
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    key = (torch.empty_like, _described(tensor))
+    known = _known.get(key)
+    made: Tensor = _remember(key, torch.empty_like(tensor)) if known is None else known.make()  # type: ignore[union-attr]
+    return made
 
 
 def _remember(key: Any, result: Any) -> Any:

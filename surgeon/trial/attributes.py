@@ -95,13 +95,16 @@ FOLLOWERS: dict[type[nn.Module], Follow] = {
 }
 
 
-def follow(dense: nn.Module, small: nn.Module) -> None:
+def followers(kind: type[nn.Module]) -> tuple[Follow, ...]:
+    """What sets the width attributes of modules of this kind."""
+    return tuple(update for family, update in FOLLOWERS.items() if issubclass(kind, family))
+
+
+def follow(update: Follow, dense: nn.Module, small: nn.Module) -> None:
     """Set the width attributes of one module of the cut model from the shape of its weight."""
-    for kind, update in FOLLOWERS.items():
-        if isinstance(small, kind):
-            before, after = _shapes(dense), _shapes(small)
-            if before != after:
-                update(small, before[0], after[0])
+    before, after = _shapes(dense), _shapes(small)
+    if before != after:
+        update(small, before[0], after[0])
 
 
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:

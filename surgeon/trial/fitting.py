@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.channels import ChannelGraph, Group, Structure
-from surgeon.channels.structure import Flags, Ints
+from surgeon.channels.structure import Flags, Hashes, Ints
 from surgeon.tracing import Trace
 from surgeon.trial.alignment import partners
 from surgeon.trial.bindings import Binding, settings
@@ -56,7 +55,11 @@ class Fit:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
         dense, small = self.graph.structure, self.small
         theirs, ours = dense.along(name, axis), self.channel[small.along(name, axis)]
-        kept = np.flatnonzero(np.isin(theirs, ours))
+        chosen = np.zeros(dense.count + 1, dtype=bool)
+        chosen[ours] = True
+        kept = np.flatnonzero(chosen[theirs])
+        if np.array_equal(theirs[kept], ours):  # they stand in their old order, as nearly always
+            return torch.from_numpy(kept)
         by_channel = kept[np.argsort(theirs[kept], kind="stable")]
         result = np.empty(len(ours), dtype=np.int64)
         result[np.argsort(ours, kind="stable")] = by_channel
@@ -148,14 +151,13 @@ def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
 
 
 def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
-    slots, known = _by_signature(run.structure), _by_signature(graph.structure)
+    slots, known = Kinds.of(run.structure), Kinds.of(graph.structure)
     _refuse_strangers(graph, run, kept, slots, known)
-    chosen = {key: [number for number in numbers if kept[number]] for key, numbers in known.items()}
-    if any(len(slots.get(key, ())) != len(numbers) for key, numbers in chosen.items()):
+    chosen = known.only(kept)
+    if not (np.array_equal(slots.keys, chosen.keys) and np.array_equal(slots.counts, chosen.counts)):
         raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
     channel = np.full(run.structure.count, -1, dtype=np.int64)
-    for key, found in slots.items():
-        channel[found] = chosen[key]  # of one signature, both in order
+    channel[slots.numbers] = chosen.numbers  # of one signature, both in order
     disorder = _disorder(graph, run, channel)
     if disorder is not None:
         raise find_misfit(
@@ -178,18 +180,63 @@ def _disorder(graph: ChannelGraph, run: Run, channel: Ints) -> fx.Node | None:
 
 def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:
     """Slots of each group's signature."""
-    slots = _by_signature(run.structure)
-    _refuse_strangers(graph, run, kept, slots, _by_signature(graph.structure))
-    return {group.name: len(slots.get(_key(graph.structure, group), ())) for group in graph.groups}
+    slots = Kinds.of(run.structure)
+    _refuse_strangers(graph, run, kept, slots, Kinds.of(graph.structure))
+    counts = dict(zip(slots.names(), slots.counts.tolist(), strict=True))
+    return {group.name: counts.get(_key(graph.structure, group), 0) for group in graph.groups}
 
 
-#: Channels of each signature.
-Kinds = Mapping[tuple[int, int], Sequence[int]]
+@dataclass(frozen=True)
+class Kinds:
+    """Channels by their signatures.
+
+    Attributes
+    ----------
+    keys:
+        The different signatures, in ascending order: a row of two numbers for each.
+    counts:
+        How many channels have each.
+    numbers:
+        All channels: those of the first signature in the order of their first labels, then those of the next.
+    """
+
+    keys: Hashes
+    counts: Ints
+    numbers: Ints
+
+    @classmethod
+    def of(cls, structure: Structure) -> Kinds:
+        """The channels of a recording."""
+        first = np.full(structure.count + 1, np.iinfo(np.int64).max)
+        labels = np.arange(len(structure.channel) - 1, 0, -1)
+        first[structure.channel[labels]] = labels  # where a channel has several, the first is written last
+        one, two = structure.signature.T
+        return cls._sorted(structure.signature, np.lexsort((first[:-1], two, one)))
+
+    @classmethod
+    def _sorted(cls, signature: Hashes, numbers: Ints) -> Kinds:
+        """From channels that are in order, and the signatures of all."""
+        rows = signature[numbers]
+        starts = np.flatnonzero(np.append(True, (rows[1:] != rows[:-1]).any(axis=1))) if len(rows) else numbers
+        return cls(rows[starts], np.diff(np.append(starts, len(rows))), numbers)
+
+    def only(self, kept: Flags) -> Kinds:
+        """The kept channels alone (`kept`: bool per channel)."""
+        stays = kept[self.numbers]
+        kind = np.repeat(np.arange(len(self.keys)), self.counts)[stays]
+        counts = np.bincount(kind, minlength=len(self.keys))
+        return Kinds(self.keys[counts > 0], counts[counts > 0], self.numbers[stays])
+
+    def names(self) -> list[tuple[int, int]]:
+        """The signatures as pairs of plain numbers."""
+        return [(one, two) for one, two in self.keys.tolist()]
 
 
 def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags, slots: Kinds, known: Kinds) -> None:
     """A slot that no dense channel resembles is a misfit."""
-    strangers = frozenset(key for key, found in slots.items() if len(found) > len(known.get(key, ())))
+    most = dict(zip(known.names(), known.counts.tolist(), strict=True))
+    found = zip(slots.names(), slots.counts.tolist(), strict=True)
+    strangers = frozenset(key for key, count in found if count > most.get(key, 0))
     if strangers:
         misfit = find_misfit(graph, run.nodes, kept, None, "channels take another way than in the dense model")
         misfit.strangers = strangers
@@ -198,14 +245,3 @@ def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags, slots: Kinds, 
 
 def _key(structure: Structure, group: Group) -> tuple[int, int]:
     return tuple(int(v) for v in structure.signature[group.numbers[0]])  # type: ignore[return-value]  # two columns
-
-
-def _by_signature(structure: Structure) -> dict[tuple[int, int], list[int]]:
-    """Channels of each signature, in the order of their first label."""
-    first = np.full(structure.count + 1, np.iinfo(np.int64).max)
-    np.minimum.at(first, structure.channel[1:], np.arange(1, len(structure.channel)))
-    order = np.argsort(first[:-1], kind="stable")
-    found: dict[tuple[int, int], list[int]] = {}
-    for number, (a, b) in zip(order.tolist(), structure.signature[order].tolist(), strict=True):
-        found.setdefault((a, b), []).append(number)
-    return found

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from surgeon.rules import POINTWISE
 from surgeon.tracing import Trace, operator_name
@@ -29,8 +28,17 @@ def changed_numbers(small: Trace, dense: Trace, nodes: Mapping[fx.Node, fx.Node]
 def _numbers(node: fx.Node) -> list[Any]:
     """Numbers among the arguments: floats of any call, whole ones of elementwise calls."""
     kinds = (int, float) if operator_name(node) in POINTWISE else (float,)
-    leaves = pytree.tree_leaves((node.args, node.kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, kinds) and not isinstance(leaf, bool)]
+    return [leaf for leaf in _leaves((node.args, node.kwargs)) if type(leaf) in kinds]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        yield value
+        return
+    for item in value:
+        yield from _leaves(item)
 
 
 def _other_constant(dense: Tensor, small: Tensor) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, fx, nn
 
-from surgeon.trial.attributes import follow
+from surgeon.trial.attributes import follow, followers
 from surgeon.trial.targets import Settings, apply_settings
 
 
@@ -42,8 +44,6 @@ def with_tensors(
     for tensor in _computed(model):
         memo[id(tensor)] = tensor.detach().clone()
         keep.append(tensor)
-    for registry in _empty_registries(model):
-        memo[id(registry)] = OrderedDict()
     small = _copy(model, memo)
     _follow_all(model, small)
     apply_settings(small, settings)
@@ -85,20 +85,57 @@ def _computed(model: nn.Module) -> list[Tensor]:
     return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
 
 
-def _empty_registries(model: nn.Module) -> list[object]:
-    """The registries of hooks without hooks: a dozen in each module, which deepcopy would spend most of its time on."""
-    held = [value for module in model.modules() for value in vars(module).values()]
-    return [value for value in held if type(value) is OrderedDict and not value and not vars(value)]
-
-
 def _copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     """Copy deeply; what can't be copied (locks, open files) is shared."""
     try:
-        return copy.deepcopy(model, dict(memo))
+        return _deep_copy(model, dict(memo))
     except TypeError:
         for module in model.modules():
             memo |= {id(value): value for value in vars(module).values() if not _can_copy(value)}
-        return copy.deepcopy(model, memo)
+        return _deep_copy(model, memo)
+
+
+def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy``, which would spend nearly all of its time on numbers and on a dozen empty registries of hooks.
+
+    Modules that are copied in a way of their own still are.
+    """
+    modules = list(model.modules())
+    plain = {kind: _is_plain(kind) for kind in {type(module) for module in modules}}
+    modules = [module for module in modules if id(module) not in memo and plain[type(module)]]
+    for module in modules:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in reversed(modules):  # a module is whole before it is given to the one that holds it
+        state = {name: _deep_copied(value, memo) for name, value in vars(module).items()}
+        memo[id(module)].__setstate__(state)
+    small: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
+    return small
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether modules of this kind are copied as any object is: attribute by attribute."""
+    own = {name for base in kind.__mro__ if base not in (nn.Module, object) for name in vars(base)}
+    return own.isdisjoint(_COPIED_BY) and kind not in copyreg.dispatch_table
+
+
+#: What a class may define to be copied in a way of its own.
+_COPIED_BY = frozenset(
+    {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__",
+     "__new__", "__slots__"}
+)  # fmt: skip
+_ATOMS = frozenset({type(None), int, float, bool, str})
+
+
+def _deep_copied(value: Any, memo: dict[int, Any]) -> Any:
+    """A deep copy of an attribute."""
+    if type(value) in _ATOMS:
+        return value
+    if type(value) is OrderedDict and not value and not vars(value) and id(value) not in memo:
+        memo[id(value)] = OrderedDict()
+    if type(value) is dict and id(value) not in memo and all(type(key) is str for key in value):
+        memo[id(value)] = found = {}
+        found.update({key: _deep_copied(item, memo) for key, item in value.items()})
+    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
 
 
 def _can_copy(value: object) -> bool:
@@ -123,7 +160,10 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _follow_all(dense: nn.Module, small: nn.Module) -> None:
-    for before, after in zip(dense.modules(), small.modules(), strict=True):
-        follow(before, after)
+    modules = list(small.modules())
+    following = {kind: followers(kind) for kind in {type(module) for module in modules}}
+    for before, after in zip(dense.modules(), modules, strict=True):
+        for update in following[type(after)]:
+            follow(update, before, after)
         if isinstance(after, fx.GraphModule):  # each has a class of its own, whose name copies forget
             type(after).__name__ = type(before).__name__
