@@ -138,7 +138,7 @@ def read_batches(
 def _fit(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
     graph = channel_graph(trace(dense, inputs))
     try:
-        return fit_recording(graph, record(small, inputs, graph.trace.decisions), plan.kept(graph))
+        return fit_recording(graph, record(small, inputs, graph.trace), plan.kept(graph))
     except Misfit as misfit:
         raise HealingError(
             f"the small model isn't what the plan makes of the dense one at {misfit.node.meta.get('site')}: "

@@ -69,14 +69,14 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
             key = (plane.key, seen[plane.key])
             seen[plane.key] += 1
             merged[key] = _merge(ledger, merged[key], plane) if key in merged else plane
-    inner = set()
-    for plane, rows in _rows(values):
-        ledger.couple(rows, plane)
-        inner.add(plane.key)
-    # what is pinned here stays everywhere: it needs no following any further
-    held = {
-        p.key for value, other in itertools.permutations(values, 2) for p in value.planes if _held(ledger, p, other)
-    }
+    inner, held = set[Any](), set[Any]()
+    if len({key for key, _ in merged}) > 1 or not all(value.planes for value in values):  # not all lie along one axis
+        for plane, rows in _rows(values):
+            ledger.couple(rows, plane)
+            inner.add(plane.key)
+        # what is pinned here stays everywhere: it needs no following any further
+        pairs = itertools.permutations(values, 2)
+        held = {p.key for value, other in pairs for p in value.planes if _held(ledger, p, other)}
     shape, span = _broadcast([v.shape for v in values]), _broadcast([v.span for v in values])
     return Marked(
         shape,

@@ -38,6 +38,8 @@ class Trace:
         Structure of the forward's return value.
     decisions:
         What the data decided on the way; empty unless the forward's path depends on the data.
+    functional:
+        Whether writes in place were taken apart; a few forwards can only be recorded as they are.
     """
 
     graph: fx.Graph
@@ -46,6 +48,7 @@ class Trace:
     tensors: Mapping[str, Tensor]
     outputs: Any
     decisions: Sequence[tuple[str, Any]]
+    functional: bool = True
 
     @functools.cached_property
     def order(self) -> Mapping[fx.Node, int]:
@@ -101,19 +104,21 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         raise error from None
 
 
-def record(model: nn.Module, inputs: Inputs, decisions: Sequence[tuple[str, Any]] | None = None) -> Trace:
+def record(model: nn.Module, inputs: Inputs, like: Trace | None = None) -> Trace:
     """:func:`trace` for inside use: a failing forward raises :class:`Unfinished` with the part that ran.
 
     Where eval mode leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the
-    first, so that what feeds them is known; a model that can't run so keeps the first pass alone. `decisions` of an
-    earlier recording are followed.
+    first, so that what feeds them is known; a model that can't run so keeps the first pass alone. `like`: an earlier
+    recording, whose decisions are followed and whose way of recording is taken.
     """
+    if like is not None:
+        return _record(model, inputs, like.decisions, functional=like.functional)
     try:
-        return _record(model, inputs, decisions)
+        return _record(model, inputs)
     except Unfinished:
         # the user's own error comes from a plain run; a forward that only functionalisation can't follow (a custom
         # autograd.Function of the older form, numpy) is recorded without it
-        return _record(model, inputs, decisions, functional=False)
+        return _record(model, inputs, functional=False)
 
 
 def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, functional: bool = True) -> Trace:
@@ -150,7 +155,8 @@ def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, function
     _drop_unread(recorder.graph)
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    return Trace(recorder.graph, model, inputs, recorder.tensors, (spec, constants), recorder.decisions.taken)
+    outputs = spec, constants
+    return Trace(recorder.graph, model, inputs, recorder.tensors, outputs, recorder.decisions.taken, functional)
 
 
 def _drop_unread(graph: fx.Graph) -> None:

@@ -83,10 +83,9 @@ class Fit:
         for fold in self.folds if tensor.is_floating_point() else ():
             for (owner, axis), positions in fold.rows.items():
                 if owner == name:
-                    factors = torch.ones(tensor.shape[axis], dtype=torch.float64, device=tensor.device)
-                    factors[torch.from_numpy(positions)] = fold.factor
-                    shape = [-1 if a == axis else 1 for a in range(tensor.ndim)]
-                    tensor = (tensor * factors.view(shape)).to(tensor.dtype)
+                    rows = torch.from_numpy(positions).to(tensor.device)
+                    scaled = tensor.index_select(axis, rows).double() * fold.factor
+                    tensor = tensor.index_copy(axis, rows, scaled.to(tensor.dtype))
         return tensor
 
     def _gather_groups(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:

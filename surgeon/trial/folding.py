@@ -180,8 +180,8 @@ def _vector(graph: ChannelGraph, node: fx.Node, rows: _Sources | None) -> Ints |
 def _parameter_rows(graph: ChannelGraph, node: fx.Node, later: tuple[fx.Node, ...]) -> _Sources | None:
     """The rows of a parameter that reach the number."""
     name, space = str(node.target), graph.structure.labels.space
-    own = [index for index, (tensor, _) in enumerate(space.places) if tensor == name]
-    if name not in space.planes or not own:
+    own = [space.index[name, max(plane.axes)] for plane in space.planes.get(name, ())]
+    if not own:
         return None
     found: tuple[int, Ints] | None = None
     for call in later:

@@ -72,7 +72,7 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings)
 def _on_meta(graph: ChannelGraph, widths: Widths, settings: Settings) -> Trace | None:
     """A recording without numbers; None if the forward takes other operators there than on its own device."""
     small = _skeleton(graph, widths, settings, "meta")
-    recording = record(small, graph.trace.inputs.to(device="meta"), graph.trace.decisions)
+    recording = record(small, graph.trace.inputs.to(device="meta"), graph.trace)
     return recording if alike(recording.graph, graph.trace.graph) else None
 
 
@@ -97,7 +97,7 @@ def _same_on_meta(graph: ChannelGraph) -> bool:
 def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings) -> Trace:
     small = _skeleton(graph, widths, settings, None)
     try:
-        return record(small, graph.trace.inputs, graph.trace.decisions)
+        return record(small, graph.trace.inputs, graph.trace)
     except Unfinished as stop:
         raise _stopped(graph, stop, kept) from stop.__cause__
 

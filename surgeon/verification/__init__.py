@@ -92,7 +92,7 @@ def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit
     known = plan.fitted.graph if plan.fitted is not None else None
     graph = known if known is not None and known.trace.model is dense else channel_graph(trace(dense, inputs))
     try:
-        return fit_recording(graph, record(small, graph.trace.inputs, graph.trace.decisions), plan.kept(graph))
+        return fit_recording(graph, record(small, graph.trace.inputs, graph.trace), plan.kept(graph))
     except Misfit as misfit:
         site = misfit.node.meta.get("site")
         raise VerificationError(f"the cut model differs from the dense one at {site}: {misfit.why}") from misfit
