@@ -22,6 +22,7 @@ from surgeon.channels import ChannelGraph
 from surgeon.cost import Cost
 from surgeon.errors import BudgetError, NothingToCutError, PlanError, SelectionError
 from surgeon.planning import Plan
+from surgeon.planning.moves import Staircase, in_order
 from tests.networks import Spec, networks, redraw
 from tests.oracle import OracleError
 from tests.oracle import compare as judge
@@ -634,3 +635,22 @@ def test_the_oracle_notices_another_plan() -> None:
         small[2].weight.mul_(-1)  # type: ignore[index]
     with pytest.raises(OracleError):
         judge(model, small, source, X.double())
+
+
+@QUICK
+@given(st.lists(st.lists(st.integers(0, 3), max_size=5), max_size=4))
+def test_moves_come_the_least_useful_first_and_each_bundles_in_its_own_order(scores: list[list[int]]) -> None:
+    heads, taken = [0] * len(scores), []
+    while any(head < len(own) for head, own in zip(heads, scores, strict=True)):
+        open_ends = [(own[head], i) for i, (head, own) in enumerate(zip(heads, scores, strict=True)) if head < len(own)]
+        _, index = min(open_ends)
+        heads[index] += 1
+        taken.append((index, heads[index]))
+    moves = in_order([stairs(own) for own in scores])
+    assert list(zip(moves.bundles.tolist(), moves.counts.tolist(), strict=True)) == taken
+
+
+def stairs(scores: list[int]) -> Staircase:
+    ones = np.ones(len(scores), dtype=np.int64)
+    levels = np.cumsum(ones)
+    return Staircase(levels, ones, ones, np.array(scores, dtype=np.float64), (levels,), levels[:, None])

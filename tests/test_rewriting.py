@@ -331,3 +331,53 @@ def test_a_pruned_graph_module_is_one() -> None:
 def test_another_batch_size_and_image_size() -> None:
     small = halved(factories.Small().eval())
     assert small(torch.randn(5, 3, 13, 9)).shape == (5, 5)
+
+
+class Counted(nn.Conv2d):
+    """Copied in a way of its own: it counts its copies."""
+
+    copies = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Counted:
+        twin = Counted(self.in_channels, self.out_channels, 3, padding=1)
+        memo[id(self)] = twin
+        twin.weight, twin.bias = copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo)
+        twin.copies = self.copies + 1
+        return twin
+
+
+class Restored(nn.Module):
+    """When its state is set it looks at its layers: they must be whole by then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3, padding=1)
+        self.own = Counted(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 2, 1)
+        self.shared = {"layer": self.layer, "sizes": [1, 2]}
+        self.alias = self.shared
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.seen = self._modules["layer"].out_channels  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Three convolutions."""
+        return self.head(self.own(self.layer(x)).relu())  # type: ignore[no-any-return]
+
+
+def test_a_copy_is_what_deepcopy_makes() -> None:
+    model = Restored()
+    model.layer.register_forward_hook(lambda *_: None)
+    small, twin = halved(model), copy.deepcopy(model)
+    assert small.seen == twin.seen == 8
+    assert small.own.copies >= 1
+    assert small.shared is small.alias
+    assert small.shared is not model.shared
+    assert small.shared["layer"] is small.layer
+    assert small.shared["sizes"] is not model.shared["sizes"]
+    assert len(small.layer._forward_hooks) == 1
+    for ours, theirs, dense in zip(small.modules(), twin.modules(), model.modules(), strict=True):
+        assert vars(ours).keys() == vars(theirs).keys()
+        held = [name for name, value in vars(dense).items() if isinstance(value, dict)]
+        assert all(vars(ours)[name] is not vars(dense)[name] for name in held)
