@@ -358,7 +358,7 @@ class Restored(nn.Module):
         self.alias = self.shared
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.seen = self._modules["layer"].out_channels  # type: ignore[union-attr]
 
     def forward(self, x: Tensor) -> Tensor:
