@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_cut import HEALING, Cut, surgeons, whole
+from accuracy_cut import HEALING, UNLABELLED, Cut, surgeons, whole
 from accuracy_rival import CRITERIA as RIVALS
 from accuracy_rival import IMAGES as RIVAL_IMAGES
 from accuracy_rival import Descents, RivalError
@@ -61,7 +61,7 @@ CASES = (
     "resnet56-cifar10@2", "resnet56-cifar10@3", "resnet20-cifar10@1.7", "resnet56-cifar10@4", "resnet56-cifar10@1.5",
     "vgg16bn-w025-cifar10@2", "vgg16bn-w025-cifar10@1.5", f"{IMAGENET}@2", f"{IMAGENET}@1.5",
 )  # fmt: skip
-CRITERIA = ("auto", "obs-mac", "taylor", "random")
+CRITERIA = ("auto", UNLABELLED, "obs-mac", "taylor", "random")
 QUICK_CASES, QUICK_TEST = 2, 500
 
 
@@ -146,7 +146,7 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
 def known(name: str) -> bool:
     """Whether this surgeon has the criterion; said where it hasn't."""
     try:
-        find_criterion(name)
+        find_criterion("auto" if name == UNLABELLED else name)
     except surgeon.SelectionError as problem:
         say(f"left out: {problem}")
         return False

@@ -21,6 +21,8 @@ import surgeon
 from surgeon.healing import LEVELS
 from surgeon.report import Report
 
+#: ``auto`` on images without their labels.
+UNLABELLED = "auto-unlabelled"
 #: Levels that need no labels and no training, by who made the cut.
 HEALING = {"surgeon": LEVELS, "torch-pruning": ("none", "bn"), "dense": ("none", "bn")}
 
@@ -69,15 +71,15 @@ def surgeons(task: Task, speedup: float, criterion: str, chosen: Images, seed: i
 
     ``auto`` chooses the cut that is best once it is healed so; in several steps each step is healed, and only so.
     """
-    seen = Labels()
+    seen, blind = Labels(), criterion == UNLABELLED
     start = time.perf_counter()
     result = surgeon.prune(
         task.dense,
         chosen.inputs[:8],  # of 2, a layer cut to one channel can be all zero behind its ReLU: unproven
         max_macs=1 / speedup,
-        criterion=criterion,
-        dataloader=chosen.batches(BATCH),
-        loss_fn=seen.loss,
+        criterion="auto" if blind else criterion,
+        dataloader=inputs_of(chosen) if blind else chosen.batches(BATCH),
+        loss_fn=None if blind else seen.loss,
         heal="lstsq",
         calibration=inputs_of(chosen),
         steps=steps,

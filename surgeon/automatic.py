@@ -1,15 +1,17 @@
 """The criterion ``auto``: several ways to share a budget out are tried, and what comes of each is compared.
 
 Which layers can lose most depends on the network and on what is done afterwards; no formula knows. So each way is cut,
-healed as asked, and run on the calibration batches: the one whose outputs come nearest to the dense model's is taken.
-No labels decide.
+healed as asked on most of the calibration batches, and run on the others: the one whose outputs come nearest to the dense
+model's is taken. Two numbers describe a way; they are improved one after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch.utils import _pytree as pytree
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints
 from surgeon.criteria import Scores, score_all
+from surgeon.criteria.gradients import expected_loss, has_targets
 from surgeon.criteria.table import mixture
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.healing import heal
@@ -27,8 +30,26 @@ from surgeon.planning import make_plan
 from surgeon.rewriting import rewrite
 from surgeon.tracing import Inputs, in_mode
 
-#: Powers of the MACs that are tried, each with coupled channels (residual streams) like all others, and left whole.
+#: How much coupled channels (residual streams) count against others; None: they go last.
+COUPLINGS = (None, 10.0, 1.0)
+#: Powers of the MACs. Where an end of these is best, one further is tried.
 POWERS = (1.0, 1.5, 2.0)
+_BEYOND = {POWERS[0]: 0.5, POWERS[-1]: 3.0}
+#: Of so many batches the last judges, and is not healed on; of fewer the last as well.
+_JUDGED = 4
+
+
+class Way(NamedTuple):
+    """How a budget is shared out: scores are ``mixture(power)``, those of coupled channels times `coupling`."""
+
+    power: float
+    coupling: float | None
+
+    def __str__(self) -> str:
+        coupled = {None: ", coupled channels last", 1.0: ""}.get(
+            self.coupling, f", coupled channels x {self.coupling:g}"
+        )
+        return f"auto (power {self.power:g}{coupled})"
 
 
 @dataclass
@@ -61,40 +82,70 @@ class Automatic:
         BudgetError, NothingToCutError
             If the budget can't be met in any way.
         """
-        ways = list(self._ways(graph))
-        best, least, problem = None, float("inf"), None
-        for number, scores in enumerate(ways, 1):
-            try:
-                distance = self._distance(model, graph, scores, budget)
-            except (BudgetError, NothingToCutError) as stop:
-                problem = stop
-                continue
-            if best is None or distance < least:
-                best, least = scores, distance
-            self.progress("choose", number, len(ways))
-        if best is None:
-            assert problem is not None
-            raise problem
-        return best
+        found = self._scored(graph)
+        distances: dict[Way, float] = {}
+        problems: list[Exception] = []
 
-    def _ways(self, graph: ChannelGraph) -> Iterator[Scores]:
-        found = score_all(
-            graph, ["obs", "fisher"], self.batches, seed=self.seed, progress=self.progress, **self.scoring
-        )  # fmt: skip
-        coupled = coupled_channels(graph)
-        for power in POWERS:
-            values = mixture(graph, found["obs"].raw, found["fisher"].raw, power)
-            yield Scores(f"auto (power {power})", values, values, graph)
-            if 0 < len(coupled) < len(graph.removable):
-                last = values.copy()
-                last[coupled] += values[graph.removable].max()
-                yield Scores(f"auto (power {power}, coupled channels last)", last, last, graph)
+        def distance(way: Way) -> float:
+            if way not in distances:
+                try:
+                    distances[way] = self._distance(model, graph, _scores(graph, found, way), budget)
+                except (BudgetError, NothingToCutError) as problem:
+                    distances[way] = math.inf
+                    problems.append(problem)
+                self.progress("choose", len(distances), _count(graph))
+            return distances[way]
+
+        best = _search(graph, distance)
+        if distances[best] == math.inf and problems:
+            raise problems[0]
+        return _scores(graph, found, best)
+
+    def _scored(self, graph: ChannelGraph) -> Mapping[str, Scores]:
+        """``obs`` and ``fisher``; where there are no targets, the latter of what the model itself expects."""
+        scoring = dict(self.scoring)
+        if not any(scoring.values()) and not all(has_targets(batch) for batch in self.batches):
+            scoring["forward_loss"] = expected_loss(graph.trace.inputs, self.seed)
+        return score_all(graph, ["obs", "fisher"], self.batches, seed=self.seed, progress=self.progress, **scoring)
 
     def _distance(self, model: nn.Module, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any]) -> float:
         plan = make_plan(graph, scores, seed=self.seed, **budget, **self.planning)
         small = rewrite(model, plan)
-        heal(model, small, plan, self.calibration, self.level, seed=self.seed)
-        return distance_between(model, small, graph.trace.inputs, self.calibration)
+        learned, judges = _split(list(self.calibration))
+        heal(model, small, plan, learned, self.level, seed=self.seed)
+        found = distance_between(model, small, graph.trace.inputs, judges)
+        return found if math.isfinite(found) else sys.float_info.max
+
+
+def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
+    """What to heal on, and what to judge by: a single batch does both."""
+    judges = batches[_JUDGED - 1 :: _JUDGED] or batches[-1:]
+    learned = [batch for batch in batches if not any(batch is judge for judge in judges)]
+    return learned or batches, judges
+
+
+def _search(graph: ChannelGraph, distance: Callable[[Way], float]) -> Way:
+    """The best coupling at the middle power, then the best power with it."""
+    coupled = 0 < len(coupled_channels(graph)) < len(graph.removable)
+    middle = POWERS[len(POWERS) // 2]
+    first = min([Way(middle, coupling) for coupling in (COUPLINGS if coupled else (1.0,))], key=distance)
+    best = min([first, *(first._replace(power=power) for power in POWERS if power != middle)], key=distance)
+    beyond = _BEYOND.get(best.power)
+    return best if beyond is None else min([best, best._replace(power=beyond)], key=distance)
+
+
+def _count(graph: ChannelGraph) -> int:
+    """How many ways are tried at most."""
+    return len(COUPLINGS) + len(POWERS) if len(coupled_channels(graph)) else 1 + len(POWERS)
+
+
+def _scores(graph: ChannelGraph, found: Mapping[str, Scores], way: Way) -> Scores:
+    values = mixture(graph, found["obs"].raw, found["fisher"].raw, way.power)
+    if way.coupling != 1.0:
+        coupled = coupled_channels(graph)
+        last = values[coupled] + values[graph.removable].max()
+        values[coupled] = last if way.coupling is None else values[coupled] * way.coupling
+    return Scores(str(way), values, values, graph)
 
 
 def coupled_channels(graph: ChannelGraph) -> Ints:

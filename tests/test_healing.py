@@ -16,8 +16,8 @@ import surgeon
 from surgeon.criteria import Request
 from surgeon.errors import HealingError, PlanError
 from surgeon.healing import LEVELS, LayerHealing, calibration, heal, layers
+from surgeon.healing.outlook import Outlook, find_outlook
 from surgeon.healing.recalibration import recalibrate
-from surgeon.healing.residual import find_shortcut
 from surgeon.tracing import Inputs
 from tests.networks import redraw
 
@@ -132,8 +132,9 @@ class Residual(nn.Module):
 def test_branches_make_up_for_what_the_shortcut_is_off_by(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(Residual())
     errors = []
-    for find in (find_shortcut, lambda *_: None):
-        monkeypatch.setattr(calibration, "find_shortcut", find)
+    one = torch.ones(1)
+    for find in (find_outlook, lambda *_: Outlook(one, one, one)):
+        monkeypatch.setattr(calibration, "find_outlook", find)
         result = without(model, "inner.0", list(range(8)))
         heal(model, result.model, result.plan, images())
         errors.append(error(model, result.model))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from surgeon.healing import regression
+from surgeon.healing.outlook import Goal
 from surgeon.healing.regression import Regression, Solution, ridge_factor
 
 GROUPS, ROWS, INPUTS, OUTPUTS = 2, 40, 5, 3
@@ -32,8 +33,8 @@ def filled(centred: bool, dual: bool, x: Tensor, y: Tensor, sizes: tuple[int, ..
     found = Regression(centred, dual)
     edges = list(itertools.accumulate((0, *sizes, x.shape[1] - sum(sizes))))
     for start, stop in itertools.pairwise(edges):
-        found.add(x[:, start:stop], y[:, start:stop])
-    found.hold_out(x, y)
+        found.add(x[:, start:stop], Goal(y[:, start:stop]))
+    found.hold_out(x, Goal(y))
     return found
 
 
@@ -139,9 +140,98 @@ def test_weights_are_judged_as_they_will_be_written() -> None:
     x, y, weight = problem()
     exact, rounded = Regression(True, dual=False), Regression(True, dual=False, dtype=torch.bfloat16)
     for each in (exact, rounded):
-        each.add(x, y)
-        each.hold_out(x, y)
+        each.add(x, Goal(y))
+        each.hold_out(x, Goal(y))
     best = by_hand(x, y, centred=True)
     assert rounded.judged(*best).error > exact.judged(*best).error
     assert rounded.judged(*best).error == exact.judged(*(part.bfloat16().double() for part in best)).error
     assert torch.equal(rounded.shifted(weight).weight, weight.bfloat16().double())
+
+
+# --- towards whatever is as good
+
+
+def interval(y: Tensor) -> Goal:
+    """Below 2 and above 9 all is alike; in the last output nothing is."""
+    low, high = torch.full_like(y, 2.0), torch.full_like(y, 9.0)
+    low[..., -1], high[..., -1] = -torch.inf, torch.inf
+    return Goal(
+        y,
+        torch.where(y <= low, -torch.inf, torch.where(y >= high, high, y)),
+        torch.where(y <= low, low, torch.where(y >= high, torch.inf, y)),
+    )
+
+
+def distance(goal: Goal, x: Tensor, weight: Tensor, intercept: Tensor) -> Tensor:
+    given = x @ weight + intercept[:, None]
+    return (goal.nearest(given) - given).square()
+
+
+def descended(goal: Goal, x: Tensor, sliced: Tensor, penalty: float, centred: bool) -> float:
+    """The least of distance and penalty on the change, by a general method."""
+    weight, intercept = sliced.clone().requires_grad_(), torch.zeros(GROUPS, OUTPUTS, dtype=torch.float64)
+    intercept.requires_grad_(centred)
+    optimizer = torch.optim.LBFGS(
+        [weight, intercept] if centred else [weight], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        total = objective(goal, x, weight, intercept, sliced, penalty, centred)
+        total.backward()  # type: ignore[no-untyped-call]
+        return total
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return float(loss().detach())
+
+
+def objective(
+    goal: Goal, x: Tensor, weight: Tensor, intercept: Tensor, sliced: Tensor, penalty: float, centred: bool
+) -> Tensor:
+    scale = (x - x.mean(1, keepdim=True) if centred else x).square().mean((1, 2))
+    change = (penalty * scale[:, None, None] * (weight - sliced).square()).sum()
+    return distance(goal, x, weight, intercept).sum() / x.shape[1] + change
+
+
+@pytest.mark.parametrize("centred", [False, True])
+@pytest.mark.parametrize("penalty", [1e-3, 0.1])
+def test_eased_it_is_the_least_distance_from_what_is_as_good(penalty: float, centred: bool) -> None:
+    x, y, sliced = problem(noise=3.0)
+    x = x / 4
+    goal = interval(y)
+    found = Regression(centred, dual=False)
+    found.add(x[:, :15], Goal(*(part[:, :15] for part in goal if part is not None)))
+    found.add(x[:, 15:], Goal(*(part[:, 15:] for part in goal if part is not None)))
+    found.hold_out(x, goal)
+    linear = solved(found, sliced, penalty)
+    with mock.patch.object(regression, "_ROUNDS", 3000):
+        eased = found.eased(linear)
+    assert eased is not None
+    assert eased.error == pytest.approx(float(distance(goal, x, eased.weight, eased.intercept).mean()), rel=1e-4)
+    reached, start = (
+        float(objective(goal, x, each.weight, each.intercept, sliced, penalty, centred)) for each in (eased, linear)
+    )
+    assert reached == pytest.approx(descended(goal, x, sliced, penalty, centred), rel=1e-4)
+    assert reached < 0.9 * start
+    few = found.eased(linear)
+    assert few is not None
+    assert few.error < linear.error
+
+
+def test_rows_that_do_not_fit_are_sampled() -> None:
+    x, y, sliced = problem(rows=400, noise=3.0)
+    found = Regression(True, dual=False, share=0.5)
+    found.add(x, interval(y))
+    found.hold_out(x, interval(y))
+    linear = solved(found, sliced, 1e-3)
+    eased = found.eased(linear)
+    assert sum(rows.shape[1] for rows, _ in found._open) == 200
+    assert eased is not None
+    assert eased.error < linear.error
+
+
+def test_without_intervals_there_is_nothing_to_ease() -> None:
+    x, y, sliced = problem()
+    found = filled(True, False, x, y)
+    assert found.eased(solved(found, sliced, 1e-3)) is None

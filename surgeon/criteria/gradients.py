@@ -160,12 +160,43 @@ def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None) -> Forwar
     return forward_loss
 
 
+def has_targets(batch: Any) -> bool:
+    """Whether :func:`default_forward_loss` takes it: ``(inputs, targets)``."""
+    return isinstance(batch, tuple | list) and len(batch) == 2 and batch[1] is not None
+
+
+def expected_loss(like: Inputs, seed: int) -> ForwardLoss:
+    """Cross entropy of labels drawn from what the model itself says, so that its mean square is Fisher's information.
+
+    For batches without targets; `like` says what the model takes of them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def forward_loss(model: nn.Module, batch: Any) -> Tensor:
+        device = next((p.device for p in model._inner[0].parameters()), torch.device("cpu"))  # type: ignore[index, union-attr]
+        inputs = Inputs.from_batch(batch, like).map(_trackable).to(device)
+        scores = _class_scores(model(*inputs.args, **inputs.kwargs))
+        chances = scores.detach().float().softmax(1).movedim(1, -1)
+        drawn = torch.multinomial(chances.flatten(0, -2).cpu(), 1, generator=generator)
+        return _cross_entropy(scores, drawn.view(chances.shape[:-1]).to(device))
+
+    return forward_loss
+
+
 def _trackable(tensor: Tensor) -> Tensor:
     """A loader that runs in inference mode gives tensors that autograd refuses; a copy is a plain one."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    outputs = _class_scores(outputs)
+    half = outputs.dtype in (torch.float16, torch.bfloat16)
+    losses = F.cross_entropy(outputs.float() if half else outputs, targets, reduction="none")
+    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+
+
+def _class_scores(outputs: Any) -> Tensor:
+    """The tensor ``(N, classes, ...)`` of a model's outputs."""
     if isinstance(outputs, dict):
         outputs = outputs.get("out", next(iter(outputs.values())))
     elif isinstance(outputs, tuple | list):
@@ -174,6 +205,4 @@ def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
         raise ScoreError(
             "cross entropy needs class scores (N, classes, ...); pass loss_fn or forward_loss for this model"
         )
-    half = outputs.dtype in (torch.float16, torch.bfloat16)
-    losses = F.cross_entropy(outputs.float() if half else outputs, targets, reduction="none")
-    return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
+    return outputs

@@ -284,7 +284,8 @@ def auto(request: Request) -> Floats:
     """``obs`` and ``fisher``, a weighted geometric mean, per MAC to the power of 1.5.
 
     The one says what the readers can't make up for, the other what the loss makes of it. :func:`surgeon.prune` tries
-    several powers (`surgeon.automatic`) and takes the one whose small model comes nearest to the dense one.
+    several powers, and weights of coupled channels (`surgeon.automatic`), and takes the way whose small model comes
+    nearest to the dense one.
     """
     return mixture(request.graph, _reconstruction(request), request.means[SQUARE], POWER)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
 from surgeon.errors import HealingError
-from surgeon.healing.residual import Shortcut, find_shortcut
+from surgeon.healing.outlook import Goal, Outlook, find_outlook
 from surgeon.healing.sites import Site, find_sites
 from surgeon.planning import Plan
 from surgeon.products import Walk, operand_of
@@ -46,7 +46,7 @@ class Pair:
     dense: Walk
     small: Walk
     given: Tensor | None = None
-    _shortcuts: dict[int, Shortcut | None] = field(default_factory=dict)
+    _outlooks: dict[int, Outlook] = field(default_factory=dict)
 
     def arrive(self, number: int) -> None:
         """Run the dense model past the site of that number, the small one to it."""
@@ -65,17 +65,40 @@ class Pair:
         self.dense.back(mark[0])
         self.small.back(mark[1])
 
-    def target(self, number: int) -> Tensor:
+    def count(self, number: int) -> int:
+        """How many rows there are."""
+        site = self.sites[number]
+        return site.product.form.count(self.dense.value(site.dense.name))
+
+    def goal(self, number: int) -> Goal:
         """What the small layer should give: the dense layer's kept outputs, and what the shortcut is off by."""
         site = self.sites[number]
-        wanted = self._kept(site.dense, site.product.node)
-        if number not in self._shortcuts:
-            self._shortcuts[number] = find_shortcut(self.fitted, site.product.node)
-        shortcut = self._shortcuts[number]
-        if shortcut is None:
-            return wanted
-        off = self._kept(shortcut.dense, shortcut.small), self.small.value(shortcut.small.name)
-        return wanted + shortcut.correction(*off, wanted.shape)
+        wanted, added = self._kept(site.dense, site.product.node), None
+        if number not in self._outlooks:
+            self._outlooks[number] = find_outlook(self.fitted, site.product.node, self._norms(site))
+        outlook = self._outlooks[number]
+        if outlook.small is not None and outlook.dense is not None:
+            added = self.small.value(outlook.small.name)
+            wanted = wanted + outlook.correction(self._kept(outlook.dense, outlook.small), added, wanted.shape)
+        return outlook.goal(wanted, added)
+
+    def dense_mean(self, site: Site) -> Tensor | None:
+        """The running mean of the dense norm: what is taken off it, the layer in front seems to add."""
+        part = site.product.mean
+        if part is None:
+            return None
+        sliced = self.fitted.gather(part.name, self.fitted.graph.trace.tensors[part.name].detach())
+        return sliced.reshape(-1)[part.index.to(sliced.device)].double()
+
+    def _norms(self, site: Site) -> Mapping[str, Tensor]:
+        """The small model's tensors as the layer's intercept is counted from: with the dense norm's mean behind it."""
+        tensors, part = self.fitted.small.labels.trace.tensors, site.product.mean
+        mean = self.dense_mean(site)
+        return (
+            tensors
+            if part is None or mean is None
+            else {**tensors, part.name: part.written(tensors[part.name].detach().double(), mean)}
+        )
 
     def _kept(self, dense: fx.Node, small: fx.Node) -> Tensor:
         found = kept_places(self.fitted, dense, small, self.dense.value(dense.name))
@@ -84,14 +107,13 @@ class Pair:
 
     def rows(
         self, number: int, quota: int, generator: torch.Generator, *, judges: bool = False
-    ) -> Iterator[tuple[bool, Tensor, Tensor]]:
-        """Rows of inputs and targets: ``(held out, x, y)``; at most `quota` of them, from all over the batch.
+    ) -> Iterator[tuple[bool, Tensor, Goal]]:
+        """Rows of inputs and what they should give: ``(held out, x, goal)``; at most `quota` of them, from all over the batch.
 
         `judges`: whether to hold out the row of a batch that has but one.
         """
         site = self.sites[number]
-        form, y = site.product.form, self.target(number)
-        count = form.count(y)
+        form, goal, count = site.product.form, self.goal(number), self.count(number)
         chosen = torch.arange(count)
         if count > quota:
             chosen = torch.randperm(count, generator=generator)[:quota].sort().values
@@ -100,7 +122,8 @@ class Pair:
         size = max(_MOST_NUMBERS // form.matrix(site.product.weight.index).shape[1], 1)
         for held in (False, True):
             for some in torch.split(chosen[(chosen >= edge) == held], size):
-                yield held, form.inputs(x, some.to(y.device)), form.outputs(y, some.to(y.device))
+                some = some.to(x.device)
+                yield held, form.inputs(x, some), Goal(*(y if y is None else form.outputs(y, some) for y in goal))
 
 
 def read_batches(

@@ -16,6 +16,8 @@ from surgeon.healing.sites import Site
 
 #: Rows per layer: so many for each input, and no fewer than this.
 _ROWS_PER_INPUT, _LEAST_ROWS = 20, 50_000
+#: Of their inputs so many numbers are kept to ease a layer on; its moments take all rows.
+_MOST_KEPT = 2**25
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,15 @@ class Healer:
     def _regression(self, number: int) -> Regression:
         site = self._sites[number]
         product = site.product
-        inputs = product.form.matrix(product.weight.index).shape[1]
-        rows = sum(product.form.count(pair.target(number)) for pair in self._pairs) * len(self._calls[site.key])
-        dtype = self._tensors[product.weight.name].dtype
-        return Regression(product.bias is not None or product.mean is not None, dual=rows < inputs, dtype=dtype)
+        groups, inputs, _ = product.form.matrix(product.weight.index).shape
+        rows = sum(pair.count(number) for pair in self._pairs) * len(self._calls[site.key])
+        taken = min(rows, max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS)) * groups * inputs
+        return Regression(
+            product.bias is not None or product.mean is not None,
+            dual=rows < inputs,
+            dtype=self._tensors[product.weight.name].dtype,
+            share=_MOST_KEPT / taken,
+        )
 
     def _collect(self, number: int, regression: Regression) -> None:
         site = self._sites[number]
@@ -125,8 +132,8 @@ class Healer:
         quota = max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // (len(self._pairs) * len(self._calls[site.key])) + 1
         for turn, pair in enumerate(self._pairs):
             judges = len(self._pairs) > 1 and turn % HELD_OUT == min(len(self._pairs), HELD_OUT) - 1
-            for held, x, y in pair.rows(number, quota, self._generator, judges=judges):
-                (regression.hold_out if held else regression.add)(x, y)
+            for held, x, goal in pair.rows(number, quota, self._generator, judges=judges):
+                (regression.hold_out if held else regression.add)(x, goal)
 
     def _solve(self, site: Site, regression: Regression) -> LayerHealing:
         product = site.product
@@ -149,11 +156,9 @@ class Healer:
         return weight.new_zeros(shape)
 
     def _dense_mean(self, site: Site) -> Tensor:
-        """The running mean of the dense norm: what is taken off it, the layer in front seems to add."""
-        part, fitted = site.product.mean, self._pairs[0].fitted
-        assert part is not None
-        sliced = fitted.gather(part.name, fitted.graph.trace.tensors[part.name].detach())
-        return sliced.reshape(-1)[part.index.to(sliced.device)].double()
+        found = self._pairs[0].dense_mean(site)
+        assert found is not None
+        return found
 
     def _write(self, site: Site, solution: Solution) -> None:
         product = site.product

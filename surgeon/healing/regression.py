@@ -3,6 +3,10 @@
 The penalty is on the change: ``W' = W + (Cxx + lambda I)^-1 (Cxy - Cxx W)``, so that without data the sliced weights
 ``W`` stay. Moments are centred, streamed and float64; where there are fewer rows than inputs, the equivalent ``n x n``
 form is solved.
+
+Where anything below a ReLU's zero is as good as the target (Zhang et al. 2015, arXiv 1505.06798, section 3.2), the squared
+distance from what is as good is minimised: a convex function of the weights, majorised at any of them by least squares
+towards the nearest values that are as good. All of these problems share one Cholesky factor.
 """
 
 from __future__ import annotations
@@ -13,19 +17,27 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from surgeon.healing.outlook import Goal
+
 #: Penalties that are tried, in units of the mean variance of the inputs; the held-out rows choose.
-PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 _MOST_TRIES = 8
+#: Rounds of majorisation, each with Nesterov's step ahead; fewer once it is near.
+_ROUNDS, _MORE_ROUNDS = 8, 3
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Weights ``(groups, inputs, outputs)`` and intercepts ``(groups, outputs)``; `error` on held-out rows."""
+    """Weights ``(groups, inputs, outputs)`` and intercepts ``(groups, outputs)``; `error` on held-out rows.
+
+    `penalty` and the `rounds` of majorisation that it took, of a regression.
+    """
 
     weight: Tensor
     intercept: Tensor
     error: float
     penalty: float | None = None
+    rounds: int = 0
 
 
 @dataclass
@@ -40,41 +52,53 @@ class Regression:
         Keep the rows themselves: there will be fewer of them than inputs.
     dtype:
         The layer's own: weights are judged as they will be written.
+    share:
+        Of the rows that may give anything in an interval so many are kept, to ease on.
     """
 
     centred: bool
     dual: bool
     dtype: torch.dtype = torch.float64
+    share: float = 1.0
     count: int = 0
     _means: tuple[Tensor, Tensor] | None = None
     _moments: tuple[Tensor, Tensor] | None = None
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _held: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _open: list[tuple[Tensor, Goal]] = field(default_factory=list)
+    _held: list[tuple[Tensor, Goal]] = field(default_factory=list)
 
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Take in rows ``x`` (groups, rows, inputs) and what they should give, ``y`` (groups, rows, outputs)."""
+    def add(self, x: Tensor, goal: Goal) -> None:
+        """Take in rows ``x`` (groups, rows, inputs) and what they should give (groups, rows, outputs)."""
         if not x.shape[1]:
             return
-        x, y = x.double(), y.double()
+        if goal.least is not None and not self.dual:
+            some = _some(x.shape[1], self.share, len(self._open)).to(x.device)
+            self._open.append((x[:, some].float(), _single(goal.at(some))))
         if self.dual:
-            self._rows.append((x, y))
-        self._merge(x, y)
+            self._rows.append((x.double(), goal.wanted.double()))
+        self._merge(x.to(self._working), goal.wanted.to(self._working))
 
-    def hold_out(self, x: Tensor, y: Tensor) -> None:
+    @property
+    def _working(self) -> torch.dtype:
+        """What products of centred pieces are worked out in; their sums are float64."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def hold_out(self, x: Tensor, goal: Goal) -> None:
         """Rows that only judge."""
         if x.shape[1]:
-            self._held.append((x.float(), y.float()))
+            self._held.append((x.float(), _single(goal)))
 
     def _merge(self, x: Tensor, y: Tensor) -> None:
         """Pairwise merging of means and centred moments (Chan, Golub & LeVeque 1979, section 3)."""
         count, total = x.shape[1], self.count + x.shape[1]
-        means = (x.mean(1), y.mean(1)) if self.centred else (x.new_zeros(x.shape[::2]), y.new_zeros(y.shape[::2]))
+        middles = (x.mean(1), y.mean(1)) if self.centred else (x.new_zeros(x.shape[::2]), y.new_zeros(y.shape[::2]))
+        means = middles[0].double(), middles[1].double()
         known = self._means or means
         shift = means[0] - known[0], means[1] - known[1]
         if not self.dual:  # which keeps the rows themselves
-            left, right = x - means[0][:, None], y - means[1][:, None]
+            left, right = x - middles[0][:, None], y - middles[1][:, None]
             across = [torch.einsum("gi,gj->gij", shift[0], part) * (self.count * count / total) for part in shift]
-            inner, outer = left.mT @ left + across[0], left.mT @ right + across[1]
+            inner, outer = (left.mT @ left).double() + across[0], (left.mT @ right).double() + across[1]
             self._moments = (
                 (inner, outer) if self._moments is None else (inner + self._moments[0], outer + self._moments[1])
             )
@@ -97,9 +121,45 @@ class Regression:
         """The chosen solution; if it has a penalty, with it once more, on the rows that judged as well."""
         if chosen.penalty is None:
             return chosen
-        for x, y in self._held:
-            self.add(x, y)
-        return self._at(weight.double(), chosen.penalty) or chosen
+        for x, goal in self._held:
+            self.add(x, goal)
+        found = self._at(weight.double(), chosen.penalty)
+        if found is not None and chosen.rounds:
+            found = self.eased(found, chosen)
+        return chosen if found is None or found.error > chosen.error else found
+
+    def eased(self, linear: Solution, near: Solution | None = None) -> Solution | None:
+        """From a regression's solution to where its rows have what they should, or what is as good.
+
+        `near`: a solution that isn't far from there.
+        """
+        if not self._open or self._means is None or linear.penalty is None:
+            return None
+        x = torch.cat([rows for rows, _ in self._open], 1)
+        goal = Goal.joined([goal for _, goal in self._open])
+        middle = x.mean(1, keepdim=True) if self.centred else x.new_zeros(len(x), 1, x.shape[2])
+        x = x - middle
+        factor = self._factor_of(x, linear.penalty)
+        if factor is None:
+            return None
+        base = linear.weight.double(), linear.intercept.double()
+        now = last = base if near is None else (near.weight.double(), near.intercept.double())
+        rounds = _ROUNDS if near is None else _MORE_ROUNDS
+        for turn in range(rounds):
+            weight, intercept = (a + (a - b) * (turn / (turn + 3)) for a, b in zip(now, last, strict=True))
+            given = x @ weight.float() + (intercept[:, None] + middle.double() @ weight).float()
+            off = goal.nearest(given) - goal.wanted
+            mean = off.mean(1) if self.centred else off.new_zeros(off.shape[::2])
+            change = torch.cholesky_solve((x.mT @ (off - mean[:, None])).double() / x.shape[1], factor)
+            shift = mean.double() - torch.einsum("gi,gio->go", self._means[0], change)
+            last, now = now, (base[0] + change, base[1] + shift * self.centred)
+        return replace(self.judged(*now), penalty=linear.penalty, rounds=rounds)
+
+    def _factor_of(self, x: Tensor, penalty: float) -> Tensor | None:
+        """The factor of these very rows: what is majorised must not vary more than what majorises it."""
+        every = self._moments is not None and x.shape[1] == self.count
+        inner = self._moments[0] / self.count if every and self._moments else (x.mT @ x).double() / x.shape[1]
+        return ridge_factor(inner, penalty)
 
     def _at(self, weight: Tensor, penalty: float) -> Solution | None:
         change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)
@@ -120,13 +180,25 @@ class Regression:
         return None if factor is None else x.mT @ torch.cholesky_solve((y - x @ weight) / self.count, factor)
 
     def judged(self, weight: Tensor, intercept: Tensor) -> Solution:
-        """How far these are off: mean squared error on the held-out rows."""
+        """How far these are off: mean squared distance from what is as good, on the held-out rows."""
         weight, intercept = weight.to(self.dtype), intercept.to(self.dtype)
         total, count = 0.0, 0
-        for x, y in self._held:
-            wrong = y - (x @ weight.to(x.dtype) + intercept[:, None].to(x.dtype))
-            total, count = total + float(wrong.double().square().sum()), count + y.numel()
+        for x, goal in self._held:
+            given = x @ weight.to(x.dtype) + intercept[:, None].to(x.dtype)
+            wrong = goal.nearest(given) - given
+            total, count = total + float(wrong.double().square().sum()), count + given.numel()
         return Solution(weight, intercept, total / max(count, 1))
+
+
+def _some(count: int, share: float, seed: int) -> Tensor:
+    """Numbers below `count`: all, or a share of them drawn at random."""
+    if share >= 1:
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: max(round(count * share), 1)]
+
+
+def _single(goal: Goal) -> Goal:
+    return Goal(*(None if y is None else y.float() for y in goal))
 
 
 def ridge_factor(matrix: Tensor, penalty: float, scale: Tensor | None = None) -> Tensor | None:

@@ -22,8 +22,8 @@ MOVES = frozenset({
     "t", "transpose", "permute", "view", "_unsafe_view", "reshape", "slice", "select", "squeeze", "unsqueeze", "alias",
     "clone", "detach", "contiguous", "split", "split_with_sizes", "unbind", "chunk", "_to_copy", "lift_fresh_copy",
 })  # fmt: skip
-#: Where a batch norm's arguments hold weight, running mean, running variance; epsilon comes last.
-_GAMMA, _MEAN, _VARIANCE = 1, 3, 4
+#: Where a batch norm's arguments hold weight, bias, running mean, running variance; epsilon comes last.
+_GAMMA, _BETA, _MEAN, _VARIANCE = 1, 2, 3, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +87,25 @@ def is_fixed_norm(node: fx.Node) -> bool:
     return operator_name(node) in BATCH_NORMS and not any(value is True for value in node.args)
 
 
-def norm_scale(node: fx.Node, trace: Trace) -> Tensor | None:
+def norm_scale(node: fx.Node, trace: Trace, tensors: Mapping[str, Tensor]) -> Tensor | None:
     """Of such a norm what it multiplies each channel by, ``(C,)``; None if that isn't made of parameters."""
-    parts = [find_part(node.args[place], trace) for place in (_GAMMA, _VARIANCE)]
-    variance = parts[1].of(trace.tensors) if parts[1] is not None else None
+    variance, gamma = (_argument(node, place, trace, tensors) for place in (_VARIANCE, _GAMMA))
     epsilon = node.args[-1]
     if variance is None or not isinstance(epsilon, float):
         return None
     scale = (variance.double() + epsilon).rsqrt()
-    return scale if node.args[_GAMMA] is None else None if parts[0] is None else scale * parts[0].of(trace.tensors)
+    return scale if node.args[_GAMMA] is None else None if gamma is None else scale * gamma
+
+
+def norm_shift(node: fx.Node, trace: Trace, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """What it adds to each channel then, ``(C,)``; None if that isn't made of parameters."""
+    scale = norm_scale(node, trace, tensors)
+    mean, beta = (_argument(node, place, trace, tensors) for place in (_MEAN, _BETA))
+    if scale is None or mean is None or (beta is None and node.args[_BETA] is not None):
+        return None
+    return -scale * mean if beta is None else beta - scale * mean
+
+
+def _argument(node: fx.Node, place: int, trace: Trace, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    part = find_part(node.args[place], trace)
+    return None if part is None else part.of(tensors)

@@ -1,0 +1,206 @@
+"""What becomes of a layer's output: what it is added to, and what an activation lets through of it.
+
+Where ``y = r + s * c`` (a residual add behind a batch norm or a layer scale), ``c``'s target becomes
+``c_dense + (r_dense - r_small) / s``: the layer may also make up for what the shortcut is off by. And where an activation
+such as ReLU forgets how far below zero ``y`` is, any ``c`` that ends there is as good as the target.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+
+from surgeon.products import MOVES, find_part, is_fixed_norm, moved, norm_scale, norm_shift
+from surgeon.tracing import Trace, operator_name
+from surgeon.trial import Fit
+
+#: Scales this much smaller than the largest carry no correction: it would have to be huge.
+_LEAST_SCALE = 0.05
+
+
+class Goal(NamedTuple):
+    """What a layer should give: `wanted`, or whatever lies between `least` and `most`; without these, just that."""
+
+    wanted: Tensor
+    least: Tensor | None = None
+    most: Tensor | None = None
+
+    def nearest(self, given: Tensor) -> Tensor:
+        """Of all values that are as good as the wanted ones, those nearest to the given ones."""
+        if self.least is None or self.most is None:
+            return self.wanted
+        return given.clamp(self.least, self.most)
+
+    def at(self, rows: Tensor) -> Goal:
+        """Some of its rows ``(groups, rows, outputs)``."""
+        return Goal(*(None if part is None else part[:, rows] for part in self))  # type: ignore[arg-type]
+
+    @staticmethod
+    def joined(goals: Sequence[Goal]) -> Goal:
+        """Rows of several, which all have ends or all have none."""
+        parts = zip(*goals, strict=True)
+        return Goal(*(None if part[0] is None else torch.cat(part, 1) for part in parts))
+
+
+@dataclass(frozen=True, eq=False)
+class Outlook:
+    """Behind the layer: ``scale * output[index] + shift``, what is added to it, and the limits of the activation then.
+
+    Attributes
+    ----------
+    index:
+        Flat numbers of the layer's output elements, in the shape of the end.
+    scale, shift:
+        Of each on the way; they broadcast with `index`.
+    small, dense:
+        What is added, by its nodes in both recordings.
+    limits:
+        What is below or above has the same effect as the limit itself.
+    """
+
+    index: Tensor
+    scale: Tensor
+    shift: Tensor
+    small: fx.Node | None = None
+    dense: fx.Node | None = None
+    limits: tuple[float, float] | None = None
+
+    def correction(self, dense: Tensor, small: Tensor, shape: torch.Size) -> Tensor:
+        """What to add to the layer's target for what the shortcut is off by, in the shape of the layer's output."""
+        scale, wide = self._scales(small)
+        change = torch.where(wide, (dense - small) / torch.where(wide, scale, 1.0), 0.0)
+        return self._back(change, small.new_zeros(shape))
+
+    def goal(self, wanted: Tensor, added: Tensor | None) -> Goal:
+        """The target and what is as good; `added` is what the small model adds to the layer's result."""
+        if self.limits is None:
+            return Goal(wanted)
+        scale, wide = self._scales(wanted)
+        rest = self.shift.to(wanted) if added is None else self.shift.to(wanted) + added
+        ends = [torch.where(wide, (limit - rest) / scale, math.nan) for limit in self.limits]
+        low, high = torch.where(scale > 0, ends[0], ends[1]), torch.where(scale > 0, ends[1], ends[0])
+        low, high = (
+            self._back(end.expand(self.index.shape), wanted.new_full(wanted.shape, math.nan)) for end in (low, high)
+        )
+        below, above = wanted <= low, wanted >= high  # false where there is no end
+        return Goal(
+            wanted,
+            torch.where(below, -math.inf, torch.where(above, high, wanted)),
+            torch.where(below, low, torch.where(above, math.inf, wanted)),
+        )
+
+    def _scales(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.scale.to(like).expand(self.index.shape)
+        return scale, scale.abs() > _LEAST_SCALE * scale.abs().max()
+
+    def _back(self, values: Tensor, onto: Tensor) -> Tensor:
+        """Values at the end as such of the layer's output."""
+        onto.view(-1)[self.index.to(onto.device).reshape(-1)] = values.reshape(-1)
+        return onto
+
+
+class _Way(NamedTuple):
+    """How far a value has come: at `last` it is ``scale * output[index] + shift``."""
+
+    last: fx.Node
+    index: Tensor
+    scale: Tensor
+    shift: Tensor
+
+
+def find_outlook(fitted: Fit, node: fx.Node, tensors: Mapping[str, Tensor]) -> Outlook:
+    """What becomes of `node`'s result (of the small recording), as far as it goes one way only.
+
+    `tensors`: the parameters and buffers that norms on the way are to be read with.
+    """
+    trace = fitted.small.labels.trace
+    way = _follow(node, trace, tensors)
+    end, small, dense = way.last, None, None
+    add = _only_user(end)
+    other = _other(add, end) if add is not None and _is_add(add) else None
+    if add is not None and other is not None and find_part(other, trace) is None:
+        dense = fitted.nodes.get(other)
+        if dense is None or trace.order[other] > trace.order[node] or other.meta["shape"] != way.index.shape:
+            return Outlook(*way[1:])
+        end, small = add, other
+    return Outlook(*way[1:], small, dense, _limits(_only_user(end)))
+
+
+def _follow(node: fx.Node, trace: Trace, tensors: Mapping[str, Tensor]) -> _Way:
+    index: Tensor = torch.arange(node.meta["shape"].numel()).view(node.meta["shape"])
+    one = torch.ones([1] * index.ndim, dtype=torch.float64)
+    way: _Way | None = _Way(node, index, one, one - 1)
+    while way is not None:
+        known, user = way, _only_user(way.last)
+        way = None if user is None else _step(user, known, trace, tensors)
+    return known
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_add(node: fx.Node) -> bool:
+    return operator_name(node) == "add" and not node.kwargs
+
+
+def _other(user: fx.Node, last: fx.Node) -> fx.Node | None:
+    operands = user.args[:2]
+    if len(operands) < 2 or operands[0] is operands[1]:
+        return None
+    other = operands[1] if operands[0] is last else operands[0]
+    return other if isinstance(other, fx.Node) else None
+
+
+def _step(user: fx.Node, way: _Way, trace: Trace, tensors: Mapping[str, Tensor]) -> _Way | None:
+    """Behind one more call; None where it does anything else than move, shift or scale."""
+    last, index, scale, shift = way
+    if user.target is operator.getitem:
+        return way._replace(last=user) if user.args[1] == 0 and is_fixed_norm(last) else None
+    if is_fixed_norm(user) and user.args[0] is last:
+        factor, constant = norm_scale(user, trace, tensors), norm_shift(user, trace, tensors)
+        if factor is None or constant is None:
+            return None
+        shape = (1, -1, *[1] * (index.ndim - 2))
+        return _Way(user, index, scale * factor.view(shape), shift * factor.view(shape) + constant.view(shape))
+    if operator_name(user) == "mul" or _is_add(user):
+        constant = _constant(user, last, trace, tensors)
+        if constant is None or user.meta["shape"] != index.shape:
+            return None
+        if _is_add(user):
+            return way._replace(last=user, shift=shift + constant)
+        return _Way(user, index, scale * constant, shift * constant)
+    if operator_name(user) in MOVES and len(user.all_input_nodes) == 1:
+        places, *factors = (moved(user, part.expand(index.shape)) for part in (index, scale, shift))
+        return _Way(user, places, *factors) if isinstance(places, Tensor) else None  # not where it comes apart
+    return None
+
+
+def _constant(user: fx.Node, last: fx.Node, trace: Trace, tensors: Mapping[str, Tensor]) -> Any:
+    """The other operand, if it is a number or made of parameters; None of any other."""
+    other = user.args[1] if user.args[0] is last else user.args[0]
+    if isinstance(other, int | float):
+        return other
+    part = find_part(other, trace) if other is not last else None
+    return None if part is None else part.of(tensors).double()
+
+
+def _limits(user: fx.Node | None) -> tuple[float, float] | None:
+    """Between what an activation tells values apart."""
+    if user is None or user.kwargs:
+        return None
+    if operator_name(user) == "relu":
+        return 0.0, math.inf
+    least, most = {"hardtanh": (-1.0, 1.0), "clamp": (None, None), "clamp_min": (None, None)}.get(
+        operator_name(user), (math.nan, math.nan)
+    )
+    given = [*user.args[1:3], *(least, most)[len(user.args[1:3]) :]]
+    low, high = (-math.inf if given[0] is None else given[0]), (math.inf if given[1] is None else given[1])
+    fine = all(isinstance(end, int | float) and not math.isnan(end) for end in (low, high))
+    return (float(low), float(high)) if fine else None
