@@ -1,8 +1,8 @@
 """The criterion ``auto``: several ways to share a budget out are tried, and what comes of each is compared.
 
 Which layers can lose most depends on the network and on what is done afterwards; no formula knows. So each way is cut,
-healed as asked on most of the calibration batches, and run on the others: the one whose outputs come nearest to the dense
-model's is taken. Two numbers describe a way; they are improved one after the other.
+healed as asked on most of the calibration batches, and run on the others: the one whose outputs come nearest to the
+dense model's is taken. Two numbers describe a way; they are improved one after the other.
 """
 
 from __future__ import annotations

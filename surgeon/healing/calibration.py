@@ -108,7 +108,7 @@ class Pair:
     def rows(
         self, number: int, quota: int, generator: torch.Generator, *, judges: bool = False
     ) -> Iterator[tuple[bool, Tensor, Goal]]:
-        """Rows of inputs and what they should give: ``(held out, x, goal)``; at most `quota` of them, from all over the batch.
+        """Rows of inputs and what they should give: ``(held out, x, goal)``; at most `quota`, from all over the batch.
 
         `judges`: whether to hold out the row of a batch that has but one.
         """

@@ -1,8 +1,8 @@
 """What becomes of a layer's output: what it is added to, and what an activation lets through of it.
 
 Where ``y = r + s * c`` (a residual add behind a batch norm or a layer scale), ``c``'s target becomes
-``c_dense + (r_dense - r_small) / s``: the layer may also make up for what the shortcut is off by. And where an activation
-such as ReLU forgets how far below zero ``y`` is, any ``c`` that ends there is as good as the target.
+``c_dense + (r_dense - r_small) / s``: the layer may also make up for what the shortcut is off by. And where an
+activation such as ReLU forgets how far below zero ``y`` is, any ``c`` that ends there is as good as the target.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The penalty is on the change: ``W' = W + (Cxx + lambda I)^-1 (Cxy - Cxx W)``, so
 ``W`` stay. Moments are centred, streamed and float64; where there are fewer rows than inputs, the equivalent ``n x n``
 form is solved.
 
-Where anything below a ReLU's zero is as good as the target (Zhang et al. 2015, arXiv 1505.06798, section 3.2), the squared
+Where anything below a ReLU's zero is as good as the target (after Zhang et al. 2015, arXiv 1505.06798), the squared
 distance from what is as good is minimised: a convex function of the weights, majorised at any of them by least squares
 towards the nearest values that are as good. All of these problems share one Cholesky factor.
 """
