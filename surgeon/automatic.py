@@ -46,10 +46,8 @@ class Way(NamedTuple):
     coupling: float | None
 
     def __str__(self) -> str:
-        coupled = {None: ", coupled channels last", 1.0: ""}.get(
-            self.coupling, f", coupled channels x {self.coupling:g}"
-        )
-        return f"auto (power {self.power:g}{coupled})"
+        coupled = "last" if self.coupling is None else f"x {self.coupling:g}"
+        return f"auto (power {self.power:g}, coupled channels {coupled})"
 
 
 @dataclass

@@ -231,6 +231,24 @@ def test_rows_that_do_not_fit_are_sampled() -> None:
     assert eased.error < linear.error
 
 
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_rows_with_and_without_intervals_count_alike(share: float) -> None:
+    x, y, sliced = problem(rows=400, noise=3.0)
+    found = Regression(True, dual=False, share=share)
+    fixed = Goal(y[:, 100:], y[:, 100:], y[:, 100:])
+    found.add(x[:, :100], interval(y[:, :100]))
+    found.add(x[:, 100:], Goal(y[:, 100:]))
+    found.hold_out(x, Goal.joined([interval(y[:, :100]), fixed]))
+    linear = solved(found, sliced, 1e-3)
+    with mock.patch.object(regression, "_ROUNDS", 2000):
+        eased = found.eased(linear)
+    assert eased is not None
+    goal = Goal.joined([interval(y[:, :100]), fixed])
+    reached = float(objective(goal, x, eased.weight, eased.intercept, sliced, 1e-3, centred=True))
+    least = descended(goal, x, sliced, 1e-3, centred=True)
+    assert reached == pytest.approx(least, rel=1e-4 if share == 1 else 0.01)
+
+
 def test_without_intervals_there_is_nothing_to_ease() -> None:
     x, y, sliced = problem()
     found = filled(True, False, x, y)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
 from surgeon.errors import HealingError
-from surgeon.healing.outlook import Goal, Outlook, find_outlook
+from surgeon.healing.outlook import Goal, find_outlook
 from surgeon.healing.sites import Site, find_sites
 from surgeon.planning import Plan
 from surgeon.products import Walk, operand_of
@@ -46,7 +46,6 @@ class Pair:
     dense: Walk
     small: Walk
     given: Tensor | None = None
-    _outlooks: dict[int, Outlook] = field(default_factory=dict)
 
     def arrive(self, number: int) -> None:
         """Run the dense model past the site of that number, the small one to it."""
@@ -74,9 +73,7 @@ class Pair:
         """What the small layer should give: the dense layer's kept outputs, and what the shortcut is off by."""
         site = self.sites[number]
         wanted, added = self._kept(site.dense, site.product.node), None
-        if number not in self._outlooks:
-            self._outlooks[number] = find_outlook(self.fitted, site.product.node, self._norms(site))
-        outlook = self._outlooks[number]
+        outlook = find_outlook(self.fitted, site.product.node, self._norms(site))
         if outlook.small is not None and outlook.dense is not None:
             added = self.small.value(outlook.small.name)
             wanted = wanted + outlook.correction(self._kept(outlook.dense, outlook.small), added, wanted.shape)

@@ -61,6 +61,7 @@ class Regression:
     dtype: torch.dtype = torch.float64
     share: float = 1.0
     count: int = 0
+    _opened: int = 0
     _means: tuple[Tensor, Tensor] | None = None
     _moments: tuple[Tensor, Tensor] | None = None
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -72,6 +73,7 @@ class Regression:
         if not x.shape[1]:
             return
         if goal.least is not None and not self.dual:
+            self._opened += x.shape[1]
             some = _some(x.shape[1], self.share, len(self._open)).to(x.device)
             self._open.append((x[:, some].float(), _single(goal.at(some))))
         if self.dual:
@@ -135,11 +137,7 @@ class Regression:
         """
         if not self._open or self._means is None or linear.penalty is None:
             return None
-        x = torch.cat([rows for rows, _ in self._open], 1)
-        goal = Goal.joined([goal for _, goal in self._open])
-        middle = x.mean(1, keepdim=True) if self.centred else x.new_zeros(len(x), 1, x.shape[2])
-        x = x - middle
-        factor = self._factor_of(x, linear.penalty)
+        x, middle, goal, part, factor = self._ease(linear.penalty)
         if factor is None:
             return None
         base = linear.weight.double(), linear.intercept.double()
@@ -148,18 +146,31 @@ class Regression:
         for turn in range(rounds):
             weight, intercept = (a + (a - b) * (turn / (turn + 3)) for a, b in zip(now, last, strict=True))
             given = x @ weight.float() + (intercept[:, None] + middle.double() @ weight).float()
-            off = goal.nearest(given) - goal.wanted
-            mean = off.mean(1) if self.centred else off.new_zeros(off.shape[::2])
-            change = torch.cholesky_solve((x.mT @ (off - mean[:, None])).double() / x.shape[1], factor)
+            off = (goal.nearest(given) - goal.wanted) * part
+            mean = off.mean(1) * self.centred
+            across = x.mT @ (off - mean[:, None] if self.share < 1 else off)
+            change = torch.cholesky_solve(across.double() / x.shape[1], factor)
             shift = mean.double() - torch.einsum("gi,gio->go", self._means[0], change)
             last, now = now, (base[0] + change, base[1] + shift * self.centred)
         return replace(self.judged(*now), penalty=linear.penalty, rounds=rounds)
 
-    def _factor_of(self, x: Tensor, penalty: float) -> Tensor | None:
-        """The factor of these very rows: what is majorised must not vary more than what majorises it."""
-        every = self._moments is not None and x.shape[1] == self.count
-        inner = self._moments[0] / self.count if every and self._moments else (x.mT @ x).double() / x.shape[1]
-        return ridge_factor(inner, penalty)
+    def _ease(self, penalty: float) -> tuple[Tensor, Tensor, Goal, float, Tensor | None]:
+        """The rows that may give anything in an interval, centred, and where; their part of all; the factor for them.
+
+        What is majorised must not vary more than what majorises it: of a sample, its own moments count.
+        """
+        assert self._means is not None
+        assert self._moments is not None
+        x = torch.cat([rows for rows, _ in self._open], 1)
+        goal = Goal.joined([goal for _, goal in self._open])
+        middle, part = self._means[0].to(x)[:, None], self._opened / self.count
+        if self.share < 1:
+            middle = x.mean(1, keepdim=True) * self.centred
+        x -= middle
+        inner = self._moments[0] / self.count
+        if self.share < 1:
+            inner = inner * (1 - part) + (x.mT @ x).double() * (part / x.shape[1])
+        return x, middle, goal, part, ridge_factor(inner, penalty)
 
     def _at(self, weight: Tensor, penalty: float) -> Solution | None:
         change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)
