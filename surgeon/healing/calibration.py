@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ class Pair:
         for held in (False, True):
             for some in torch.split(chosen[(chosen >= edge) == held], size):
                 some = some.to(x.device)
-                yield held, form.inputs(x, some), Goal(*(y if y is None else form.outputs(y, some) for y in goal))
+                yield held, form.inputs(x, some), goal.map(partial(form.outputs, chosen=some))
 
 
 def read_batches(

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,15 +37,18 @@ class Goal(NamedTuple):
             return self.wanted
         return given.clamp(self.least, self.most)
 
-    def at(self, rows: Tensor) -> Goal:
-        """Some of its rows ``(groups, rows, outputs)``."""
-        return Goal(*(None if part is None else part[:, rows] for part in self))  # type: ignore[arg-type]
+    def map(self, change: Callable[[Tensor], Tensor]) -> Goal:
+        """The same with every part changed."""
+        ends = (None if end is None else change(end) for end in (self.least, self.most))
+        return Goal(change(self.wanted), *ends)
 
     @staticmethod
     def joined(goals: Sequence[Goal]) -> Goal:
-        """Rows of several, which all have ends or all have none."""
-        parts = zip(*goals, strict=True)
-        return Goal(*(None if part[0] is None else torch.cat(part, 1) for part in parts))
+        """Rows of several that have ends."""
+        wanted, least, most = (
+            torch.cat([part for part in parts if part is not None], 1) for parts in zip(*goals, strict=True)
+        )
+        return Goal(wanted, least, most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +108,8 @@ class Outlook:
         return onto
 
 
-class _Way(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Way:
     """How far a value has come: at `last` it is ``scale * output[index] + shift``."""
 
     last: fx.Node
@@ -127,9 +131,9 @@ def find_outlook(fitted: Fit, node: fx.Node, tensors: Mapping[str, Tensor]) -> O
     if add is not None and other is not None and find_part(other, trace) is None:
         dense = fitted.nodes.get(other)
         if dense is None or trace.order[other] > trace.order[node] or other.meta["shape"] != way.index.shape:
-            return Outlook(*way[1:])
+            return Outlook(way.index, way.scale, way.shift)
         end, small = add, other
-    return Outlook(*way[1:], small, dense, _limits(_only_user(end)))
+    return Outlook(way.index, way.scale, way.shift, small, dense, _limits(_only_user(end)))
 
 
 def _follow(node: fx.Node, trace: Trace, tensors: Mapping[str, Tensor]) -> _Way:
@@ -160,9 +164,9 @@ def _other(user: fx.Node, last: fx.Node) -> fx.Node | None:
 
 def _step(user: fx.Node, way: _Way, trace: Trace, tensors: Mapping[str, Tensor]) -> _Way | None:
     """Behind one more call; None where it does anything else than move, shift or scale."""
-    last, index, scale, shift = way
+    last, index, scale, shift = way.last, way.index, way.scale, way.shift
     if user.target is operator.getitem:
-        return way._replace(last=user) if user.args[1] == 0 and is_fixed_norm(last) else None
+        return replace(way, last=user) if user.args[1] == 0 and is_fixed_norm(last) else None
     if is_fixed_norm(user) and user.args[0] is last:
         factor, constant = norm_scale(user, trace, tensors), norm_shift(user, trace, tensors)
         if factor is None or constant is None:
@@ -174,7 +178,7 @@ def _step(user: fx.Node, way: _Way, trace: Trace, tensors: Mapping[str, Tensor])
         if constant is None or user.meta["shape"] != index.shape:
             return None
         if _is_add(user):
-            return way._replace(last=user, shift=shift + constant)
+            return replace(way, last=user, shift=shift + constant)
         return _Way(user, index, scale * constant, shift * constant)
     if operator_name(user) in MOVES and len(user.all_input_nodes) == 1:
         places, *factors = (moved(user, part.expand(index.shape)) for part in (index, scale, shift))
@@ -197,10 +201,9 @@ def _limits(user: fx.Node | None) -> tuple[float, float] | None:
         return None
     if operator_name(user) == "relu":
         return 0.0, math.inf
-    least, most = {"hardtanh": (-1.0, 1.0), "clamp": (None, None), "clamp_min": (None, None)}.get(
-        operator_name(user), (math.nan, math.nan)
-    )
-    given = [*user.args[1:3], *(least, most)[len(user.args[1:3]) :]]
-    low, high = (-math.inf if given[0] is None else given[0]), (math.inf if given[1] is None else given[1])
-    fine = all(isinstance(end, int | float) and not math.isnan(end) for end in (low, high))
-    return (float(low), float(high)) if fine else None
+    if operator_name(user) not in ("hardtanh", "clamp", "clamp_min"):
+        return None
+    usual = (-1.0, 1.0) if operator_name(user) == "hardtanh" else (None, None)
+    given: list[Any] = [*user.args[1:3], *usual][:2] if len(user.args) != 2 else [user.args[1], usual[1]]
+    ends = (-math.inf if given[0] is None else given[0], math.inf if given[1] is None else given[1])
+    return ends if all(isinstance(end, int | float) for end in ends) else None

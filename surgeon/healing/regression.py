@@ -75,7 +75,7 @@ class Regression:
         if goal.least is not None and not self.dual:
             self._opened += x.shape[1]
             some = _some(x.shape[1], self.share, len(self._open)).to(x.device)
-            self._open.append((x[:, some].float(), _single(goal.at(some))))
+            self._open.append((x[:, some].float(), goal.map(lambda part: part[:, some].float())))
         if self.dual:
             self._rows.append((x.double(), goal.wanted.double()))
         self._merge(x.to(self._working), goal.wanted.to(self._working))
@@ -88,7 +88,7 @@ class Regression:
     def hold_out(self, x: Tensor, goal: Goal) -> None:
         """Rows that only judge."""
         if x.shape[1]:
-            self._held.append((x.float(), _single(goal)))
+            self._held.append((x.float(), goal.map(Tensor.float)))
 
     def _merge(self, x: Tensor, y: Tensor) -> None:
         """Pairwise merging of means and centred moments (Chan, Golub & LeVeque 1979, section 3)."""
@@ -206,10 +206,6 @@ def _some(count: int, share: float, seed: int) -> Tensor:
     if share >= 1:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: max(round(count * share), 1)]
-
-
-def _single(goal: Goal) -> Goal:
-    return Goal(*(None if y is None else y.float() for y in goal))
 
 
 def ridge_factor(matrix: Tensor, penalty: float, scale: Tensor | None = None) -> Tensor | None:
