@@ -2,7 +2,8 @@
 
 Layer by layer, in the order in which they run, each layer behind what was cut is fitted anew: what it is given comes
 from the cut and so far healed model, what it should give from the dense one (as He et al. 2017, arXiv 1707.06168,
-section 3, fit layers in turn; here the target also makes up for what a shortcut is off by).
+section 3, fit layers in turn; here the target also makes up for what a shortcut is off by, and in front of an activation
+such as ReLU whatever has the same effect is as good as it).
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def heal(
         Batches of inputs, or ``(inputs, targets)``, whose targets aren't looked at. Held in memory are all of them;
         of both models, for every batch, the values that are still of use at the layer that is being healed (its
         operand, shortcuts around it; of a weight that is used several times, also those at its first use); and of
-        that layer its moments (inputs x inputs, float64), the rows that judge it, and a small piece of the others.
+        that layer its moments (inputs x inputs, float64), the rows that judge it, and a small piece of the others; in
+        front of a ReLU up to 2**25 numbers of these (128 MiB, and a copy).
     level:
         ``"bn"``: batch norms are measured anew. ``"bias"``: the mean of what is missing goes into biases, or, where a
         layer has none, into the running mean of the norm behind it; then ``bn``. ``"gram"``: removed channels become

@@ -22,7 +22,7 @@ _MOST_KEPT = 2**25
 
 @dataclass(frozen=True)
 class LayerHealing:
-    """What became of one weight: mean squared errors on rows that nothing was learned from.
+    """What became of one weight: mean squared distances from what is as good, on rows that nothing was learned from.
 
     Attributes
     ----------
