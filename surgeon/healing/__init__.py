@@ -2,8 +2,8 @@
 
 Layer by layer, in the order in which they run, each layer behind what was cut is fitted anew: what it is given comes
 from the cut and so far healed model, what it should give from the dense one (as He et al. 2017, arXiv 1707.06168,
-section 3, fit layers in turn; here the target also makes up for what a shortcut is off by, and in front of an activation
-such as ReLU whatever has the same effect is as good as it).
+section 3, fit layers in turn; here the target also makes up for what a shortcut is off by, and in front of an
+activation such as ReLU whatever has the same effect is as good as it).
 """
 
 from __future__ import annotations
