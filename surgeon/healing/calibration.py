@@ -66,9 +66,9 @@ class Pair:
         self.small.back(mark[1])
 
     def count(self, number: int) -> int:
-        """How many rows there are."""
-        site = self.sites[number]
-        return site.product.form.count(self.dense.value(site.dense.name))
+        """How many rows the small layer has; the dense one has more where they are channels that were cut (mixers)."""
+        product = self.sites[number].product
+        return product.form.count(torch.empty(product.node.meta["shape"], device="meta"))
 
     def goal(self, number: int) -> Goal:
         """What the small layer should give: the dense layer's kept outputs, and what the shortcut is off by."""
