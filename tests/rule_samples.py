@@ -627,6 +627,12 @@ def _put(x: Tensor, where: tuple[Any, ...], what: Any) -> Tensor:
     return x
 
 
+def _checked(x: Tensor) -> Tensor:
+    inverse, info = torch.linalg.inv_ex(x)
+    torch._linalg_check_errors(info, "inv", is_matrix=False)
+    return inverse
+
+
 def _matrices() -> list[Sample]:
     linalg = torch.linalg
     whole: dict[str, Run] = {
@@ -660,6 +666,13 @@ def _matrices() -> list[Sample]:
         Sample("block_diag", torch.block_diag, "3c 4c, 2c 5c"),
         Sample("as_strided", lambda x: x.as_strided((2, 2), (1, 2)), "3p 4p"),
         Sample("linalg_householder_product", lambda x, y: linalg.householder_product(x, y), "3p 3p, 3p"),
+        Sample("linalg_householder_product", linalg.householder_product, "4c 3p 3p, 4c 3p", "in a batch"),
+        Sample("linalg_matrix_exp", linalg.matrix_exp, "4c 2c 3p 3p", "in a batch"),
+        Sample("_linalg_solve_ex", linalg.solve, "4c 3p 3p, 4c 3p 3p", "in a batch", low=0.5),
+        Sample("_linalg_solve_ex", linalg.solve, "3p 3p, 4p 3p 3p", "broadcast", low=0.5),
+        Sample("linalg_qr", linalg.qr, "4c 3p 3p", "in a batch"),
+        Sample("_linalg_det", linalg.det, "4c 3p 3p", "in a batch"),
+        Sample("_linalg_check_errors", _checked, "4c 3p 3p", low=0.5),
         *(Sample(name, run, "3p 3p", low=0.5) for name, run in whole.items()),
     ]
 

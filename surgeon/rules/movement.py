@@ -86,9 +86,9 @@ def split(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
         labels = [part.planes[index].labels for part in parts]
         sized = len({tuple(part.shape) for part in labels}) == 1
         # picking single places (unbind) is no tie: which place is which is fixed then
-        if plane.example or len(parts) < 2 or torch.equal(labels[0], labels[-1]):
-            continue
         compacted = [compact(part) for part in labels]
+        if plane.example or len(parts) < 2 or torch.equal(compacted[0][0], compacted[-1][0]):
+            continue
         if sized and compacted[0][1]:
             ledger.tie([part for part, _ in compacted])
         for number, (part, _) in enumerate(compacted):
