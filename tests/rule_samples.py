@@ -638,7 +638,8 @@ def _put(x: Tensor, where: tuple[Any, ...], what: Any) -> Tensor:
 def _checked(x: Tensor) -> Tensor:
     inverse, info = torch.linalg.inv_ex(x)
     torch._linalg_check_errors(info, "inv", is_matrix=False)
-    return inverse
+    result: Tensor = inverse
+    return result
 
 
 def _matrices() -> list[Sample]:
