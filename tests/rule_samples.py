@@ -285,7 +285,7 @@ def _pieces() -> list[Sample]:
         Sample("split", lambda x: torch.chunk(x, 2, 1), "3c 4bc", "chunk"),
         Sample("_pack_padded_sequence", _packed, "2i 3i 4c"),
         Sample(
-            "split", lambda x: torch.cat([x.chunk(2, 1)[0].tanh(), x.chunk(2, 1)[1].exp()], 1), "3c 4b", "otherwise"
+            "split", lambda x: torch.cat([x.chunk(2, 1)[0].tanh(), x.chunk(2, 1)[1].exp()], 1), "3c 4bc", "otherwise"
         ),
         Sample("split", lambda x: torch.chunk(x, 3, 1)[1], "3c 6bc", "one of three"),
         Sample("split_with_sizes", lambda x: x.split([x.shape[1] // 2, x.shape[1] // 2], 1), "3c 4b"),
@@ -673,7 +673,7 @@ def _matrices() -> list[Sample]:
         Sample("diag_embed", lambda x, y: torch.diag_embed(x, 0, 0, 2) @ y, "3c 4c, 4c 5c", "in a product"),
         Sample("diag_embed", lambda x: torch.diag_embed(x, 1), "3c 4p", "beside it"),
         Sample("block_diag", torch.block_diag, "3c 4c, 2c 5c"),
-        Sample("affine_grid_generator", lambda x: F.affine_grid(x, [2, 1, 3, 3], align_corners=False), "2c 2p 3p"),
+        Sample("affine_grid_generator", lambda x: F.affine_grid(x, [2, 1, 3, 3], align_corners=False), "2p 2p 3p"),
         Sample("as_strided", lambda x: x.as_strided((2, 2), (1, 2)), "3p 4p"),
         Sample("linalg_householder_product", lambda x, y: linalg.householder_product(x, y), "3p 3p, 3p"),
         Sample("linalg_householder_product", linalg.householder_product, "4c 3p 3p, 4c 3p", "in a batch"),
