@@ -21,7 +21,8 @@ def build(name: str) -> nn.Module:
     """The network `name` with healthy weights, float64, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = redraw(ZOO[name]().double(), 0).eval()
+        network = ZOO[name]().double().eval()
+        redraw(network, 0)
         network.prepare()
         return network
 

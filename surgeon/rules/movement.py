@@ -134,9 +134,10 @@ def slice_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int = 0, *args
     dim %= len(x.shape)
 
     def write(into: Tensor, part: Tensor) -> Tensor:
-        return torch.ops.aten.slice_scatter(into, part, dim, *args, **kwargs)
+        written: Tensor = torch.ops.aten.slice_scatter(into, part, dim, *args, **kwargs)
+        return written
 
-    if x.free and any(plane.key == (False, {dim}) for plane in source.planes) and not x.covers(dim):
+    if x.free and any(plane.key == (False, frozenset({dim})) for plane in source.planes) and not x.covers(dim):
         x = replace(x, planes=(*x.planes, _untouched(ledger, x, source, dim, write)))
     return algebra.assemble(ledger, [x, source], dim, lambda labels: write(*labels))
 

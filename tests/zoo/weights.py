@@ -100,7 +100,8 @@ class OrthogonalHouseholder(Computed):
         return parametrizations.orthogonal(layer, orthogonal_map="householder")
 
     def prepare(self) -> None:
-        signs = self.conv.parametrizations.weight.original.data.diagonal(dim1=-2, dim2=-1)
+        original = self.get_parameter("conv.parametrizations.weight.original")
+        signs = original.data.diagonal(dim1=-2, dim2=-1)
         signs.copy_(signs.sign())
 
 
