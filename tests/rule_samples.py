@@ -127,6 +127,10 @@ def _pointwise() -> list[Sample]:
     ]
 
 
+def _packed(x: Tensor) -> Tensor:
+    return aten._pack_padded_sequence(x, torch.tensor([3, 2]), True)[0]  # type: ignore[no-any-return]  # aten is untyped
+
+
 def _copies() -> list[Sample]:
     return [
         Sample("clone", torch.clone, "3c 4c"),
@@ -279,6 +283,10 @@ def _pieces() -> list[Sample]:
         Sample("slice", lambda x: x[:, ::2], "3c 4ck", "every other"),
         Sample("split", lambda x: x.split(x.shape[1] // 2, 1), "3c 4b"),
         Sample("split", lambda x: torch.chunk(x, 2, 1), "3c 4bc", "chunk"),
+        Sample("_pack_padded_sequence", _packed, "2i 3i 4c"),
+        Sample(
+            "split", lambda x: torch.cat([x.chunk(2, 1)[0].tanh(), x.chunk(2, 1)[1].exp()], 1), "3c 4bc", "otherwise"
+        ),
         Sample("split", lambda x: torch.chunk(x, 3, 1)[1], "3c 6bc", "one of three"),
         Sample("split_with_sizes", lambda x: x.split([x.shape[1] // 2, x.shape[1] // 2], 1), "3c 4b"),
         Sample("unbind", lambda x: x.unbind(1), "3c 4p"),
@@ -627,6 +635,13 @@ def _put(x: Tensor, where: tuple[Any, ...], what: Any) -> Tensor:
     return x
 
 
+def _checked(x: Tensor) -> Tensor:
+    inverse, info = torch.linalg.inv_ex(x)
+    torch._linalg_check_errors(info, "inv", is_matrix=False)
+    result: Tensor = inverse
+    return result
+
+
 def _matrices() -> list[Sample]:
     linalg = torch.linalg
     whole: dict[str, Run] = {
@@ -658,8 +673,16 @@ def _matrices() -> list[Sample]:
         Sample("diag_embed", lambda x, y: torch.diag_embed(x, 0, 0, 2) @ y, "3c 4c, 4c 5c", "in a product"),
         Sample("diag_embed", lambda x: torch.diag_embed(x, 1), "3c 4p", "beside it"),
         Sample("block_diag", torch.block_diag, "3c 4c, 2c 5c"),
+        Sample("affine_grid_generator", lambda x: F.affine_grid(x, [2, 1, 3, 3], align_corners=False), "2p 2p 3p"),
         Sample("as_strided", lambda x: x.as_strided((2, 2), (1, 2)), "3p 4p"),
         Sample("linalg_householder_product", lambda x, y: linalg.householder_product(x, y), "3p 3p, 3p"),
+        Sample("linalg_householder_product", linalg.householder_product, "4c 3p 3p, 4c 3p", "in a batch"),
+        Sample("linalg_matrix_exp", linalg.matrix_exp, "4c 2c 3p 3p", "in a batch"),
+        Sample("_linalg_solve_ex", linalg.solve, "4c 3p 3p, 4c 3p 3p", "in a batch", low=0.5),
+        Sample("_linalg_solve_ex", linalg.solve, "3p 3p, 4p 3p 3p", "broadcast", low=0.5),
+        Sample("linalg_qr", linalg.qr, "4c 3p 3p", "in a batch"),
+        Sample("_linalg_det", linalg.det, "4c 3p 3p", "in a batch"),
+        Sample("_linalg_check_errors", _checked, "4c 3p 3p", low=0.5),
         *(Sample(name, run, "3p 3p", low=0.5) for name, run in whole.items()),
     ]
 

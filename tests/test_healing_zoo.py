@@ -12,7 +12,7 @@ from surgeon.errors import NothingToCutError
 from surgeon.healing import LayerHealing, heal
 from surgeon.tracing import Inputs
 from tests.test_zoo import build, inputs_of
-from tests.zoo import PENDING, ZOO
+from tests.zoo import ZOO
 from tests.zoo.base import ZooNetwork, draw
 
 SIZES = (16, 16, 5)
@@ -48,7 +48,7 @@ def error(dense: torch.nn.Module, small: torch.nn.Module, batches: list[Inputs])
     return total
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in PENDING])
+@pytest.mark.parametrize("name", ZOO)
 def test_nothing_gets_worse(name: str) -> None:
     model, batches = build(name), drawn(name)
     try:

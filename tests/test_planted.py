@@ -131,6 +131,8 @@ WRONG = [
     Planted("native_group_norm", "native_group_norm", without("ties anchors", "native_group_norm"), "no ties"),
     Planted("native_group_norm", "native_group_norm", without("statistics", "native_group_norm"), "no statistics"),
     Planted("amax", "amax", summed_only, "a sum over channels"),
+    Planted("split", "split-otherwise", without("anchors ties", "split"), "parts are all the same"),
+    Planted("linalg_qr", "linalg_qr-in-a-batch", algebra.pointwise, "pointwise"),
     Planted("pixel_shuffle", "pixel_shuffle", moved(lambda labels, _: labels), "identity"),
 ]
 

@@ -57,7 +57,9 @@ def convolve(
     left = lift(_unmerge(_flat(x), 1, counts), {0: 0, 1: 1, 2: 3}, 4)
     places = {0: 1, 1: 3, 2: 2} if transposed else {0: 1, 1: 2, 2: 3}
     right = lift(_unmerge(_flat(weight), 0, counts), places, 4)
-    if depthwise:
+    if depthwise and 0 in weight.stretched and weight.shape[0] == x.shape[1]:
+        joint = replace(left, free=False)  # one filter, repeated for every channel: each passes by itself
+    elif depthwise:
         joint = algebra.join(ledger, [_same_channel(ledger, left, right), right])
         ledger.produced += [(p.labels, True) for p in right.planes if not p.example]
     else:

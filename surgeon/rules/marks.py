@@ -182,6 +182,10 @@ class Ledger:
         labels, places = plane.labels.expand(shape), coordinates.expand(shape)
         self.anchors.append(Anchor(labels, places, self.node, kind))
 
+    def keep_part(self, part: Tensor, number: int = 0) -> None:
+        """These labels, and no others of their axis, are taken by the running call as part `number`."""
+        self.anchors.append(Anchor(part, torch.full_like(part, number), self.node, "part"))
+
     def tie(self, parts: Sequence[Tensor]) -> None:
         """Equally many places of each part must stay."""
         self.ties.append(Tie(tuple(parts), self.node))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import lift, note_summed
+from surgeon.rules.algebra import lift, note_summed, running
 from surgeon.rules.contraction import addmm
 from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
@@ -134,10 +134,49 @@ def _along(block: Marked, axis: int) -> torch.Tensor:
     return torch.full((block.shape[axis],), FIXED)
 
 
+@rule("_linalg_check_errors")
+def check_errors(ledger: Ledger, *_: Any, **__: Any) -> Marked:
+    """Raises, or does nothing."""
+    return Marked((), ())
+
+
+@rule("as_strided")
+def strided(ledger: Ledger, *args: Any, **_: Any) -> Any:
+    """Places are picked by where they lie in memory."""
+    return algebra.opaque(ledger, args, 1)
+
+
 @rule("linalg_qr", "linalg_householder_product", "linalg_matrix_exp", "_linalg_solve_ex", "linalg_solve_triangular",
       "linalg_inv_ex", "linalg_cholesky_ex", "linalg_lstsq", "linalg_pinv", "linalg_eig",
       "linalg_lu_factor_ex", "_linalg_svd", "_linalg_eigh", "_linalg_det", "_linalg_slogdet", "cholesky_solve",
-      "cholesky_inverse", "linalg_ldl_factor_ex", "as_strided")  # fmt: skip
-def whole(ledger: Ledger, *args: Any, **kwargs: Any) -> Any:
-    """Every number of the result depends on the whole matrix."""
-    return algebra.opaque(ledger, args, 4)
+      "cholesky_inverse", "linalg_ldl_factor_ex")  # fmt: skip
+def whole(ledger: Ledger, *args: Any, **_: Any) -> Any:
+    """Every number of a result depends on the whole matrix; axes in front of the last two number matrices."""
+    values = [a for a in args if isinstance(a, Marked)]
+    vectors = running(ledger) == "linalg_householder_product"
+    own = [1 if vectors and number else 2 for number in range(len(values))]
+    batches = {len(value.shape) - axes for value, axes in zip(values, own, strict=True)}
+    if len(batches) > 1:
+        return algebra.opaque(ledger, args, _MOST_RESULTS)
+    joint = algebra.join(ledger, [_in_front_of(ledger, v, axes) for v, axes in zip(values, own, strict=True)])
+    shapes = {0: ledger.node.meta.get("shape"), **{u.args[1]: u.meta["shape"] for u in ledger.node.users if u.args[1:]}}
+    results = [_of_each(joint, shapes.get(number)) for number in range(_MOST_RESULTS)]
+    return results[0] if "shape" in ledger.node.meta else results
+
+
+#: More than any decomposition gives.
+_MOST_RESULTS = 4
+
+
+def _in_front_of(ledger: Ledger, value: Marked, own: int) -> Marked:
+    """What there is along all but the last `own` axes, whose places depend on each other."""
+    batch = len(value.shape) - own
+    mixed = algebra.mix(ledger, value, range(batch, batch + own))
+    return lift(mixed, {axis: axis for axis in range(batch)}, batch)
+
+
+def _of_each(joint: Marked, shape: Sequence[int] | None) -> Marked:
+    """A result that has the axes in front, and others of its own behind them."""
+    batch = len(joint.shape)
+    fits = shape is not None and len(shape) >= batch and tuple(shape[:batch]) == tuple(joint.shape)
+    return lift(joint, {axis: axis for axis in range(batch)}, len(shape)) if fits else Marked((), ())  # type: ignore[arg-type]

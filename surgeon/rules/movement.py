@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, move
-from surgeon.rules.marks import Ledger, Marked, compact, replace
+from surgeon.rules.marks import Ledger, Marked, Plane, compact, replace
 from surgeon.rules.registry import rule
 from surgeon.tracing import MASKS
 
@@ -72,6 +72,7 @@ def slice_(
     for plane in x.planes:
         if dim % len(x.shape) in plane.axes and step == 1 and not plane.example and last - first < size:
             part = plane.labels.narrow(dim, first, last - first)
+            ledger.keep_part(part)
             seen = ledger.slices.setdefault((source, dim % len(x.shape)), [])  # type: ignore[arg-type]
             seen.append((first, last, part, ledger.node))
     return move(ledger, torch.ops.aten.slice, x, dim, start, end, step)
@@ -85,9 +86,13 @@ def split(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
         labels = [part.planes[index].labels for part in parts]
         sized = len({tuple(part.shape) for part in labels}) == 1
         # picking single places (unbind) is no tie: which place is which is fixed then
-        varied = sized and len(parts) > 1 and not plane.example and compact(labels[0])[1]
-        if varied and not torch.equal(labels[0], labels[1]):
-            ledger.tie([compact(part)[0] for part in labels])
+        compacted = [compact(part) for part in labels]
+        if plane.example or len(parts) < 2 or torch.equal(compacted[0][0], compacted[-1][0]):
+            continue
+        if sized and compacted[0][1]:
+            ledger.tie([part for part, _ in compacted])
+        for number, (part, _) in enumerate(compacted):
+            ledger.keep_part(part, number)
     return parts
 
 
@@ -107,14 +112,45 @@ def stack(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
     return algebra.assemble(ledger, [lift(t, places, ndim) for t in tensors], dim, lambda parts: torch.cat(parts, dim))
 
 
+@rule("_pack_padded_sequence")
+def pack(ledger: Ledger, x: Marked, *_: Any) -> list[Marked]:
+    """Examples and steps, the first two axes, become one axis; the second result says how many go on at each step."""
+    flat = replace(
+        x,
+        shape=(1, *x.shape[2:]),
+        span=(1, *x.span[2:]),
+        planes=tuple(
+            replace(p, labels=p.labels.flatten(0, 1), axes=frozenset(axis - 1 for axis in p.axes))
+            for p in algebra.slide(ledger, x, [0, 1]).planes
+        ),
+        value=None,
+        free=False,
+    )
+    return [flat, Marked((), ())]
+
+
 @rule("slice_scatter")
 def slice_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int = 0, *args: Any, **kwargs: Any) -> Marked:
-    return algebra.assemble(
-        ledger,
-        [x, source],
-        dim % len(x.shape),
-        lambda labels: torch.ops.aten.slice_scatter(labels[0], labels[1], dim, *args, **kwargs),
+    dim %= len(x.shape)
+
+    def write(into: Tensor, part: Tensor) -> Tensor:
+        written: Tensor = torch.ops.aten.slice_scatter(into, part, dim, *args, **kwargs)
+        return written
+
+    if x.free and any(plane.key == (False, frozenset({dim})) for plane in source.planes) and not x.covers(dim):
+        x = replace(x, planes=(*x.planes, _untouched(ledger, x, source, dim, write)))
+    return algebra.assemble(ledger, [x, source], dim, lambda labels: write(*labels))
+
+
+def _untouched(ledger: Ledger, x: Marked, source: Marked, dim: int, write: Callable[[Tensor, Tensor], Tensor]) -> Plane:
+    """Labels for what the forward made itself; places that are written over belong to nobody."""
+    shape = [-1 if axis == dim else 1 for axis in range(len(x.shape))]
+    sizes = x.shape[dim], source.shape[dim]
+    labels = write(
+        torch.ones(sizes[0], dtype=torch.int64).view(shape), torch.zeros(sizes[1], dtype=torch.int64).view(shape)
     )
+    labels[labels > 0] = ledger.fresh(int(labels.sum()))
+    return Plane(labels, frozenset({dim}))
 
 
 @rule("select_scatter")

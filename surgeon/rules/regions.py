@@ -43,6 +43,13 @@ def ps_roi_align(ledger: Ledger, x: Marked, regions: Marked, *_: Any) -> list[Ma
     return [Marked((), ()), Marked((), ())]
 
 
+@rule("affine_grid_generator")
+def affine_grid(ledger: Ledger, theta: Marked, *_: Any) -> Marked:
+    """The numbers of a matrix say where to look."""
+    _steer(ledger, theta)
+    return Marked((), ())
+
+
 @rule("nms")
 def nms(ledger: Ledger, boxes: Marked, scores: Marked, *_: Any) -> Marked:
     _steer(ledger, boxes, scores)

@@ -65,6 +65,18 @@ def _pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float
     return input
 
 
+def _pad_packed(
+    data: Tensor, sizes: Tensor, batch_first: bool, padding: float, total: int
+) -> tuple[Tensor, Tensor]:  # torch's own order
+    """Packed steps, padded to the whole batch and stacked, where torch writes each into fresh memory."""
+    counts = [int(size) for size in sizes]
+    largest, rest = counts[0], [0, 0] * (data.ndim - 1)
+    steps = [F.pad(step, (*rest, 0, largest - len(step)), value=padding) for step in data.split(counts)]  # type: ignore[no-untyped-call]  # torch annotates it so
+    steps += [torch.full_like(steps[0], padding)] * (total - len(counts))
+    lengths = torch.tensor([sum(count > example for count in counts) for example in range(largest)])
+    return torch.stack(steps, 1 if batch_first else 0), lengths
+
+
 def _in_place(function: Any) -> Any:
     """An activation whose in-place kernel torch checks in Python, at a millisecond a call: compute, then copy."""
 
@@ -96,6 +108,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     F.linear: _linear,
     F.pad: _pad,
     F.normalize: _normalize,
+    torch._VF._pad_packed_sequence: _pad_packed,
     **{f: _in_place(f) for f in (F.hardtanh, F.relu6, F.hardswish, F.hardsigmoid, F.elu, F.leaky_relu)},
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,

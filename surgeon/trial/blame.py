@@ -8,10 +8,10 @@ import operator
 import numpy as np
 from torch import fx
 
-from surgeon.channels import ChannelGraph
+from surgeon.channels import ChannelGraph, Structure
 from surgeon.channels.structure import Flags, Ints, flat
 from surgeon.rules import Plane
-from surgeon.trial.alignment import partners
+from surgeon.trial.alignment import partners, strays
 from surgeon.trial.bindings import Binding
 
 
@@ -60,6 +60,36 @@ def find_misfit(
         if len(channels):
             return Misfit(node or candidate, channels, why, kept)
     return Misfit(node or order[-1], np.flatnonzero(~kept), why, kept)
+
+
+def find_other_way(
+    graph: ChannelGraph, small: Structure, nodes: dict[fx.Node, fx.Node], kept: Flags, why: str
+) -> Misfit:
+    """Name the place from which on channels of the right widths go another way than in the dense run."""
+    elsewhere = strays(small.labels.trace.graph, graph.trace.graph)
+    if elsewhere is None and _first_deviation(graph, nodes, kept) is None:
+        elsewhere = _first_other_meeting(graph, small, nodes, kept)
+    return find_misfit(graph, nodes, kept, elsewhere, why, exactly=elsewhere is not None)
+
+
+def _first_other_meeting(
+    graph: ChannelGraph, small: Structure, nodes: dict[fx.Node, fx.Node], kept: Flags
+) -> fx.Node | None:
+    """The first call where other numbers of kept channels meet, or where other ones meet themselves."""
+    theirs = _meetings(graph.structure, kept, {})
+    ours = _meetings(small, np.ones(small.count, dtype=bool), nodes)
+    return next((node for node in graph.trace.graph.nodes if theirs.get(node) != ours.get(node)), None)
+
+
+def _meetings(structure: Structure, kept: Flags, nodes: dict[fx.Node, fx.Node]) -> dict[fx.Node, tuple[int, int]]:
+    """At each dense call how many places meet, and how many of them are one place that meets itself."""
+    flags, found = np.append(kept, True), dict[fx.Node, tuple[int, int]]()
+    for one, other, node in structure.labels.ledger.couples:
+        left, right = np.broadcast_arrays(one.numpy(), other.numpy())
+        stays = flags[structure.channel[left]] & flags[structure.channel[right]]
+        count, same = found.get(nodes.get(node, node), (0, 0))
+        found[nodes.get(node, node)] = count + int(stays.sum()), same + int((stays & (left == right)).sum())
+    return found
 
 
 def _first_deviation(graph: ChannelGraph, nodes: dict[fx.Node, fx.Node], kept: Flags) -> fx.Node | None:

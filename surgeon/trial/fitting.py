@@ -13,7 +13,7 @@ from surgeon.channels.structure import Flags, Hashes, Ints
 from surgeon.tracing import Trace
 from surgeon.trial.alignment import partners
 from surgeon.trial.bindings import Binding, settings
-from surgeon.trial.blame import Misfit, find_misfit
+from surgeon.trial.blame import Misfit, find_misfit, find_other_way
 from surgeon.trial.folding import Fold
 from surgeon.trial.places import find_places
 from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
@@ -154,7 +154,7 @@ def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
     _refuse_strangers(graph, run, kept, slots, known)
     chosen = known.only(kept)
     if not (np.array_equal(slots.keys, chosen.keys) and np.array_equal(slots.counts, chosen.counts)):
-        raise find_misfit(graph, run.nodes, kept, None, "takes other channels than it did")
+        raise find_other_way(graph, run.structure, run.nodes, kept, "takes other channels than it did")
     channel = np.full(run.structure.count, -1, dtype=np.int64)
     channel[slots.numbers] = chosen.numbers  # of one signature, both in order
     disorder = _disorder(graph, run, channel)
@@ -237,7 +237,8 @@ def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags, slots: Kinds, 
     found = zip(slots.names(), slots.counts.tolist(), strict=True)
     strangers = frozenset(key for key, count in found if count > most.get(key, 0))
     if strangers:
-        misfit = find_misfit(graph, run.nodes, kept, None, "channels take another way than in the dense model")
+        why = "channels take another way than in the dense model"
+        misfit = find_other_way(graph, run.structure, run.nodes, kept, why)
         misfit.strangers = strangers
         raise misfit
 

@@ -33,7 +33,7 @@ def find_links(graph: ChannelGraph, misfit: Misfit) -> list[tuple[Link, ...]]:
     candidates.append([frozenset(_groups_around(graph, call)) for call in calls])
     candidates.append([_nearest(graph, call, bundle_of) for call in calls])
     modules = [_in_module(graph, call, bundle_of) for call in calls]
-    candidates += [[links[k] for links in modules if k < len(links)] for k in range(_MOST_PARTNERS)]
+    candidates += [[links[k] for links in modules if k < len(links)] for k in range(_MOST_PARTNERS + 2)]
     found = [tuple(dict.fromkeys(link for link in links if link)) for links in candidates]
     return [links for links in dict.fromkeys(found) if any(len({bundle_of[n] for n in link}) > 1 for link in links)]
 
@@ -51,7 +51,8 @@ def _in_module(graph: ChannelGraph, node: fx.Node, bundle_of: dict[str, int]) ->
     own = {bundle_of[name] for name in made}
     others = dict.fromkeys(bundle_of[name] for name in seen if bundle_of[name] not in own)
     partners = [frozenset(made | {name for name in seen if bundle_of[name] == bundle}) for bundle in others]
-    return [frozenset(made), *partners] if len(own) > 1 else partners
+    everything = [frozenset(made.union(*partners))] if len(partners) > 1 else []
+    return [*([frozenset(made)] if len(own) > 1 else []), *partners[:_MOST_PARTNERS], *everything]
 
 
 def _groups_around(graph: ChannelGraph, node: fx.Node) -> set[str]:

@@ -125,7 +125,8 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
     try:
         labels = label(recording, Guide(graph.structure.labels, nodes))
     except Mismatch as stop:
-        raise find_misfit(graph, nodes, kept, stop.node, stop.why) from stop
+        elsewhere = strays(recording.graph, graph.trace.graph)  # what comes behind another way is only its consequence
+        raise find_misfit(graph, nodes, kept, elsewhere or stop.node, stop.why, exactly=elsewhere is not None) from stop
     resized = _resized_output(recording, graph.trace)
     if resized is not None:
         raise find_misfit(graph, nodes, kept, resized, "the size of a result depends on the width", exactly=True)

@@ -16,7 +16,7 @@ from surgeon.tracing import Inputs, check_model, operator_name, outside_inferenc
 from surgeon.trial import Fit, Misfit, fit_recording, named_tensors
 from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
-from surgeon.verification.twin import redraw
+from surgeon.verification.twin import codes, redraw
 
 __all__ = ["OWN_TOLERANCE", "TWIN_TOLERANCE", "Check", "Difference", "Silencer", "verify"]
 
@@ -113,9 +113,11 @@ def _same_weights(fitted: Fit, dense: Mapping[str, Tensor], small: Mapping[str, 
 
 def _on_twins(fitted: Fit, silenced: Silencer, seed: int) -> Comparison:
     """Compare on redrawn weights; where a draw silences a node (one channel behind a ReLU), another may prove it."""
-    result = Comparison()
+    result, trace = Comparison(), fitted.graph.trace
+    kept_codes = codes(trace.graph)
+    drawn = {name: tensor for name, tensor in trace.tensors.items() if name not in kept_codes}
     for draw in range(_DRAWS):
-        twin = redraw(fitted.graph.trace.tensors, seed + draw)
+        twin = redraw(drawn, seed + draw) | {name: trace.tensors[name].double() for name in kept_codes}
         twin_small = {name: fitted.gather(name, value) for name, value in twin.items()}
         found = compare(fitted, silenced, twin, twin_small, torch.float64, TWIN_TOLERANCE)
         _raise(found, "on redrawn weights", TWIN_TOLERANCE)

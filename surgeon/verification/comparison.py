@@ -72,7 +72,8 @@ def compare(
                     match = partner.get(node)
                     other = None if match is None else waiting.value(match)
                     error = math.nan if match is None else _error(fitted, node, match, value, other)
-                    result.add(node, error, tolerance)
+                    if not (math.isnan(error) and _nothing_flows(fitted, node, value, other)):
+                        result.add(node, error, tolerance)
                 if result.failure is not None:
                     break
     except (RuntimeError, IndexError, ValueError):
@@ -88,6 +89,13 @@ def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
     result = any(user.op == "output" for user in node.users)
     number = value.is_floating_point() or value.is_complex() or result
     return bool(number and node.users) and not fitted.graph.structure.labels.marks[node].free
+
+
+def _nothing_flows(fitted: Fit, node: fx.Node, dense: Tensor, small: Any) -> bool:
+    """Whether a product is with zeros that the forward made (a first state): it is zero whatever the weights are."""
+    marks = fitted.graph.structure.labels.marks
+    made = any(source in marks and marks[source].free for source in node.all_input_nodes)
+    return made and isinstance(small, Tensor) and not bool(dense.any()) and not bool(small.any())
 
 
 class _Waiting:

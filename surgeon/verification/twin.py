@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from surgeon.tracing import Call
+from surgeon.tracing import Call, operator_name
 
 _REAL_KINDS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _COMPLEX_KINDS = (torch.complex32, torch.complex64, torch.complex128)
@@ -26,6 +26,34 @@ def redraw(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if (tensor.is_floating_point() or tensor.is_complex()) and not name.startswith("_constant_")
     }
+
+
+def codes(graph: fx.Graph) -> set[str]:
+    """Tensors whose numbers are made whole (signs, masks) before they are used: redrawn ones would all come to zero."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if operator_name(node) == "_to_copy" and not _is_number(node) and _is_number(node.all_input_nodes[0]):
+            sources = _sources(node)
+            if all(source.op == "get_attr" for source in sources):
+                found |= {str(source.target) for source in sources}
+    return found
+
+
+def _is_number(node: fx.Node) -> bool:
+    kind = node.meta["dtype"]
+    return bool(kind.is_floating_point or kind.is_complex)
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    """The weights and inputs that a value is made from."""
+    seen = dict.fromkeys([node])
+    queue = [node]
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in seen:
+                seen[source] = None
+                queue.append(source)
+    return [source for source in seen if not source.all_input_nodes and source is not node]
 
 
 def _draw(tensor: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,6 @@ from tests.zoo import (
     mixers,
     mixing,
     order,
-    pending,
     plain,
     positions,
     recurrent,
@@ -22,10 +21,8 @@ from tests.zoo import (
     weights,
 )
 from tests.zoo.base import ZOO, ZooNetwork
-from tests.zoo.pending import PENDING
 
 __all__ = [
-    "PENDING",
     "ZOO",
     "ZooNetwork",
     "attention",
@@ -39,7 +36,6 @@ __all__ = [
     "mixers",
     "mixing",
     "order",
-    "pending",
     "plain",
     "positions",
     "recurrent",

@@ -177,3 +177,19 @@ class ConvAttention(ZooNetwork):
         weights = torch.softmax(torch.bmm(q, self.key(x).view(b, -1, h * w)), dim=-1)
         out = torch.bmm(self.value(x).view(b, -1, h * w), weights.permute(0, 2, 1)).view(b, -1, h, w)
         return self.fc((self.gamma * self.out(out) + x).mean((2, 3)))
+
+
+@zoo
+class AttentionWithoutShortcut(ZooNetwork):
+    """nn.MultiheadAttention whose input, heads and output nothing ties but the module itself."""
+
+    shape, cuts, keeps = (2, 7, 10), ("embed", "attention"), ("fc",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention = nn.Linear(10, 24), nn.MultiheadAttention(24, 6, batch_first=True)
+        self.fc = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        return self.fc(self.attention(x, x, x)[0])

@@ -37,6 +37,9 @@ class ZooNetwork(nn.Module):
         """The example's keyword arguments."""
         return {}
 
+    def prepare(self) -> None:
+        """Make redrawn weights healthy, where that takes more than their size; in place."""
+
 
 ZOO: dict[str, type[ZooNetwork]] = {}
 T = TypeVar("T", bound=type[ZooNetwork])

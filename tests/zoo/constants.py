@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from tests.zoo.base import ZooNetwork, conv, zoo
+from tests.zoo.base import Classifier, ZooNetwork, conv, zoo
 
 
 @zoo
@@ -256,3 +256,17 @@ class UNet(ZooNetwork):
         skip = F.relu(self.enter(x))
         y = self.up(F.relu(self.down(F.max_pool2d(skip, 2))))
         return self.out(F.relu(self.last(torch.cat((skip, y), dim=1))))
+
+
+@zoo
+class BranchByWidth(Classifier):
+    """A way to go that is told by a width: that layer stays, the ones behind it go, and the reason is the line."""
+
+    cuts, keeps, pins = ("last",), ("stem", "other", "fc"), {"stem": "constant in", "other": "constant in"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = conv(16, 16, 1)
+
+    def middle(self, x: Tensor) -> Any:
+        return x + self.other(x) if x.shape[1] == 16 else x

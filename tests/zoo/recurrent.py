@@ -161,8 +161,12 @@ class EncoderDecoder(ZooNetwork):
 class PackedSequence(Recurrent):
     """Sequences of their own lengths, packed and padded again."""
 
-    def forward(self, x: Tensor) -> Any:
-        packed = nn.utils.rnn.pack_padded_sequence(F.relu(self.embed(x)), torch.tensor([6, 4]), batch_first=True)
+    @classmethod
+    def example(cls) -> tuple[Any, ...]:
+        return draw(*cls.shape), torch.tensor([6, 4])
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:  # type: ignore[override]  # its lengths come as well
+        packed = nn.utils.rnn.pack_padded_sequence(F.relu(self.embed(x)), lengths, batch_first=True)
         out, _ = nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)
         return self.fc(out.mean(1))
 

@@ -264,3 +264,12 @@ class StackedSum(Classifier):
     def middle(self, x: Tensor) -> Any:
         first, second = torch.stack([x, self.other(x)], dim=0).unbind(0)
         return torch.stack((first, second, x), dim=-1).sum(-1)
+
+
+@zoo
+class HalvesOtherwise(Classifier):
+    """Two halves of one layer go through functions of their own and together again: each keeps to its half."""
+
+    def middle(self, x: Tensor) -> Any:
+        front, back = x.chunk(2, 1)
+        return torch.cat([torch.tanh(front), torch.sigmoid(back)], 1)

@@ -82,9 +82,9 @@ class SpectralNormHook(Computed):
 
 @zoo
 class Orthogonal(Computed):
-    """parametrizations.orthogonal: its weight mixes all rows, so it stays; the layer behind goes."""
+    """parametrizations.orthogonal: of a convolution each filter's window of each channel is made so by itself."""
 
-    cuts = ("last",)
+    cuts = ("stem", "conv", "last")
 
     def dress(self, layer: nn.Module) -> nn.Module:
         return parametrizations.orthogonal(layer, orthogonal_map="cayley")
@@ -92,12 +92,32 @@ class Orthogonal(Computed):
 
 @zoo
 class OrthogonalHouseholder(Computed):
-    """The same by Householder reflections."""
+    """The same by Householder reflections, whose signs it keeps on the diagonal and makes whole numbers of."""
 
-    cuts = ("last",)
+    cuts = ("stem", "conv", "last")
 
     def dress(self, layer: nn.Module) -> nn.Module:
         return parametrizations.orthogonal(layer, orthogonal_map="householder")
+
+    def prepare(self) -> None:
+        original = self.get_parameter("conv.parametrizations.weight.original")
+        signs = original.data.diagonal(dim1=-2, dim2=-1)
+        signs.copy_(signs.sign())
+
+
+@zoo
+class OrthogonalLinear(ZooNetwork):
+    """The same of a linear layer: a fixed base times a matrix made as a whole, so what it reads stays."""
+
+    shape, cuts, keeps = (2, 10), ("square", "last"), ("first", "fc")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.square = nn.Linear(10, 12), parametrizations.orthogonal(nn.Linear(12, 12))
+        self.last, self.fc = nn.Linear(12, 14), nn.Linear(14, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(F.relu(self.last(F.relu(self.square(F.relu(self.first(x)))))))
 
 
 class Doubled(nn.Module):
