@@ -29,6 +29,7 @@ ORDER = (
     "report",
     "checkpoint",
     "tuning",
+    "finegrained",
     "measure",
     "automatic",
     "cutting",

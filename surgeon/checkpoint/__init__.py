@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
+from surgeon.checkpoint.coding import Coded, Form, check_total, decode, encode
 from surgeon.checkpoint.files import write_beside
 from surgeon.checkpoint.fitting import compare, distinct, fill, state_of
 from surgeon.checkpoint.graphs import build, describe, kept_outside
@@ -40,7 +41,14 @@ __all__ = [
 ]
 
 
-def save(path: str | os.PathLike[str], model: nn.Module, plan: Plan, origin: Mapping[str, Any] | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    plan: Plan,
+    origin: Mapping[str, Any] | None = None,
+    *,
+    compact: bool | Mapping[str, str] = False,
+) -> None:
     """Write a pruned model, its plan and its origin into one safetensors file.
 
     The file is written beside `path` and renamed, so an existing file is either replaced whole or untouched.
@@ -56,6 +64,9 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: Plan, origin: Map
     origin:
         Where the dense model came from. ``{"torchvision": NAME, "kwargs": {...}}`` lets :func:`load` work without a
         factory; anything else is kept for the reader, never followed.
+    compact:
+        Store tensors that have many zeros or few distinct values by those; they come back to the bit. A mapping says
+        of tensors by name which of the two they are stored by, be it smaller or not: ``"sparse"`` or ``"shared"``.
 
     Raises
     ------
@@ -77,8 +88,26 @@ def save(path: str | os.PathLike[str], model: nn.Module, plan: Plan, origin: Map
     }
     header |= {"graph": graph} if graph else {}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    if compact is not False:
+        stored, header["coded"] = _coded(stored, {} if compact is True else compact)
     with write_beside(path) as temporary:
         _write(stored, temporary, {KEY: json.dumps(header)})
+
+
+def _coded(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What to store, and how the header describes it."""
+    stored: dict[str, Tensor] = {}
+    forms: dict[str, Form] = {}
+    for name, tensor in tensors.items():
+        found = encode(tensor, kinds.get(name))
+        if found is None:
+            stored[name] = tensor
+            continue
+        code, numbers = found.form.parts(name)
+        stored[code], stored[numbers] = found.code, found.numbers
+        forms[name] = found.form
+    check_total(forms, sum(tensor.numel() * tensor.element_size() for tensor in stored.values()))
+    return stored, {name: form.to_json() for name, form in forms.items()}
 
 
 def load(
@@ -120,7 +149,18 @@ def load(
 
 def _stored(path: str | os.PathLike[str], header: Header) -> dict[str, Tensor]:
     with opened(path) as file:
-        return {name: file.get_tensor(name) for name in header.tensors}
+        return {name: _tensor(path, file, header, name) for name in header.tensors}
+
+
+def _tensor(path: str | os.PathLike[str], file: Any, header: Header, name: str) -> Tensor:
+    if name not in header.coded:
+        plain: Tensor = file.get_tensor(name)
+        return plain
+    form = header.coded[name]
+    try:
+        return decode(Coded(form, *(file.get_tensor(part) for part in form.parts(name))))
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path}: {name}: {problem}") from problem
 
 
 def _built(path: str | os.PathLike[str], header: Header) -> nn.Module:
@@ -177,6 +217,8 @@ def _dense(path: str | os.PathLike[str], header: Header, factory: Callable[[], n
 
 
 def _cut(path: str | os.PathLike[str], header: Header, dense: nn.Module, example_inputs: Any) -> nn.Module:
+    if not header.plan.removed:
+        return dense
     try:
         # In place: the dense model was made for this; nobody else holds it.
         return rewrite(dense, header.plan, example_inputs, inplace=True)

@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from surgeon.checkpoint.coding import Form, check_total, read_form
 from surgeon.errors import CheckpointError, PlanError
 from surgeon.planning import Plan
 
@@ -44,9 +45,11 @@ class Header:
     training:
         Whether the model was in training mode.
     tensors:
-        Shape and type of each stored tensor, such as ``((64, 3, 3, 3), "F32")``.
+        Shape and type of each tensor, such as ``((64, 3, 3, 3), "F32")``.
     graph:
         How the model itself is built, where it is a graph module.
+    coded:
+        How those tensors are stored that aren't as they are.
     """
 
     class_name: str
@@ -57,6 +60,7 @@ class Header:
     training: bool
     tensors: Mapping[str, tuple[tuple[int, ...], str]]
     graph: Mapping[str, Any] | None = None
+    coded: Mapping[str, Form] = field(default_factory=dict)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -80,7 +84,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         fields = json.loads(metadata[KEY])
     except (ValueError, RecursionError) as problem:
         raise CheckpointError(f"{path}: the header is no JSON: {problem}") from problem
-    return _header(path, fields, tensors)
+    return _header(path, fields, tensors, Path(path).stat().st_size)
 
 
 @contextlib.contextmanager
@@ -103,7 +107,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise CheckpointError(f"{path}: damaged or no safetensors file: {problem}") from problem
 
 
-def _header(path: str | os.PathLike[str], fields: Any, tensors: dict[str, tuple[tuple[int, ...], str]]) -> Header:
+def _header(
+    path: str | os.PathLike[str], fields: Any, stored: dict[str, tuple[tuple[int, ...], str]], file_bytes: int
+) -> Header:
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path}: the header is {type(fields).__name__}, expected an object")
     for name, kind in _FIELDS.items():
@@ -113,8 +119,10 @@ def _header(path: str | os.PathLike[str], fields: Any, tensors: dict[str, tuple[
     if fields["format"] != FORMAT:
         found = fields["format"]
         raise CheckpointError(f"{path}: format {found}, this surgeon reads {FORMAT}; use a matching version")
-    if unknown := sorted(set(fields) - set(_FIELDS) - {"origin", "graph"}):
+    if unknown := sorted(set(fields) - set(_FIELDS) - {"origin", "graph", "coded"}):
         raise CheckpointError(f"{path}: unknown header field {unknown[0]!r}")
+    coded = _coded(path, _object(path, "coded", fields.get("coded")) or {}, stored, file_bytes)
+    tensors = _meant(stored, coded)
     return Header(
         class_name=fields["class"],
         plan=_plan(path, fields["plan"]),
@@ -124,7 +132,30 @@ def _header(path: str | os.PathLike[str], fields: Any, tensors: dict[str, tuple[
         training=fields["training"],
         tensors=tensors,
         graph=_object(path, "graph", fields.get("graph")),
+        coded=coded,
     )
+
+
+def _coded(
+    path: str | os.PathLike[str], fields: dict[str, Any], stored: Mapping[str, Any], file_bytes: int
+) -> dict[str, Form]:
+    try:
+        forms = {name: read_form(name, form, stored) for name, form in fields.items()}
+        check_total(forms, file_bytes)
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path}: {problem}") from problem
+    if both := sorted(set(forms) & set(stored)):
+        raise CheckpointError(f"{path}: tensor {both[0]!r} is stored twice")
+    return forms
+
+
+def _meant(
+    stored: Mapping[str, tuple[tuple[int, ...], str]], coded: Mapping[str, Form]
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of the tensors that a file means, whatever they are stored as."""
+    parts = {part for name, form in coded.items() for part in form.parts(name)}
+    plain = {name: kind for name, kind in stored.items() if name not in parts}
+    return plain | {name: (form.shape, form.dtype) for name, form in coded.items()}
 
 
 def _plan(path: str | os.PathLike[str], fields: dict[str, Any]) -> Plan:

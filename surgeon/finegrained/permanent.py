@@ -1,0 +1,39 @@
+"""Masks and codebooks taken off: the weights stay as they are, and are plain parameters again."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from surgeon.finegrained.codebooks import unshare
+from surgeon.finegrained.layers import find_weights
+from surgeon.finegrained.masks import forget, refresh, unmask
+from surgeon.tracing import check_model
+
+__all__ = ["make_permanent", "plain_copy"]
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy without masks and codebooks, whose weights are what the model computes with."""
+    module = check_model(model)
+    with torch.no_grad():
+        refresh(module)  # masked weights that autograd has made can't be copied
+    result = copy.deepcopy(module)
+    make_permanent(result)
+    return result
+
+
+def make_permanent(model: nn.Module) -> None:
+    """Take masks and codebooks off, in place: the weights stay as they are now, and are plain parameters again.
+
+    Parameters stay the same objects; those of shared layers change their shape. Masks that ``torch.nn.utils.prune`` has
+    put on other tensors (biases, other layers) stay.
+    """
+    module = check_model(model)
+    weights, _ = find_weights(module)
+    for weight in weights:
+        unmask(weight)
+        unshare(weight)
+    forget(module)
