@@ -87,8 +87,8 @@ def factory_of(name: str | None) -> Callable[[], nn.Module] | None:
     return None if name is None else lambda: resolve(name, "none").model
 
 
-def header_of(path: str, factory: Callable[[], nn.Module] | None) -> Header:
-    """The header of a pruned file, from which the model can be made.
+def header_of(path: str, factory: Callable[[], nn.Module] | None, *, option: str = "--model") -> Header:
+    """The header of a pruned file, from which the model can be made; `option` is what names a factory.
 
     Raises
     ------
@@ -105,6 +105,6 @@ def header_of(path: str, factory: Callable[[], nn.Module] | None) -> Header:
         origin = json.dumps(header.origin)[:200] if header.origin else "unknown"
         raise CheckpointError(
             f"{path}: holds a {header.class_name} whose origin ({origin}) is not followed; give "
-            "--model package.module:factory, a callable that makes the dense model"
+            f"{option} package.module:factory, a callable that makes the dense model"
         ) from problem
     return header

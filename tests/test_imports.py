@@ -39,7 +39,10 @@ ORDER = (
 )
 
 #: The command line's own modules that `surgeon --help` loads.
-LIGHT = ("__init__", "__main__", "main", "files", *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")))
+LIGHT = (
+    "__init__", "__main__", "main", "files", "finegrained",
+    *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")),
+)  # fmt: skip
 
 
 def files_of(name: str) -> list[Path]:

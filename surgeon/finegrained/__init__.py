@@ -6,11 +6,11 @@ These save size, not time: dense kernels multiply by zeros, and look nothing up.
 
 from surgeon.finegrained.layers import LeftWhole
 from surgeon.finegrained.packing import pack, unpack
-from surgeon.finegrained.permanent import make_permanent
+from surgeon.finegrained.permanent import make_permanent, plain_copy
 from surgeon.finegrained.sharing import LayerSharing, Sharing, SweepRow, share, sweep
 from surgeon.finegrained.sparsity import LayerSparsity, Sparsity, sparsify
 
 __all__ = [
-    "LayerSharing", "LayerSparsity", "LeftWhole", "Sharing", "Sparsity", "SweepRow", "make_permanent", "pack", "share",
-    "sparsify", "sweep", "unpack",
+    "LayerSharing", "LayerSparsity", "LeftWhole", "Sharing", "Sparsity", "SweepRow", "make_permanent", "pack",
+    "plain_copy", "share", "sparsify", "sweep", "unpack",
 ]  # fmt: skip

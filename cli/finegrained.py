@@ -1,0 +1,224 @@
+"""What `surgeon sparsify` and `surgeon share` have in common: the model, images that judge it, the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from .files import check_writable
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: Images that judge, and that gradients are taken of.
+SAMPLES = 512
+
+_OPTIONS = (
+    click.option(
+        "--model",
+        required=True,
+        metavar="MODEL|FILE",
+        help="torchvision name, timm:NAME, package.module:factory, or a file that surgeon wrote.",
+    ),
+    click.option(
+        "--factory",
+        metavar="package.module:factory",
+        help="Makes the dense model of a file from elsewhere than torchvision.",
+    ),
+    click.option(
+        "--weights", metavar="DEFAULT|none|FILE", help="Pretrained, random, or a state dict, as for surgeon prune."
+    ),
+    click.option(
+        "--data",
+        type=click.Path(),
+        metavar="DIR",
+        help="Images as DIR/CLASS/*.jpg: how many of them the model still puts into the same class.",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=1),
+        default=SAMPLES,
+        show_default=True,
+        metavar="N",
+        help="Of --data.",
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Images at a time."
+    ),
+    click.option(
+        "--image-size", type=click.IntRange(min=1), metavar="PIXELS", help="Side of the images.  [default: the model's]"
+    ),
+    click.option(
+        "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that stays as it is; repeatable."
+    ),
+    click.option(
+        "--output", type=click.Path(path_type=Path), metavar="FILE", help="File.  [default: by MODEL]"
+    ),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ..."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Of random weights, and of the images that are drawn.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output."),
+)
+
+
+def common_options(function: _F) -> _F:
+    """The options that both commands have."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The model, what it was cut by and made from, and the images that judge it.
+
+    Attributes
+    ----------
+    model:
+        On the device, in eval mode.
+    plan, origin:
+        For the file.
+    loader:
+        None without ``--data``.
+    answers:
+        Class that the model, as it was opened, gives each image of the loader.
+    """
+
+    name: str
+    model: Any
+    plan: Any
+    origin: Mapping[str, Any] | None
+    loader: Any
+    answers: Any
+
+    def verdict(self, model: Any) -> dict[str, float]:
+        """Share of the images with the same answer as before, and with the right one where the classes are known."""
+        if self.loader is None:
+            return {}
+        found = _answers(model, self.loader)
+        verdict = {"agreement": float((found == self.answers).double().mean())}
+        if self.loader.labels is not None:
+            verdict["accuracy"] = float((found == self.loader.labels).double().mean())
+        return verdict
+
+    def target(self, output: Path | None, word: str) -> Path:
+        """Where the file goes."""
+        return output or default_target(self.name, word)
+
+
+def default_target(name: str, word: str) -> Path:
+    """A name made of the model's, in the current folder."""
+    stem = Path(name).name.removesuffix(".safetensors") if os.sep in name or name.endswith(".safetensors") else name
+    return Path(f"{stem.rpartition(':')[2].replace('/', '-')}-{word}.safetensors")
+
+
+def open_model(options: Mapping[str, Any], word: str) -> Opened:
+    """Find the model, and the images of ``--data``; first of all, make sure that the file can be written."""
+    from .images import scan
+    from .runtime import is_file, pick_device
+
+    name = options["model"]
+    check_writable(options["output"] or default_target(name, word))
+    files = None if options["data"] is None else scan(Path(options["data"]))
+    device = pick_device(options["device"])
+    opened = _from_file(options, device) if is_file(name) else _from_name(options, device)
+    if files is None:
+        return Opened(name, *opened[:3], None, None)
+    return _judged(name, opened, files, options, device)
+
+
+def _from_name(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
+    from surgeon.planning import Plan
+    from surgeon.tracing import Inputs
+
+    from .models import resolve
+    from .output import warn
+    from .runtime import try_forward
+
+    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    for warning in subject.warnings:
+        warn(warning)
+    model = subject.model.to(device)
+    example, outputs = try_forward(model, subject, device)
+    plan = Plan(type(model).__name__, {}, Inputs.of(example).spec())
+    return model, plan, subject.origin, subject.preprocess, outputs
+
+
+def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
+    import torch
+
+    from surgeon import finegrained
+    from surgeon.tracing import Inputs
+
+    from .images import Preprocess
+    from .runtime import factory_of, header_of
+
+    factory = factory_of(options["factory"])
+    header = header_of(options["model"], factory, option="--factory")
+    model = finegrained.unpack(options["model"], factory).eval().to(device)
+    inputs = Inputs.from_spec(header.plan.inputs).to(device, next(p.dtype for p in model.parameters()))
+    with torch.inference_mode():
+        outputs = model(*inputs.args, **inputs.kwargs)
+    first = next(leaf for leaf in inputs.leaves() if isinstance(leaf, torch.Tensor))
+    size = options["image_size"] or int(first.shape[-1])
+    preprocess = Preprocess(channels=1 if first.ndim == 4 and first.shape[1] == 1 else 3)
+    if size != preprocess.size:
+        preprocess = preprocess.sized(size)
+    return model, header.plan, header.origin, preprocess, outputs
+
+
+def _judged(name: str, opened: tuple[Any, ...], files: Any, options: Mapping[str, Any], device: Any) -> Opened:
+    from .images import batches, folder
+    from .output import say, warn
+
+    model, plan, origin, preprocess, outputs = opened
+    images = folder(files, options["samples"], preprocess, options["seed"], name=options["data"])
+    for warning in images.warnings:
+        warn(warning)
+    loader = batches(images, outputs, preprocess, options["batch_size"], device)
+    for note in loader.notes[-1:]:
+        say(f"note: {note}")
+    return Opened(name, model, plan, origin, loader, _answers(model, loader))
+
+
+def _answers(model: Any, loader: Any) -> Any:
+    import torch
+
+    from .images import scores_of
+
+    with torch.inference_mode():
+        return torch.cat([scores_of(model(inputs)).argmax(1).cpu() for inputs, _ in loader])
+
+
+def write(opened: Opened, path: Path) -> dict[str, Any]:
+    """Write the compact file, and say how large it is beside the weights as they are."""
+    from surgeon import finegrained
+    from surgeon.report import tensor_bytes
+
+    from .output import say, size
+
+    plain_bytes = tensor_bytes(finegrained.plain_copy(opened.model))
+    finegrained.pack(path, opened.model.cpu(), opened.plan, opened.origin)
+    file_bytes = path.stat().st_size
+    say(f"written: {path} ({size(file_bytes)}; the weights as they are take {size(plain_bytes)})")
+    say("It is smaller, not faster: dense kernels take as long as before. surgeon prune saves time.")
+    return {"output": str(path), "file_bytes": file_bytes, "plain_bytes": plain_bytes}
+
+
+def tell(verdict: Mapping[str, float], images: int) -> None:
+    """Say what the images say."""
+    from .output import say
+
+    words = {"agreement": "the same class as before", "accuracy": "the right class"}
+    for name, value in verdict.items():
+        say(f"{words[name]}: {value:.1%} of {images} images")
