@@ -258,6 +258,70 @@ def family_cell(row: Results | None) -> str:
     )
 
 
+#: Figures of the ancestors on their own weights, by network: dense, and by share of zeros or number of values.
+ANCESTORS: Mapping[str, Mapping[str, float]] = {
+    "resnet20-cifar10": {"dense": 92.1, "0.3": 91.24, "0.5": 87.85, "0.7": 53.53, "0.9": 11.11},
+    "resnet56-cifar10": {"dense": 92.86, "0.3": 92.75, "0.5": 92.29, "0.7": 86.6, "0.9": 18.78},
+    "vgg16bn-w025-cifar10": {"dense": 92.22, "4": 90.93, "9": 91.86, "13": 92.23},
+}
+
+
+def masks(found: Results) -> str:
+    """Top-1 with single weights gone, and what the ancestor had."""
+    rows = []
+    for network in ("resnet20-cifar10", "resnet56-cifar10"):
+        for amount in ("dense", "0.3", "0.5", "0.7", "0.9"):
+            ways = ["magnitude", "gradient"] if amount != "dense" else ["", ""]
+            keys = [f"{network}/{way}/{amount}".replace("//", "/") for way in ways]
+            cells = [found["rows"].get(key, {}) for key in keys]
+            told = [f"{cell['top1']:.2f}" if cell else "not measured" for cell in cells]
+            size = f"{cells[0]['file_bytes'] / 1e3:,.0f}" if cells[0] else "not measured"
+            rows.append([f"{network}, {amount}", *told, f"{ANCESTORS[network][amount]:.2f}", size])
+    head = ["network, share of weights that is zero", "by magnitude", "by gradient", "S3 (its own weights)", "file, kB"]
+    return (
+        grid(head, rows)
+        + "\n\nTop-1 in % of 10,000 test images, no training; convolutions and linear layers ranked apart."
+    )
+
+
+def shared_values(found: Results) -> str:
+    """Top-1 with few values per layer, and what the ancestor had."""
+    network, rows = "vgg16bn-w025-cifar10", []
+    for k in ("dense", "4", "9", "13", "35"):
+        row = found["rows"].get(f"{network}/{k}")
+        other = ANCESTORS[network].get(k)
+        cells = ["not measured"] * 4
+        if row is not None:
+            cells = [
+                f"{row['top1']:.2f}",
+                f"{row['trained']:.2f}",
+                f"{row['rate']:.1f}",
+                f"{row['file_bytes'] / 1e3:,.0f}",
+            ]
+        rows.append([k, *cells, "-" if other is None else f"{other:.2f}"])
+    head = ["values per layer", "untrained", "one epoch", "rate by the formula", "file, kB", "S2 (VGG19-BN, trained)"]
+    settings = found["settings"]
+    return grid(head, rows) + (
+        f"\n\n{network}: top-1 in % of {settings['test_images']:,} test images. One epoch: of {settings['images']:,} training "
+        "images, the codebooks (dense: all weights), one recipe for all."
+    )
+
+
+def packing(found: Results) -> str:
+    """Tensors that went there and back."""
+    rows = list(found["rows"].values())
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    lines = []
+    for kind in kinds:
+        own = [row for row in rows if row["kind"] == kind]
+        most = max(row["weights"] for row in own)
+        same = sum(row["same"] for row in own)
+        left = statistics.median(row["file_bytes"] / row["plain_bytes"] for row in own if row["weights"] >= 10_000)
+        lines.append([kind, str(len(own)), str(same), f"{most:,}", f"{left:.1%}"])
+    head = ["tensors", "count", "back to the bit", "largest", "median file, of plain (10,000 weights or more)"]
+    return grid(head, lines) + f"\n\nWith one NaN: {found['facts']['nan_refused']} of {len(rows)} refused."
+
+
 def example(found: Results) -> str:
     """What the command printed from the table of layers on, as an indented block."""
     lines = found["lines"]
@@ -275,6 +339,9 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "dogs-cats": ("dogs_cats", dogs_cats),
     "oracle": ("oracle", oracle),
     "example": ("example", example),
+    "masks": ("finegrained", masks),
+    "shared-values": ("finegrained", shared_values),
+    "packing": ("packing", packing),
     "families": ("families", families),
 }
 

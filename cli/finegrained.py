@@ -55,9 +55,7 @@ _OPTIONS = (
     click.option(
         "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that stays as it is; repeatable."
     ),
-    click.option(
-        "--output", type=click.Path(path_type=Path), metavar="FILE", help="File.  [default: by MODEL]"
-    ),
+    click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="File.  [default: by MODEL]"),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ..."),
     click.option(
         "--seed",
@@ -133,7 +131,8 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
     device = pick_device(options["device"])
     opened = _from_file(options, device) if is_file(name) else _from_name(options, device)
     if files is None:
-        return Opened(name, *opened[:3], None, None)
+        model, plan, origin = opened[:3]
+        return Opened(name, model, plan, origin, None, None)
     return _judged(name, opened, files, options, device)
 
 

@@ -71,7 +71,9 @@ def _share(opened: Opened, options: dict[str, Any]) -> dict[str, Any]:
     from ..output import Watch
 
     with Watch() as watch:
-        done = finegrained.share(opened.model, options["k"] or 16, ignored_layers=options["ignore"], progress=watch)
+        done = finegrained.share(
+            opened.model, 16 if options["k"] is None else options["k"], ignored_layers=options["ignore"], progress=watch
+        )
     _show(opened.name, done)
     verdict = opened.verdict(opened.model)
     if verdict:

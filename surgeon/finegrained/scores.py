@@ -63,7 +63,7 @@ def _gradient(model: nn.Module, weights: Sequence[Weight], data: Data) -> list[T
         for number, batch in enumerate(data.batches, 1):
             loss = objective(model, moved(batch, device)).loss
             if not bool(torch.isfinite(loss)):
-                raise ScoreError(f"the loss of batch {number} is not finite ({float(loss)}); check the data")
+                raise ScoreError(f"the loss of batch {number} is not finite ({loss.item()}); check the data")
             slopes = torch.autograd.grad(loss, [t for t in tensors if t is not None], allow_unused=True)
             for total, weight, slope in zip(sums, weights, slopes, strict=True):
                 if slope is not None:

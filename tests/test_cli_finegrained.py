@@ -1,0 +1,127 @@
+"""surgeon sparsify and surgeon share, from the options to the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import surgeon
+from surgeon import finegrained
+from surgeon.checkpoint import read_header
+from tests import factories
+from tests.cli_run import Ran, surgeon_cli
+from tests.test_cli_prune import folder
+
+MODEL = "tests.factories:two_classes"
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(command: str, *words: object, model: object = MODEL) -> Ran:
+    return surgeon_cli(command, "--model", model, "--image-size", 16, *words)
+
+
+def test_sparsify_writes_a_file_with_masks() -> None:
+    ran = run("sparsify", "--amount", 0.75, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["sparsity"] == 0.75
+    assert ran.json["output"] == "two_classes-sparse.safetensors"
+    assert ran.json["file_bytes"] == Path("two_classes-sparse.safetensors").stat().st_size
+    assert "smaller, not faster" in ran.err
+    model = finegrained.unpack("two_classes-sparse.safetensors", factories.two_classes)
+    zero = sum(int((~mask.bool()).sum()) for name, mask in model.named_buffers() if name.endswith("_mask"))
+    assert zero == 0.75 * ran.json["weights"]
+
+
+def test_kinds_apart_and_layers_that_stay() -> None:
+    ran = run("sparsify", "--amount", "conv=0.5,linear=0.25", "--ignore", "first", "--output", "s", "--json")
+    assert ran.code == 0, ran.err
+    assert {row["name"]: row["after"] for row in ran.json["layers"]} == {"second": 432, "head": 18}
+    assert "first: ignored" in ran.err
+
+
+def test_by_gradient_on_a_folder(tmp_path: Path) -> None:
+    data = folder(tmp_path / "d", cat=3, dog=3)
+    ran = run("sparsify", "--amount", 0.3, "--by", "gradient", "--data", data, "--json")
+    assert ran.code == 0, ran.err
+    assert 0 <= ran.json["accuracy"] <= 1
+    assert 0 <= ran.json["agreement"] <= 1
+    assert "of 6 images" in ran.err
+
+
+def test_share_writes_a_file_with_codebooks() -> None:
+    ran = run("share", "-k", 4, "--json")
+    assert ran.code == 0, ran.err
+    assert [row["values"] for row in ran.json["layers"]] == [4, 4, 4]
+    assert ran.json["rate"] > 5
+    model = finegrained.unpack("two_classes-shared.safetensors", factories.two_classes)
+    assert model.get_parameter("second.parametrizations.weight.original").shape == (4,)
+
+
+def test_a_sweep_writes_nothing(tmp_path: Path) -> None:
+    data = folder(tmp_path / "d", cat=2, dog=2)
+    ran = run("share", "--sweep", "2,8", "--data", data, "--json")
+    assert ran.code == 0, ran.err
+    assert [row["k"] for row in ran.json["sweep"]] == [2, 8]
+    assert ran.json["sweep"][0]["rate"] > ran.json["sweep"][1]["rate"]
+    assert {"agreement", "accuracy"} <= ran.json["sweep"][0].keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_cut_file_goes_on_into_both() -> None:
+    cut = run("prune", "--filters", 6, "--samples", 4, "--output", "cut.safetensors")
+    assert cut.code == 0, cut.err
+    sparse = run("sparsify", "--amount", 0.5, "--factory", MODEL, "--json", model="cut.safetensors")
+    assert sparse.code == 0, sparse.err
+    assert sparse.json["output"] == "cut-sparse.safetensors"
+    shared = run("share", "-k", 3, "--factory", MODEL, "--json", model="cut-sparse.safetensors")
+    assert shared.code == 0, shared.err
+    assert sum(row["zeros"] for row in shared.json["layers"]) == sparse.json["weights"] - sparse.json["after"]
+    file = shared.json["output"]
+    assert read_header(file).plan.removed == read_header("cut.safetensors").plan.removed
+    model = surgeon.load(file, factories.two_classes)
+    assert len(set(model.get_parameter("second.weight").flatten().tolist())) == 4
+    timed = surgeon_cli("inspect", file, "--model", MODEL, "--json")
+    assert timed.code == 0, timed.err
+
+
+BAD: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "no amount": ("sparsify", (), "nothing given"),
+    "two amounts": ("sparsify", ("--amount", 0.5, "--std", 1), "--amount and --std"),
+    "an amount of all": ("sparsify", ("--amount", 1), "amount=1"),
+    "no number": ("sparsify", ("--amount", "half"), "'half'"),
+    "no such kind": ("sparsify", ("--amount", "covn=0.5"), "did you mean 'conv'"),
+    "no images": ("sparsify", ("--amount", 0.5, "--by", "gradient"), "--data DIR"),
+    "no folder": ("sparsify", ("--amount", 0.5, "--data", "nowhere"), "no such folder"),
+    "no layer": ("sparsify", ("--amount", 0.5, "--ignore", "zz*"), "zz*"),
+    "no place": ("sparsify", ("--amount", 0.5, "--output", "no/such/file"), "no such folder"),
+    "no values": ("share", ("-k", 0), "k=0"),
+    "half a value": ("share", ("-k", "2.5"), "'2.5'"),
+    "no list": ("share", ("--sweep", "4;9"), "4,9,13,35"),
+    "a sweep to a file": ("share", ("--sweep", "4,9", "--output", "x"), "writes nothing"),
+    "not finite": ("share", ("--model", "tests.factories:not_a_number"), "finite"),
+    "no file": ("share", ("--model", "none.safetensors"), "none.safetensors"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_message_and_writes_nothing(case: str, tmp_path: Path) -> None:
+    command, words, told = BAD[case]
+    ran = run(command, *words)
+    assert ran.code == 2
+    assert told in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_whose_model_is_unknown_says_what_to_give() -> None:
+    torch.manual_seed(0)
+    finegrained.pack("own.safetensors", factories.small(), example_inputs=torch.zeros(1, 3, 16, 16))
+    ran = run("share", model="own.safetensors")
+    assert ran.code == 2
+    assert "--factory package.module:factory" in ran.err
