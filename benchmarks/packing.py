@@ -1,9 +1,9 @@
 """Do compact files come back to the bit? Random tensors of 1 to 10 million weights, masked, shared, constant, zero.
 
-Each tensor becomes the weight of a linear layer, is masked or shared, packed into a file, loaded from it (plain, and with
-masks and codebooks in place), and compared bit by bit. The same tensor with one NaN must be refused. Sizes are
-log-uniform, and the largest of each kind is the bound itself. Written every ten rows to ``benchmarks/results/packing.json``;
-a second run goes on where the first stopped.
+Each tensor becomes the weight of a linear layer, is masked or shared, packed into a file, loaded from it (plain, and
+with masks and codebooks in place), and compared bit by bit. The same tensor with one NaN must be refused. Sizes are
+log-uniform, and the largest of each kind is the bound itself. Written every ten rows to
+``benchmarks/results/packing.json``; a second run goes on where the first stopped.
 
     python benchmarks/packing.py --threads 1              # 200 tensors, some minutes
     python benchmarks/packing.py --quick                  # 20 tensors up to 100,000 weights
@@ -25,12 +25,7 @@ import surgeon
 from surgeon import finegrained
 
 KINDS = ("masked", "shared", "masked and shared", "constant", "zero")
-INTEGERS = {
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-    torch.float64: torch.int64,
-}
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -115,7 +110,9 @@ def back(model: nn.Module, dtype: torch.dtype, weights: int) -> dict[str, Any]:
 
         opened = [surgeon.load(path, factory), finegrained.plain_copy(finegrained.unpack(path, factory))]
         found = [one.get_parameter("0.weight").detach() for one in opened]
-        same = all(torch.equal(one.view(INTEGERS[dtype]), wanted.view(INTEGERS[dtype])) for one in found)
+        same = all(
+            torch.equal(one.view(INTEGERS[dtype.itemsize]), wanted.view(INTEGERS[dtype.itemsize])) for one in found
+        )
         size = path.stat().st_size
     return {"same": same, "file_bytes": size, "plain_bytes": weights * wanted.element_size()}
 

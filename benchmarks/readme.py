@@ -277,7 +277,13 @@ def masks(found: Results) -> str:
             told = [f"{cell['top1']:.2f}" if cell else "not measured" for cell in cells]
             size = f"{cells[0]['file_bytes'] / 1e3:,.0f}" if cells[0] else "not measured"
             rows.append([f"{network}, {amount}", *told, f"{ANCESTORS[network][amount]:.2f}", size])
-    head = ["network, share of weights that is zero", "by magnitude", "by gradient", "S3 (its own weights)", "file, kB"]
+    head = [
+        "network, share of weights that is zero",
+        "by magnitude",
+        "by gradient",
+        "pytorch-weight-prune (its weights)",
+        "file, kB",
+    ]
     return (
         grid(head, rows)
         + "\n\nTop-1 in % of 10,000 test images, no training; convolutions and linear layers ranked apart."
@@ -299,11 +305,18 @@ def shared_values(found: Results) -> str:
                 f"{row['file_bytes'] / 1e3:,.0f}",
             ]
         rows.append([k, *cells, "-" if other is None else f"{other:.2f}"])
-    head = ["values per layer", "untrained", "one epoch", "rate by the formula", "file, kB", "S2 (VGG19-BN, trained)"]
+    head = [
+        "values per layer",
+        "untrained",
+        "one epoch",
+        "rate by the formula",
+        "file, kB",
+        "Deep-Compression (VGG19-BN)",
+    ]
     settings = found["settings"]
     return grid(head, rows) + (
-        f"\n\n{network}: top-1 in % of {settings['test_images']:,} test images. One epoch: of {settings['images']:,} training "
-        "images, the codebooks (dense: all weights), one recipe for all."
+        f"\n\n{network}: top-1 in % of {settings['test_images']:,} test images. One epoch: of {settings['images']:,} "
+        "training images, the codebooks (dense: all weights), one recipe for all."
     )
 
 
