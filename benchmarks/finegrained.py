@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Images, Table, arguments, cifar10, drawn, output_path, pick_device, run_main, say, trained
+from common import (
+    Images,
+    Table,
+    arguments,
+    cifar10,
+    drawn,
+    output_path,
+    pick_device,
+    run_main,
+    say,
+    source_digest,
+    trained,
+)
 from torch import nn
 
 import surgeon
@@ -39,7 +51,7 @@ def main() -> int:
     options = parse()
     device = pick_device(options)
     settings = {"test_images": options.test_images, "images": options.images, "seed": options.seed} | TRAINING
-    table = Table.open(output_path(options), settings, device, fresh=options.fresh)
+    table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
     for network in MASKED:
         masks(table, network, "magnitude", options, device)
     sharing(table, options, device)
@@ -76,7 +88,7 @@ def masks(table: Table, network: str, by: str, options: argparse.Namespace, devi
         found = finegrained.sparsify(model, {"conv": amount, "linear": amount}, by=by, dataloader=seen)
         limits = {row.kind: row.threshold for row in found.layers}
         row = {"top1": top1(model, test), "sparsity": found.sparsity, "thresholds": limits}
-        table.put(key, row | {"file_bytes": file_bytes(model)})
+        table.put(key, row | {"file_bytes": file_bytes(model), "source": source_digest()})
         say(f"{key}: {row['top1']:.2f}")
 
 
@@ -96,7 +108,7 @@ def sharing(table: Table, options: argparse.Namespace, device: torch.device) -> 
         row["top1"] = top1(model, test)
         row["file_bytes"] = file_bytes(model)
         train(model, cifar10("train", stats, device, drawn(50_000, options.images, options.seed)), options)
-        row |= {"trained": top1(model, test), "trained_bytes": file_bytes(model)}
+        row |= {"trained": top1(model, test), "trained_bytes": file_bytes(model), "source": source_digest()}
         table.put(key, row)
         say(f"{key}: {row['top1']:.2f}, trained {row['trained']:.2f}, rate {row['rate']:.1f}")
 

@@ -2,7 +2,7 @@
 
 Each tensor becomes the weight of a linear layer, is masked or shared, packed into a file, loaded from it (plain, and
 with masks and codebooks in place), and compared bit by bit. The same tensor with one NaN must be refused. Sizes are
-log-uniform, and the largest of each kind is the bound itself. Written every ten rows to
+log-uniform, and the largest of each kind is the bound itself; the small ones come first. Written every ten rows to
 ``benchmarks/results/packing.json``; a second run goes on where the first stopped.
 
     python benchmarks/packing.py --threads 1              # 200 tensors, some minutes
@@ -12,13 +12,14 @@ log-uniform, and the largest of each kind is the bound itself. Written every ten
 from __future__ import annotations
 
 import math
+import random
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import Table, arguments, output_path, pick_device, run_main, say
+from common import Table, arguments, output_path, pick_device, run_main, say, source_digest
 from torch import Tensor, nn
 
 import surgeon
@@ -38,12 +39,12 @@ def main() -> int:
     if options.quick:
         options.count, options.largest = 20, 100_000
     settings = {"count": options.count, "largest": options.largest}
-    table = Table.open(output_path(options), settings, pick_device(options), fresh=options.fresh)
-    for number in range(options.count):
+    table = Table.open(output_path(options), settings, pick_device(options), fresh=options.fresh, mixed=True)
+    for number in sorted(range(options.count), key=lambda number: size_of(number, options.largest)):
         if str(number) in table.rows:
             continue
-        table.rows[str(number)] = row = trip(number, options.largest)
-        if number % 10 == 9:
+        table.rows[str(number)] = row = trip(number, options.largest) | {"source": source_digest()}
+        if len(table.rows) % 10 == 0:
             write(table)
         say(f"{number}: {row}")
     write(table)
@@ -58,14 +59,18 @@ def write(table: Table) -> None:
     table.write()
 
 
+def size_of(number: int, largest: int) -> int:
+    """Each kind once with the largest size and once with a single weight; log-uniform after that."""
+    if number < 2 * len(KINDS):
+        return largest if number < len(KINDS) else 1
+    return round(math.exp(random.Random(number).uniform(0, math.log(largest))))
+
+
 def trip(number: int, largest: int) -> dict[str, Any]:
     """One tensor there and back."""
     generator = torch.Generator().manual_seed(number)
     kind = KINDS[number % len(KINDS)]
-    exponent = float(torch.rand(1, generator=generator, dtype=torch.float64)) * math.log(largest)
-    weights = largest if number < len(KINDS) else max(1, round(math.exp(exponent)))
-    if number in range(len(KINDS), 2 * len(KINDS)):
-        weights = 1
+    weights = size_of(number, largest)
     dtype = DTYPES[number // len(KINDS) % len(DTYPES)]
     k = int(torch.randint(2, 9, (1,), generator=generator))
     values = (0.05 * torch.randn(1, weights, generator=generator)).to(dtype)

@@ -35,7 +35,7 @@ class Mask(prune.BasePruningMethod):
 
 
 def mask_weight(model: nn.Module, weight: Weight, kept: Tensor) -> None:
-    """Mask a weight at all its places, on top of a mask that is there.
+    """Mask a weight at all its places, instead of a mask that is there.
 
     Parameters
     ----------
@@ -45,8 +45,6 @@ def mask_weight(model: nn.Module, weight: Weight, kept: Tensor) -> None:
     kept:
         Of the weight's shape, true where it stays.
     """
-    old = weight.mask
-    kept = kept if old is None else kept & old
     with torch.no_grad():
         for place in weight.places:
             _attach(place, kept)
