@@ -126,7 +126,8 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
     from .runtime import is_file, pick_device
 
     name = options["model"]
-    check_writable(options["output"] or default_target(name, word))
+    if not options.get("sweep"):
+        check_writable(options["output"] or default_target(name, word))
     files = None if options["data"] is None else scan(Path(options["data"]))
     device = pick_device(options["device"])
     opened = _from_file(options, device) if is_file(name) else _from_name(options, device)
@@ -160,19 +161,19 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     from surgeon.tracing import Inputs
 
     from .images import Preprocess
-    from .runtime import factory_of, header_of
+    from .models import Subject
+    from .runtime import factory_of, header_of, try_forward
 
     factory = factory_of(options["factory"])
     header = header_of(options["model"], factory, option="--factory")
     model = finegrained.unpack(options["model"], factory).eval().to(device)
-    inputs = Inputs.from_spec(header.plan.inputs).to(device, next(p.dtype for p in model.parameters()))
-    with torch.inference_mode():
-        outputs = model(*inputs.args, **inputs.kwargs)
-    first = next(leaf for leaf in inputs.leaves() if isinstance(leaf, torch.Tensor))
+    first = next(leaf for leaf in Inputs.from_spec(header.plan.inputs).leaves() if isinstance(leaf, torch.Tensor))
     size = options["image_size"] or int(first.shape[-1])
     preprocess = Preprocess(channels=1 if first.ndim == 4 and first.shape[1] == 1 else 3)
     if size != preprocess.size:
         preprocess = preprocess.sized(size)
+    subject = Subject(model, options["model"], dict(header.origin or {}), preprocess, "as the file has them")
+    _, outputs = try_forward(model, subject, device)
     return model, header.plan, header.origin, preprocess, outputs
 
 

@@ -1,5 +1,6 @@
 """surgeon: cut the least useful filters out of a PyTorch model, and prove that the cut is right."""
 
+from surgeon import finegrained
 from surgeon.channels import ChannelGraph, Group, Pin, channel_graph
 from surgeon.checkpoint import load, save
 from surgeon.criteria import Scores, score, score_all
@@ -34,6 +35,6 @@ __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty",
     "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan",
     "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError",
-    "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "heal", "load",
+    "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "finegrained", "heal", "load",
     "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "tune", "verify",
 ]  # fmt: skip

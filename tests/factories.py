@@ -47,6 +47,11 @@ def small() -> nn.Module:
     return Small()
 
 
+def flat() -> nn.Module:
+    """Images of 16 x 16 only."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 5))
+
+
 def two_classes() -> nn.Module:
     return Small(classes=2)
 

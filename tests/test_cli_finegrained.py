@@ -119,6 +119,16 @@ def test_bad_input_is_one_message_and_writes_nothing(case: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_images_of_a_size_that_a_file_does_not_take_are_told() -> None:
+    torch.manual_seed(0)
+    finegrained.pack("own.safetensors", factories.flat(), example_inputs=torch.zeros(1, 3, 16, 16))
+    words = ("share", "--model", "own.safetensors", "--factory", "tests.factories:flat")
+    assert surgeon_cli(*words).code == 0
+    ran = surgeon_cli(*words, "--image-size", 20)
+    assert ran.code == 2
+    assert "rejects images of shape (1, 3, 20, 20)" in ran.err
+
+
 def test_a_file_whose_model_is_unknown_says_what_to_give() -> None:
     torch.manual_seed(0)
     finegrained.pack("own.safetensors", factories.small(), example_inputs=torch.zeros(1, 3, 16, 16))
