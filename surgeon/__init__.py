@@ -35,6 +35,7 @@ __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty",
     "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan",
     "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError",
-    "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "finegrained", "heal", "load",
-    "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "tune", "verify",
+    "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "finegrained",
+    "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "tune",
+    "verify",
 ]  # fmt: skip

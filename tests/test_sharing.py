@@ -256,8 +256,8 @@ def test_a_sweep_leaves_the_model_as_it_is() -> None:
     def change(trial: nn.Module) -> float:
         return float((trial(X) - before).detach().abs().mean())
 
-    rows = finegrained.sweep(model, [2, 4, 300], change, ignored_layers=[model.get_submodule("head")])
-    assert [row.k for row in rows] == [2, 4, 300]
+    rows = finegrained.sweep(model, [2, 4, 255], change, ignored_layers=[model.get_submodule("head")])
+    assert [row.k for row in rows] == [2, 4, 255]
     assert rows[0].rate > rows[1].rate > rows[2].rate
     assert rows[0].metric > rows[1].metric > rows[2].metric
     assert torch.equal(model(X), before)
@@ -267,7 +267,7 @@ def test_a_sweep_leaves_the_model_as_it_is() -> None:
 # ---------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.5, 2**16, True, "four"])
+@pytest.mark.parametrize("k", [0, -1, 2.5, 256, True, "four"])
 def test_a_k_that_is_none_is_refused(k: int) -> None:
     with pytest.raises(BudgetError, match="k="):
         finegrained.share(small(), k)

@@ -68,8 +68,8 @@ def _check(kind: str, key: str, number: Any) -> None:
         raise BudgetError(f"{told}={number!r}: expected a number, 0 or more")
     if kind == "amount" and number >= 1:
         raise BudgetError(f"{told}={number!r}: expected a share below 1; at least one weight per layer stays anyhow")
-    if kind == "k" and (number != int(number) or not 1 <= number <= 2**16 - 1):
-        raise BudgetError(f"{told}={number!r}: expected a whole number of values, 1 to 65,535")
+    if kind == "k" and (number != int(number) or not 1 <= number <= 255):
+        raise BudgetError(f"{told}={number!r}: expected a whole number of values, 1 to 255 (a byte, with zero)")
 
 
 def per_weight(weights: Sequence[Weight], asked: Amount) -> list[Value | None]:

@@ -132,7 +132,7 @@ def share(
     Raises
     ------
     BudgetError
-        If a k is no whole number from 1 to 65,535.
+        If a k is no whole number from 1 to 255.
     SelectionError
         If a layer doesn't exist, or there is none to share in.
     ScoreError
