@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import (
@@ -52,9 +52,9 @@ def main() -> int:
     device = pick_device(options)
     settings = {"test_images": options.test_images, "images": options.images, "seed": options.seed} | TRAINING
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
+    sharing(table, options, device)
     for network in MASKED:
         masks(table, network, "magnitude", options, device)
-    sharing(table, options, device)
     for network in MASKED:
         masks(table, network, "gradient", options, device)
     table.write()
@@ -93,24 +93,20 @@ def masks(table: Table, network: str, by: str, options: argparse.Namespace, devi
 
 
 def sharing(table: Table, options: argparse.Namespace, device: torch.device) -> None:
-    """Rows of the shared network: dense and every k, untrained and trained."""
+    """Rows of the shared network: dense and every k, first untrained, then trained."""
     dense, stats = trained(SHARED, device)
     test = cifar10("test", stats, device, torch.arange(options.test_images))
-    for k in (None, *KS):
+    for phase, k in itertools.product(("top1", "trained"), (None, *KS)):
         key = f"{SHARED}/{k or 'dense'}"
-        if key in table.rows:
+        if phase in table.rows.get(key, {}):
             continue
         model = copy.deepcopy(dense)
-        row: dict[str, Any] = {"rate": 1.0}
-        if k is not None:
-            found = finegrained.share(model, k)
-            row = {"rate": found.rate, "exact": all(layer.exact for layer in found.layers)}
-        row["top1"] = top1(model, test)
-        row["file_bytes"] = file_bytes(model)
-        train(model, cifar10("train", stats, device, drawn(50_000, options.images, options.seed)), options)
-        row |= {"trained": top1(model, test), "trained_bytes": file_bytes(model), "source": source_digest()}
-        table.put(key, row)
-        say(f"{key}: {row['top1']:.2f}, trained {row['trained']:.2f}, rate {row['rate']:.1f}")
+        rate = 1.0 if k is None else finegrained.share(model, k).rate
+        if phase == "trained":
+            train(model, cifar10("train", stats, device, drawn(50_000, options.images, options.seed)), options)
+        found = {"rate": rate, phase: top1(model, test), f"{phase}_bytes": file_bytes(model)}
+        table.put(key, table.rows.get(key, {}) | found | {"source": source_digest()})
+        say(f"{key}: {found}")
 
 
 def train(model: nn.Module, images: Images, options: argparse.Namespace) -> None:

@@ -298,12 +298,8 @@ def shared_values(found: Results) -> str:
         other = ANCESTORS[network].get(k)
         cells = ["not measured"] * 4
         if row is not None:
-            cells = [
-                f"{row['top1']:.2f}",
-                f"{row['trained']:.2f}",
-                f"{row['rate']:.1f}",
-                f"{row['file_bytes'] / 1e3:,.0f}",
-            ]
+            after = f"{row['trained']:.2f}" if "trained" in row else "not measured"
+            cells = [f"{row['top1']:.2f}", after, f"{row['rate']:.1f}", f"{row['top1_bytes'] / 1e3:,.0f}"]
         rows.append([k, *cells, "-" if other is None else f"{other:.2f}"])
     head = [
         "values per layer",

@@ -55,6 +55,15 @@ def test_every_tensor_comes_back_to_the_bit(tensor: Tensor, kind: str | None) ->
         assert coded.bytes < tensor.numel() * tensor.itemsize
 
 
+@pytest.mark.parametrize("kind", ["sparse", "shared"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_minus_zero_is_no_zero(dtype: torch.dtype, kind: str) -> None:
+    tensor = torch.tensor([1.0, -0.0, 0.0] * 40, dtype=dtype)
+    coded = encode(tensor, kind)
+    assert coded is not None
+    assert same_bits(decode(coded), tensor)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 256, 257, 5000, MOST_VALUES])
 def test_symbols_of_every_width(count: int) -> None:
     generator = torch.Generator().manual_seed(count)
