@@ -25,6 +25,7 @@ from surgeon.pruning import Result, prune
 from surgeon.report import Report
 from surgeon.rewriting import rewrite
 from surgeon.tracing import Inputs, Trace, trace
+from surgeon.trainer import Trained, train
 from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, carry, tune
 from surgeon.verification import Check, verify
 
@@ -34,6 +35,7 @@ __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty",
     "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan",
     "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError",
-    "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "heal", "load",
-    "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "tune", "verify",
+    "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "heal",
+    "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "train", "tune",
+    "verify",
 ]  # fmt: skip

@@ -170,7 +170,7 @@ class _Run:
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
         rows = [] if self.directory is None else read_rows(self.directory, asked)
-        model, plan, tuned = self.dense, _nothing(graph), None
+        model, plan, tuned = self.dense, Plan.empty(graph), None
         start = self._last_begun()
         for number, goal in enumerate(self.goals, 1):
             if number < start:
@@ -244,8 +244,3 @@ class _Run:
             model, self.train_loader, self.val_loader, epochs=self.epochs_per_step + (self.final_epochs if last else 0),
             resume_dir=folder, seed=self.seed + number, progress=self.progress, **given,
         )  # fmt: skip
-
-
-def _nothing(graph: ChannelGraph) -> Plan:
-    """The plan that cuts nothing."""
-    return Plan(type(graph.trace.model).__name__, {}, graph.trace.inputs.spec())

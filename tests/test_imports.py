@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
     "errors",
+    "models",
+    "data",
     "tracing",
     "rules",
     "channels",
@@ -29,11 +31,13 @@ ORDER = (
     "report",
     "checkpoint",
     "tuning",
+    "trainer",
     "measure",
     "automatic",
     "cutting",
     "pruning",
     "iteration",
+    "plots",
     "__init__",
 )
 

@@ -69,7 +69,12 @@ class Options:
 
 
 @click.command(name="prune", short_help="Cut filters out of a model, check the result, save it.")
-@click.option("--model", required=True, metavar="MODEL", help="torchvision name, timm:NAME, or package.module:factory.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's.",
+)
 @click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
 @click.option("--ratio", type=float, metavar="R", help="Remove this share of the channels, such as 0.5.")
 @click.option(
@@ -215,7 +220,7 @@ def run(options: Options) -> None:
     images, loader = _material(options, files, subject, outputs, device)
     with Watch() as watch:
         result = _prune(options, model, example, loader, watch)
-    result = _with_remarks(result, subject, images, loader)
+    result = _with_remarks(_since_the_dense(result, subject), subject, images, loader)
     written = None
     if not options.dry_run:
         import surgeon
@@ -297,6 +302,21 @@ def _prune(
         seed=options.seed,
         progress=watch,
     )
+
+
+def _since_the_dense(result: surgeon.Result, subject: Subject) -> surgeon.Result:
+    """The same result; its plan says all that is cut from the dense model, where an earlier cut is in the file."""
+    if subject.cuts is None:
+        return result
+    from surgeon.checkpoint import load_dense
+    from surgeon.composition import compose
+    from surgeon.rewriting import fit
+    from surgeon.tracing import Inputs
+
+    example = Inputs.from_spec(result.plan.inputs)
+    fitted = fit(subject.model.cpu(), result.plan, example)
+    whole = compose(load_dense(subject.name), subject.cuts, fitted, example)
+    return replace(result, plan=replace(whole, budget=result.plan.budget, criterion=result.plan.criterion, fitted=None))
 
 
 def _with_remarks(

@@ -1,0 +1,293 @@
+"""``surgeon train``: a baseline from scratch, or a trained network with a new head for one's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..files import check_writable
+from .compare import as_in_prune
+
+if TYPE_CHECKING:
+    import surgeon
+    from surgeon.trainer import Row
+
+    from ..models import Subject
+
+#: Options that are surgeon.tune's, under its names.
+TUNING = (
+    "lr", "optimizer", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "mixed_precision", "ema", "clip",
+)  # fmt: skip
+#: Peak learning rates of SGD where none is given.
+_SCRATCH, _PRETRAINED = 0.1, 0.01
+_PHASES = {"frozen": "head alone", "all": "all layers"}
+
+
+@as_in_prune("device", "seed", "image_size")
+@click.command(name="train", short_help="Train a network on a folder of images or on CIFAR.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="DIR|cifar10|cifar100",
+    help="DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with val/ and test/ beside it.",
+)
+@click.option(
+    "--data-root", type=click.Path(), default="data", show_default=True, metavar="DIR", help="Where CIFAR's files are."
+)
+@click.option(
+    "--weights",
+    default="none",
+    show_default=True,
+    metavar="DEFAULT|none|FILE",
+    help="Start from pretrained weights, with a new head where the classes are others.",
+)
+@click.option("--epochs", type=click.IntRange(min=0), required=True, metavar="N", help="Passes over the images.")
+@click.option(
+    "--frozen-epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Before them, so many that train the new head alone.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=2), default=128, show_default=True, metavar="N", help="Images at a time."
+)
+@click.option("--lr", type=float, metavar="R", help="Peak learning rate.  [default: 0.1, with --weights 0.01]")
+@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
+@click.option("--schedule", type=click.Choice(["cosine", "one-cycle", "constant"]), default="cosine", show_default=True)
+@click.option("--warmup-epochs", type=float, default=0.0, show_default=True, metavar="N", help="Of rising rate.")
+@click.option("--weight-decay", type=float, default=5e-4, show_default=True, metavar="R")
+@click.option("--label-smoothing", type=float, default=0.0, show_default=True, metavar="R")
+@click.option("--mixed-precision", type=click.Choice(["bf16", "fp16"]), help="Reduced precision where it is safe.")
+@click.option("--ema", type=float, metavar="R", help="Decay of a moving average of the weights, such as 0.999.")
+@click.option("--clip", type=float, metavar="R", help="Greatest norm of the gradient.")
+@click.option(
+    "--crop",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    metavar="PIXELS",
+    help="Move CIFAR's images by up to so many; random parts of photographs. 0: neither.",
+)
+@click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images.")
+@click.option(
+    "--cutout",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="PIXELS",
+    help="Side of a square that is greyed out.",
+)
+@click.option(
+    "--val-share",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="R",
+    help="Share of the training images that chooses the best epoch, where there is no val/.",
+)
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Readers.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File to write.  [default: MODEL-trained.safetensors]",
+)
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Its state after every epoch, and metrics.jsonl.  [default: as the file, without .safetensors]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run that was interrupted there.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Training curves: png, svg or pdf.")
+@click.option("--json", "as_json", is_flag=True, help="All epochs as JSON on standard output.")
+def command(**options: Any) -> None:
+    """Train a network, and write it to a file that every --model takes.
+
+    The best epoch is chosen on images held out of the training images; those of test/ (of CIFAR: the test set) are
+    looked at once, at the end. An interrupted run goes on with --resume. Nothing is downloaded but weights that
+    --weights asks for.
+
+    Example: surgeon train --model cifar:resnet20 --data cifar10 --epochs 30 --cutout 16
+    """
+    run(options)
+
+
+def target_of(options: Mapping[str, Any]) -> Path:
+    """Where the file goes."""
+    name = options["model"].rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
+    return options["output"] or Path(f"{name}-trained.safetensors")
+
+
+def run(options: Mapping[str, Any]) -> None:
+    """The whole command."""
+    target = target_of(options)
+    folder = options["folder"] or target.with_suffix("")
+    check_writable(target)
+    for path in (options["plot"],) if options["plot"] else ():
+        check_writable(path)
+    check_folder(folder, resume=options["resume"])
+    import surgeon
+    from surgeon.data import Augment, open_data
+
+    from ..output import Watch, emit_json, resumable, say
+    from ..runtime import pick_device, try_forward
+
+    device = pick_device(options["device"])
+    data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
+    subject, new = _subject(options, len(data.classes))
+    try_forward(subject.model.to(device), subject, device)
+    _announce(subject, data, new)
+    with resumable(), Watch() as watch:
+        trained = surgeon.train(
+            subject.model,
+            data,
+            epochs=options["epochs"],
+            frozen_epochs=options["frozen_epochs"],
+            head=new or None,
+            preprocess=subject.preprocess,
+            augment=Augment(options["crop"], options["flip"], options["cutout"]),
+            batch_size=options["batch_size"],
+            workers=options["workers"],
+            directory=folder,
+            on_epoch=epoch_line(options["epochs"]),
+            seed=options["seed"],
+            device=device,
+            progress=watch,
+            **tuning_of(options),
+        )
+    _write(target, subject, trained, data)
+    if options["plot"]:
+        from surgeon.plots import curves
+
+        curves(trained.rows, options["plot"])
+    if options["as_json"]:
+        emit_json(_facts(trained, target, subject))
+    _tell(trained)
+    say(f"written: {target}; use it as --model {target}, its epochs are in {folder / 'metrics.jsonl'}")
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """A run is only taken up where that was asked for.
+
+    Raises
+    ------
+    click.UsageError
+        If there is one and it wasn't, or there is none and it was.
+    """
+    there = folder.is_dir() and any(folder.iterdir())
+    if there and not resume:
+        raise click.UsageError(f"{folder}: holds a run; go on with it (--resume), or give another folder (--run)")
+    if resume and not there:
+        raise click.UsageError(f"{folder}: holds no run to go on with; leave --resume out")
+
+
+def tuning_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of surgeon.tune."""
+    given = {name: options[name] for name in TUNING if options.get(name) is not None}
+    scratch = (options.get("weights") or "none").lower() == "none" and not options["model"].endswith(".safetensors")
+    if "lr" not in given and given.get("optimizer", "sgd") == "sgd":
+        given["lr"] = _SCRATCH if scratch else _PRETRAINED
+    return given
+
+
+def epoch_line(epochs: int) -> Callable[[tuple[Row, ...]], None]:
+    """Tells each epoch's figures."""
+    from ..output import duration, say
+
+    def tell(rows: tuple[Row, ...]) -> None:
+        row = rows[-1].epoch
+        top5 = "" if row.val_top5 is None else f" (top-5 {100 * row.val_top5:.2f} %)"
+        accuracy = "" if row.val_accuracy is None else f", validation {100 * row.val_accuracy:.2f} %{top5}"
+        of = f" of {epochs}" if rows[-1].phase == "all" else ""
+        phase = _PHASES[rows[-1].phase]
+        say(f"{phase}, epoch {row.number}{of}: loss {row.train_loss:.4f}{accuracy}, {duration(row.seconds)}")
+
+    return tell
+
+
+def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[str, ...]]:
+    """The model with an output for each class, and the parameters that are new."""
+    import torch
+
+    from ..models import resolve, with_classes
+    from ..output import warn
+    from ..runtime import try_forward
+
+    weights = None if options["model"].endswith(".safetensors") else options["weights"]
+    subject = resolve(options["model"], weights, seed=options["seed"], image_size=options["image_size"])
+    for warning in subject.warnings:
+        warn(warning)
+    _, outputs = try_forward(subject.model, subject, torch.device("cpu"))
+    if getattr(outputs, "shape", ())[1:] == (classes,):
+        return subject, ()
+    return with_classes(subject, classes)
+
+
+def _announce(subject: Subject, data: surgeon.data.Data, new: tuple[str, ...]) -> None:
+    from ..output import say
+
+    parts = {"train": data.train, "validation": data.val, "test": data.test}
+    told = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
+    say(f"{data.name}: {len(data.classes)} classes; images: {told}")
+    say(f"{subject.name}: weights {subject.weights}" + (f"; new head: {', '.join(new)}" if new else ""))
+
+
+def _write(target: Path, subject: Subject, trained: surgeon.Trained, data: surgeon.data.Data) -> None:
+    import torch
+
+    import surgeon
+
+    from ..runtime import try_forward
+
+    model = trained.model.cpu().eval()
+    example, _ = try_forward(model, subject, torch.device("cpu"))
+    plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(model, example)))
+    origin = {
+        **subject.origin,
+        "weights": f"trained on {Path(data.name).name}",
+        "preprocess": subject.preprocess.to_dict(),
+        "classes": list(data.classes),
+    }
+    surgeon.save(target, model, subject.cuts or plan, origin=origin)
+
+
+def _facts(trained: surgeon.Trained, target: Path, subject: Subject) -> dict[str, Any]:
+    return {
+        "model": subject.name,
+        "epochs": [row.to_dict() for row in trained.rows],
+        "best_epoch": trained.best_epoch,
+        "val": asdict(trained.val),
+        "test": None if trained.test is None else asdict(trained.test),
+        "output": str(target),
+    }
+
+
+def _tell(trained: surgeon.Trained) -> None:
+    from ..output import table
+
+    found = {"validation": trained.val, "test": trained.test}
+    rows = [
+        (name, percent(seen.accuracy), percent(seen.top5), f"{seen.loss:.4f}")
+        for name, seen in found.items()
+        if seen is not None
+    ]
+    table(f"weights of epoch {trained.best_epoch}", ("images", "top-1", "top-5", "loss"), rows)
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, or a dash."""
+    return "-" if share is None else f"{100 * share:.2f} %"

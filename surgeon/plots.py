@@ -1,0 +1,77 @@
+"""Pictures of results, with matplotlib (the extra ``[plots]``), which is loaded when one is drawn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from surgeon.checkpoint import write_beside
+from surgeon.errors import InputError
+from surgeon.trainer import Row
+
+__all__ = ["curves", "drawn", "figure"]
+
+_KINDS = ("png", "svg", "pdf")
+
+
+def figure(columns: int = 1, *, width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
+    """A matplotlib figure and its axes in a row, drawn without a screen.
+
+    Raises
+    ------
+    InputError
+        If matplotlib isn't installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as problem:
+        raise InputError("plots need matplotlib: python -m pip install 'filter-surgeon[plots]'") from problem
+    made = Figure(figsize=(width * columns, height), layout="constrained")
+    return made, made.subplots(1, columns, squeeze=False)[0]
+
+
+def drawn(made: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure; the file's suffix says how: png, svg or pdf.
+
+    Raises
+    ------
+    InputError
+        For another suffix.
+    OSError
+        If it can't be written.
+    """
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in _KINDS:
+        raise InputError(f"{path}: a plot is written as .{', .'.join(_KINDS)}")
+    with write_beside(path) as temporary:
+        made.savefig(temporary, format=kind, dpi=130)
+
+
+def curves(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
+    """Training curves: loss and accuracy by epoch, the frozen phase in front.
+
+    Raises
+    ------
+    InputError, OSError
+        As :func:`figure` and :func:`drawn`.
+    """
+    epochs = [row.epoch for row in rows]
+    numbers = range(1, len(epochs) + 1)
+    made, (losses, accuracies) = figure(2)
+    losses.plot(numbers, [e.train_loss for e in epochs], label="training")
+    losses.plot(numbers, [_number(e.val_loss) for e in epochs], label="validation")
+    losses.set(xlabel="epoch", ylabel="loss")
+    accuracies.plot(numbers, [100 * _number(e.val_accuracy) for e in epochs], label="top-1")
+    if any(e.val_top5 is not None for e in epochs):
+        accuracies.plot(numbers, [100 * _number(e.val_top5) for e in epochs], label="top-5")
+    accuracies.set(xlabel="epoch", ylabel="validation accuracy, %")
+    for axes in (losses, accuracies):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    drawn(made, path)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
