@@ -95,7 +95,7 @@ def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | 
         If a factory raises, or gives something else than a module.
     """
     torch.manual_seed(seed)
-    if is_file(name):
+    if is_file(name) and (":" not in name or Path(name).is_file()):
         subject = _from_file(name, weights)
     elif name.startswith("cifar:"):
         subject = _from_zoo(name, weights)

@@ -24,6 +24,7 @@ from surgeon.planning import Plan, make_plan
 from surgeon.pruning import Result, prune
 from surgeon.report import Report
 from surgeon.rewriting import rewrite
+from surgeon.sweeps import Sensitivity, sensitivity
 from surgeon.tracing import Inputs, Trace, trace
 from surgeon.trainer import Trained, train
 from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, carry, tune
@@ -35,7 +36,7 @@ __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty",
     "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan",
     "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError",
-    "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "heal",
-    "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "train", "tune",
-    "verify",
+    "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError", "carry",
+    "channel_graph", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all",
+    "sensitivity", "trace", "train", "tune", "verify",
 ]  # fmt: skip

@@ -9,9 +9,10 @@ from typing import Any
 
 from surgeon.checkpoint import write_beside
 from surgeon.errors import InputError
+from surgeon.sweeps import WHOLE, Sensitivity
 from surgeon.trainer import Row
 
-__all__ = ["curves", "drawn", "figure"]
+__all__ = ["curves", "drawn", "figure", "sensitivity_curves"]
 
 _KINDS = ("png", "svg", "pdf")
 
@@ -75,3 +76,26 @@ def curves(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
+
+
+def sensitivity_curves(found: Sensitivity, path: str | os.PathLike[str]) -> None:
+    """Accuracy (or loss) by share removed: one line for each group, a thick one for the whole network.
+
+    Raises
+    ------
+    InputError, OSError
+        As :func:`figure` and :func:`drawn`.
+    """
+    made, (axes,) = figure(width=9)
+    right = found.dense.accuracy is not None
+    for curve in found.curves:
+        points = [p for p in curve.points if p.loss is not None]
+        if points:
+            values = [100 * _number(p.accuracy) if right else _number(p.loss) for p in points]
+            style = {"color": "black", "linewidth": 2.5} if curve.name == WHOLE else {"linewidth": 1, "alpha": 0.8}
+            axes.plot([100 * p.ratio for p in points], values, marker=".", label=curve.name, **style)
+    axes.axhline(100 * _number(found.dense.accuracy) if right else found.dense.loss, color="grey", linestyle=":")
+    axes.set(xlabel=f"{found.what} removed, %", ylabel="right, %" if right else "loss")
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.grid(alpha=0.3)
+    drawn(made, path)

@@ -32,6 +32,7 @@ ORDER = (
     "checkpoint",
     "tuning",
     "trainer",
+    "sweeps",
     "measure",
     "automatic",
     "cutting",

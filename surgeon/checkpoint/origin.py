@@ -39,8 +39,9 @@ def check_origin(origin: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     name, kwargs = origin.get("surgeon", origin.get("torchvision")), origin.get("kwargs", {})
     if not isinstance(name, str) or not _is_known(name, own="surgeon" in origin):
-        place = "surgeon.models" if "surgeon" in origin else "torchvision"
-        raise CheckpointError(f"origin {str(name)[:80]!r} is no {place} model of this installation; pass factory=")
+        raise CheckpointError(
+            f"origin {str(name)[:80]!r} is no {_place(origin)} model of this installation; pass factory="
+        )
     if not isinstance(kwargs, dict):
         raise CheckpointError(f"the origin's kwargs are {type(kwargs).__name__}, expected an object")
     for key, value in kwargs.items():
@@ -49,6 +50,10 @@ def check_origin(origin: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
                 f"the origin sets {str(key)[:80]!r} to {str(value)[:80]!r}, which is not allowed; pass factory="
             )
     return name, kwargs
+
+
+def _place(origin: Mapping[str, Any]) -> str:
+    return "surgeon.models" if "surgeon" in origin else "torchvision"
 
 
 def _is_known(name: str, *, own: bool) -> bool:
@@ -77,6 +82,6 @@ def build_origin(origin: Mapping[str, Any]) -> nn.Module:
     try:
         model = zoo.build(name, **kwargs) if "surgeon" in origin else get_model(name, weights=None, **kwargs)
     except (TypeError, ValueError) as problem:
-        raise CheckpointError(f"{name} can't be built with {kwargs}: {problem}") from problem
+        raise CheckpointError(f"{_place(origin)} can't build {name} with {kwargs}: {problem}") from problem
     assert isinstance(model, nn.Module)
     return model

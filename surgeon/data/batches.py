@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 
-from surgeon.data.folders import told
-from surgeon.data.preprocess import Preprocess
+from surgeon.data.preprocess import Preprocess, read_pixels, sized
 from surgeon.data.sources import Split
 from surgeon.errors import InputError
 
@@ -113,33 +111,20 @@ class Examples(Dataset[Batch]):
         chosen = torch.tensor(indices)
         cropped = self.augment is not None and self.augment.crop > 0 and self.split.pixels is None
         if self.split.pixels is not None:
-            pixels = _sized(self.split.pixels[chosen], self.preprocess.size)
+            pixels = sized(self.split.pixels[chosen], self.preprocess.size)
         else:
-            pixels = torch.stack([self._read(self.split.files[index], cropped=cropped) for index in indices])
+            make = self._random_part if cropped else self.preprocess.pixels
+            pixels = torch.stack([read_pixels(self.split.files[index], make) for index in indices])
         images = self.preprocess.normalise(pixels)
         if self.augment is not None:
             images = self.augment(images, moved=cropped)
         return images, self.split.labels[chosen]
-
-    def _read(self, path: Path, *, cropped: bool) -> Tensor:
-        try:
-            with Image.open(path) as image:
-                return self._random_part(image) if cropped else self.preprocess.pixels(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-            raise InputError(f"{path}: can't be read ({told(problem)}); remove the file") from problem
 
     def _random_part(self, image: Image.Image) -> Tensor:
         image = image.convert("L" if self.preprocess.channels == 1 else "RGB")
         crop = RandomResizedCrop(self.preprocess.size, scale=(_LEAST_AREA, 1.0))
         array = torch.from_numpy(np.array(crop(image)))
         return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
-
-
-def _sized(pixels: Tensor, size: int) -> Tensor:
-    """Images in memory for a model that takes another size."""
-    if pixels.shape[-1] == size:
-        return pixels
-    return F.interpolate(pixels.float(), size=(size, size), mode="bilinear", align_corners=False)
 
 
 def _whole(batch: Any) -> Any:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812  # its usual name
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["Preprocess"]
+from surgeon.data.folders import told
+from surgeon.errors import InputError
+
+__all__ = ["Preprocess", "read_pixels", "sized"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 4096  # pixels a side that a file may ask for
@@ -83,3 +88,26 @@ class Preprocess:
         fits = 0 < size <= resize <= _LARGEST and channels in (1, 3) and len(mean) == len(std) >= channels
         fits = fits and all(abs(number) < _LARGEST for number in mean) and all(0 < s < _LARGEST for s in std)
         return cls(size, resize, mean, std, channels) if fits else None
+
+
+def read_pixels(path: Path, make: Callable[[Image.Image], Tensor]) -> Tensor:
+    """What `make` makes of an image file.
+
+    Raises
+    ------
+    InputError
+        If it can't be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return make(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        raise InputError(f"{path}: can't be read ({told(problem)}); remove the file") from problem
+
+
+def sized(pixels: Tensor, size: int) -> Tensor:
+    """Square images (N, C, H, W), uint8, of another size."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    scaled = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", align_corners=False)
+    return scaled.round().to(torch.uint8)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from surgeon.data.cifar import CIFAR, read
 from surgeon.data.folders import scan
+from surgeon.data.preprocess import Preprocess, read_pixels, sized
 from surgeon.errors import InputError
 
 __all__ = ["CIFAR", "Data", "Split", "hold_out", "open_data"]
@@ -50,6 +51,18 @@ class Split:
         pixels = None if self.pixels is None else self.pixels[indices]
         files = tuple(self.files[int(index)] for index in indices) if self.files else ()
         return replace(self, labels=self.labels[indices], pixels=pixels, files=files)
+
+    def loaded(self, preprocess: Preprocess) -> Split:
+        """The same images in memory, as they are before they are normalised.
+
+        Raises
+        ------
+        InputError
+            If one can't be read.
+        """
+        if self.pixels is not None:
+            return replace(self, pixels=sized(self.pixels, preprocess.size))
+        return Split(self.labels, torch.stack([read_pixels(path, preprocess.pixels) for path in self.files]))
 
     def drawn(self, count: int, seed: int = 0) -> Split:
         """At most `count` images, drawn evenly over the classes, which follow each other in turn."""
