@@ -148,7 +148,9 @@ class Watch:
                 say(f"{name} ...")
             return
         now = time.monotonic()
-        since, start = self._first.setdefault(name, (now, done))
+        if name not in self._first or done <= self._first[name][1]:  # it begins, or begins again
+            self._first[name] = (now, done)
+        since, start = self._first[name]
         last = self._last.get(name)
         if last is None or done >= total or now - last >= _QUIET_SECONDS:
             self._last[name] = now

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import amount, check_writable
+from ..training_options import split_training, training_options
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +55,15 @@ class Options:
     as_graph: bool
     dry_run: bool
     as_json: bool
+    epochs: int
+    final_epochs: int
+    train_batch_size: int
+    training: dict[str, Any]
 
     @property
     def target(self) -> Path:
         """Where the file goes."""
-        safe = self.model.rpartition(":")[2].replace("/", "-")
+        safe = self.model.rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
         return self.output or Path(f"{safe}-pruned.safetensors")
 
     @property
@@ -176,11 +181,31 @@ class Options:
 )
 @click.option(
     "--schedule",
-    type=click.Choice(["linear", "cubic", "equal-ratio"]),
+    type=click.Choice(["linear", "cubic", "equal-ratio", "one-shot", "per-step"]),
     default="linear",
     show_default=True,
-    help="How far each of the steps goes.",
+    help="How far each of the steps goes; per-step, with --epochs: --filters N in every one.",
 )
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Fine-tune so long after each step, on --data.",
+)
+@click.option(
+    "--final-epochs", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="More after the last."
+)
+@click.option(
+    "--train-batch-size",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Images at a time in training.",
+)
+@training_options
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
 @click.option(
     "--as-graph",
@@ -193,11 +218,13 @@ class Options:
 def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
-    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params.
+    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params. With --epochs it goes on with
+    training after each of the --steps; what is interrupted then goes on with --resume.
 
     Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
     """
-    run(Options(**options))
+    own, training = split_training(options)
+    run(Options(**own, training=training))
 
 
 def run(options: Options) -> None:
@@ -205,6 +232,11 @@ def run(options: Options) -> None:
     _check_budget(options)
     if not options.dry_run:
         check_writable(options.target)
+    if options.epochs or options.final_epochs:
+        from .. import stepwise
+
+        stepwise.run({**vars(options), **options.training}, options.budget, options.target)
+        return
     files = None if options.data is None else _scan(options.data)
     from ..models import resolve
     from ..output import Watch, warn
@@ -242,8 +274,22 @@ def _check_budget(options: Options) -> None:
         raise click.UsageError(
             f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"
         )
+    _check_steps(options)
     if options.ratio is not None and not 0 < options.ratio < 1:
         raise click.UsageError(f"--ratio {options.ratio}: give a share between 0 and 1, such as 0.5")
+
+
+def _check_steps(options: Options) -> None:
+    """Refuse what belongs to training where there is none, and the other way round."""
+    if options.epochs or options.final_epochs:
+        for flag in ("dry_run", "as_graph"):
+            if getattr(options, flag):
+                raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
+        return
+    if options.schedule in ("one-shot", "per-step"):
+        raise click.UsageError(f"--schedule {options.schedule} is for cuts with training between: give --epochs N")
+    if options.training["resume"]:
+        raise click.UsageError("--resume is for cuts with training between: give --epochs N")
 
 
 def _scan(path: str) -> dict[str, list[Path]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_writable, write_text
+from ..training_options import data_root_option
 from .compare import as_in_prune
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ def read_ratios(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 @as_in_prune("model", "weights", "image_size", "device", "seed")
 @click.command(name="sensitivity", short_help="Sweep ratios over each group, and show what accuracy is left.")
 @click.option("--data", metavar="DIR|cifar10|cifar100", help="Images that judge.  [default: crops of two photographs]")
-@click.option(
-    "--data-root", type=click.Path(), default="data", show_default=True, metavar="DIR", help="Where CIFAR's files are."
-)
+@data_root_option
 @click.option(
     "--part",
     type=click.Choice(["train", "val", "test"]),

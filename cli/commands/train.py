@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_writable
+from ..training_options import augment_of, check_folder, percent, training_options, tuning_of
 from .compare import as_in_prune
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
     from ..models import Subject
 
-#: Options that are surgeon.tune's, under its names.
-TUNING = (
-    "lr", "optimizer", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "mixed_precision", "ema", "clip",
-)  # fmt: skip
 #: Peak learning rates of SGD where none is given.
 _SCRATCH, _PRETRAINED = 0.1, 0.01
 _PHASES = {"frozen": "head alone", "all": "all layers"}
@@ -42,9 +39,6 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
     help="DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with val/ and test/ beside it.",
 )
 @click.option(
-    "--data-root", type=click.Path(), default="data", show_default=True, metavar="DIR", help="Where CIFAR's files are."
-)
-@click.option(
     "--weights",
     default="none",
     show_default=True,
@@ -63,55 +57,18 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
 @click.option(
     "--batch-size", type=click.IntRange(min=2), default=128, show_default=True, metavar="N", help="Images at a time."
 )
-@click.option("--lr", type=float, metavar="R", help="Peak learning rate.  [default: 0.1, with --weights 0.01]")
-@click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True)
 @click.option("--schedule", type=click.Choice(["cosine", "one-cycle", "constant"]), default="cosine", show_default=True)
 @click.option("--warmup-epochs", type=float, default=0.0, show_default=True, metavar="N", help="Of rising rate.")
-@click.option("--weight-decay", type=float, default=5e-4, show_default=True, metavar="R")
 @click.option("--label-smoothing", type=float, default=0.0, show_default=True, metavar="R")
-@click.option("--mixed-precision", type=click.Choice(["bf16", "fp16"]), help="Reduced precision where it is safe.")
 @click.option("--ema", type=float, metavar="R", help="Decay of a moving average of the weights, such as 0.999.")
 @click.option("--clip", type=float, metavar="R", help="Greatest norm of the gradient.")
-@click.option(
-    "--crop",
-    type=click.IntRange(min=0),
-    default=4,
-    show_default=True,
-    metavar="PIXELS",
-    help="Move CIFAR's images by up to so many; random parts of photographs. 0: neither.",
-)
-@click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images.")
-@click.option(
-    "--cutout",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="PIXELS",
-    help="Side of a square that is greyed out.",
-)
-@click.option(
-    "--val-share",
-    type=float,
-    default=0.1,
-    show_default=True,
-    metavar="R",
-    help="Share of the training images that chooses the best epoch, where there is no val/.",
-)
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Readers.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="File to write.  [default: MODEL-trained.safetensors]",
 )
-@click.option(
-    "--run",
-    "folder",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Its state after every epoch, and metrics.jsonl.  [default: as the file, without .safetensors]",
-)
-@click.option("--resume", is_flag=True, help="Go on with the run that was interrupted there.")
+@training_options
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Training curves: png, svg or pdf.")
 @click.option("--json", "as_json", is_flag=True, help="All epochs as JSON on standard output.")
 def command(**options: Any) -> None:
@@ -141,7 +98,7 @@ def run(options: Mapping[str, Any]) -> None:
         check_writable(path)
     check_folder(folder, resume=options["resume"])
     import surgeon
-    from surgeon.data import Augment, open_data
+    from surgeon.data import open_data
 
     from ..output import Watch, emit_json, resumable, say
     from ..runtime import pick_device, try_forward
@@ -159,7 +116,7 @@ def run(options: Mapping[str, Any]) -> None:
             frozen_epochs=options["frozen_epochs"],
             head=new or None,
             preprocess=subject.preprocess,
-            augment=Augment(options["crop"], options["flip"], options["cutout"]),
+            augment=augment_of(options),
             batch_size=options["batch_size"],
             workers=options["workers"],
             directory=folder,
@@ -167,7 +124,7 @@ def run(options: Mapping[str, Any]) -> None:
             seed=options["seed"],
             device=device,
             progress=watch,
-            **tuning_of(options),
+            **_tuning(options),
         )
     _write(target, subject, trained, data)
     if options["plot"]:
@@ -180,26 +137,10 @@ def run(options: Mapping[str, Any]) -> None:
     say(f"written: {target}; use it as --model {target}, its epochs are in {folder / 'metrics.jsonl'}")
 
 
-def check_folder(folder: Path, *, resume: bool) -> None:
-    """A run is only taken up where that was asked for.
-
-    Raises
-    ------
-    click.UsageError
-        If there is one and it wasn't, or there is none and it was.
-    """
-    there = folder.is_dir() and any(folder.iterdir())
-    if there and not resume:
-        raise click.UsageError(f"{folder}: holds a run; go on with it (--resume), or give another folder (--run)")
-    if resume and not there:
-        raise click.UsageError(f"{folder}: holds no run to go on with; leave --resume out")
-
-
-def tuning_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of surgeon.tune."""
-    given = {name: options[name] for name in TUNING if options.get(name) is not None}
-    scratch = (options.get("weights") or "none").lower() == "none" and not options["model"].endswith(".safetensors")
-    if "lr" not in given and given.get("optimizer", "sgd") == "sgd":
+def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
+    given = tuning_of(options)
+    scratch = options["weights"].lower() == "none" and not options["model"].endswith(".safetensors")
+    if "lr" not in given and given["optimizer"] == "sgd":
         given["lr"] = _SCRATCH if scratch else _PRETRAINED
     return given
 
@@ -286,8 +227,3 @@ def _tell(trained: surgeon.Trained) -> None:
         if seen is not None
     ]
     table(f"weights of epoch {trained.best_epoch}", ("images", "top-1", "top-5", "loss"), rows)
-
-
-def percent(share: float | None) -> str:
-    """A share in percent, or a dash."""
-    return "-" if share is None else f"{100 * share:.2f} %"
