@@ -29,8 +29,8 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prune(*words: object, model: str = MODEL, steps: int = 2, data: str = "photos") -> Ran:
     return surgeon_cli(
-        "prune", "--model", model, "--data", data, "--steps", steps, "--image-size", 16, "--device", "cpu", "--epochs", 1,
-        "--train-batch-size", 6, "--output", "small.safetensors", *words,
+        "prune", "--model", model, "--data", data, "--steps", steps, "--image-size", 16, "--device", "cpu",
+        "--epochs", 1, "--train-batch-size", 6, "--output", "small.safetensors", *words,
     )  # fmt: skip
 
 
