@@ -18,6 +18,7 @@ from surgeon.errors import (
     TuningError,
     VerificationError,
 )
+from surgeon.experiments import Compared, Experiment, compare
 from surgeon.healing import LayerHealing, heal
 from surgeon.iteration import PrunedAndTuned, prune_and_tune
 from surgeon.planning import Plan, make_plan
@@ -33,10 +34,10 @@ from surgeon.verification import Check, verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty",
-    "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan",
-    "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError",
-    "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError", "carry",
-    "channel_graph", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all",
-    "sensitivity", "trace", "train", "tune", "verify",
+    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment", "Group",
+    "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin",
+    "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores",
+    "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError",
+    "carry", "channel_graph", "compare", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save",
+    "score", "score_all", "sensitivity", "trace", "train", "tune", "verify",
 ]  # fmt: skip

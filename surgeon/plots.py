@@ -9,10 +9,11 @@ from typing import Any
 
 from surgeon.checkpoint import write_beside
 from surgeon.errors import InputError
+from surgeon.experiments import Compared
 from surgeon.sweeps import WHOLE, Sensitivity
 from surgeon.trainer import Row
 
-__all__ = ["curves", "drawn", "figure", "sensitivity_curves"]
+__all__ = ["curves", "drawn", "figure", "fronts", "sensitivity_curves"]
 
 _KINDS = ("png", "svg", "pdf")
 
@@ -98,4 +99,29 @@ def sensitivity_curves(found: Sensitivity, path: str | os.PathLike[str]) -> None
     axes.set(xlabel=f"{found.what} removed, %", ylabel="right, %" if right else "loss")
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
     axes.grid(alpha=0.3)
+    drawn(made, path)
+
+
+def fronts(found: Compared, path: str | os.PathLike[str]) -> None:
+    """Error against MACs, parameters and latency, least to greatest of each, with the line of what nothing beats.
+
+    Raises
+    ------
+    InputError, OSError
+        As :func:`figure` and :func:`drawn`.
+    """
+    costs = {"macs": ("MMACs", 1e6), "params": ("million parameters", 1e6), "latency": ("ms for one forward", 1e-3)}
+    made, columns = figure(len(costs), width=4.5)
+    for axes, (cost, (title, unit)) in zip(columns, costs.items(), strict=True):
+        for schedule in dict.fromkeys(summary.schedule for summary in found.summaries):
+            those = [summary for summary in found.summaries if summary.schedule == schedule]
+            means = [100 * (1 - summary.mean) for summary in those]
+            spread = [[100 * (s.mean - s.least) for s in those], [100 * (s.most - s.mean) for s in those]]
+            spread.reverse()  # the greatest accuracy is the least error
+            axes.errorbar([getattr(s, cost) / unit for s in those], means, spread, fmt="o", capsize=3, label=schedule)
+        front = found.front(cost)
+        axes.plot([getattr(s, cost) / unit for s in front], [100 * (1 - s.mean) for s in front], color="grey", zorder=0)
+        axes.set(xlabel=title, ylabel="error, %")
+        axes.grid(alpha=0.3)
+    columns[0].legend()
     drawn(made, path)

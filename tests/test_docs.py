@@ -102,7 +102,8 @@ def test_the_changelog_knows_this_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", "docs/architecture.md", "docs/extending.md", "docs/training.md", "CHANGELOG.md"]
+    "path",
+    ["README.md", "docs/architecture.md", "docs/extending.md", "docs/training.md", "docs/tuning.md", "CHANGELOG.md"],
 )
 def test_links_to_files_lead_somewhere(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")

@@ -38,6 +38,7 @@ ORDER = (
     "cutting",
     "pruning",
     "iteration",
+    "experiments",
     "plots",
     "__init__",
 )
