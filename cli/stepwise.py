@@ -205,6 +205,8 @@ def _show(subject: Subject, result: surgeon.PrunedAndTuned, facts: list[dict[str
         ("step", "filters", "MACs", "parameters", "cut", "trained", "speed-up"),
         rows,
     )
+    for note in dict.fromkeys(note for step in result.steps for note in step.notes):
+        warn(note)
     columns = [result.dense, *result.steps]
     changed = [layer for layer, width in result.dense.widths.items() if columns[-1].widths[layer] != width]
     shown = [(layer, *(step.widths[layer] for step in columns)) for layer in changed]

@@ -18,8 +18,10 @@ data_root_option = click.option(
 _TRAINING = (
     data_root_option,
     click.option("--lr", type=float, metavar="R", help="Peak learning rate.  [default: 0.01; from scratch 0.1]"),
-    click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True),
-    click.option("--weight-decay", type=float, default=5e-4, show_default=True, metavar="R"),
+    click.option(
+        "--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True, help="What trains."
+    ),
+    click.option("--weight-decay", type=float, default=5e-4, show_default=True, metavar="R", help="Pull to zero."),
     click.option("--mixed-precision", type=click.Choice(["bf16", "fp16"]), help="Reduced precision where it is safe."),
     click.option(
         "--crop",

@@ -198,8 +198,8 @@ class _Run:
                 optimizer = None
             row = self._measured(number, model)
             tuned = self._tune(number, model, optimizer)
-            trained = {"history": tuned.history, "best_epoch": tuned.best_epoch, "notes": tuned.notes}
-            row = dataclasses.replace(row, **trained)
+            history, best, notes = tuned.history, tuned.best_epoch, tuned.notes
+            row = dataclasses.replace(row, history=history, best_epoch=best, notes=notes)
             rows = [*rows[: number - 1], row]
             if self.directory is not None:
                 save(self.directory / f"step-{number}.safetensors", model, plan, self.origin)

@@ -49,6 +49,8 @@ class Trained:
         Of the last phase.
     val, test:
         Loss, top-1 and top-5 of the final weights; `test` is None where the data has no test part.
+    notes:
+        What a run that went on should be told, as in :class:`surgeon.Tuned`.
     """
 
     model: nn.Module
@@ -56,6 +58,7 @@ class Trained:
     best_epoch: int
     val: Validation
     test: Validation | None
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -192,7 +195,7 @@ class _Run:
         if self.directory is not None:
             last = [{"phase": "final", "val": asdict(val), "test": None if test is None else asdict(test)}]
             write_rows(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])
-        return Trained(self.model, tuple(self._rows), tuned.best_epoch, val, test)
+        return Trained(self.model, tuple(self._rows), tuned.best_epoch, val, test, tuned.notes)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

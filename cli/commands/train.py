@@ -57,9 +57,22 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
 @click.option(
     "--batch-size", type=click.IntRange(min=2), default=128, show_default=True, metavar="N", help="Images at a time."
 )
-@click.option("--schedule", type=click.Choice(["cosine", "one-cycle", "constant"]), default="cosine", show_default=True)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "one-cycle", "constant"]),
+    default="cosine",
+    show_default=True,
+    help="How the rate goes.",
+)
 @click.option("--warmup-epochs", type=float, default=0.0, show_default=True, metavar="N", help="Of rising rate.")
-@click.option("--label-smoothing", type=float, default=0.0, show_default=True, metavar="R")
+@click.option(
+    "--label-smoothing",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="R",
+    help="Share of the targets spread over all classes.",
+)
 @click.option("--ema", type=float, metavar="R", help="Decay of a moving average of the weights, such as 0.999.")
 @click.option("--clip", type=float, metavar="R", help="Greatest norm of the gradient.")
 @click.option(
@@ -100,7 +113,7 @@ def run(options: Mapping[str, Any]) -> None:
     import surgeon
     from surgeon.data import open_data
 
-    from ..output import Watch, emit_json, resumable, say
+    from ..output import Watch, emit_json, resumable, say, warn
     from ..runtime import pick_device, try_forward
 
     device = pick_device(options["device"])
@@ -126,6 +139,8 @@ def run(options: Mapping[str, Any]) -> None:
             progress=watch,
             **_tuning(options),
         )
+    for note in trained.notes:
+        warn(note)
     _write(target, subject, trained, data)
     if options["plot"]:
         from surgeon.plots import curves
