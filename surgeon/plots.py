@@ -70,6 +70,7 @@ def curves(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:
         accuracies.plot(numbers, [100 * _number(e.val_top5) for e in epochs], label="top-5")
     accuracies.set(xlabel="epoch", ylabel="validation accuracy, %")
     for axes in (losses, accuracies):
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         axes.grid(alpha=0.3)
     drawn(made, path)
