@@ -117,6 +117,21 @@ def test_new_weights_are_all_new_and_follow_the_seed() -> None:
     assert not any(torch.equal(old[name], new[name]) for name in old if name.endswith("weight") and old[name].ndim > 1)
 
 
+def test_a_network_from_scratch_has_nothing_of_the_trained_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Tensor] = []
+    tune = surgeon.tune
+
+    def seeing(model: nn.Module, *args: Any, **given: Any) -> Any:
+        started.append(model.get_parameter("first.weight").detach().clone())
+        return tune(model, *args, **given)
+
+    monkeypatch.setattr(experiments, "tune", seeing)
+    compare(Experiment(("magnitude",), ({"ratio": 0.5},), ("scratch",), (0,), steps=1, epochs=1, dense=False))
+    trained = dense().first.weight.detach()
+    assert len(started) == 1
+    assert not any(torch.equal(new, old) for new in started[0] for old in trained)
+
+
 class Bare(nn.Module):
     """A parameter that no layer's class can start anew."""
 
