@@ -5,75 +5,25 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  # everybody's name for it
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from surgeon.data import Preprocess, scan, told
 from surgeon.errors import InputError, ModelError
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+__all__ = [
+    "Batches", "Images", "Preprocess", "batches", "folder", "loss", "own_loss", "photographs", "scan", "scores_of",
+]  # fmt: skip
+
 _SMALLEST_CROP = 0.35  # of the photograph's short side
 
 Loss = Callable[[Any, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How an image becomes a model's input: short side to `resize`, centre crop of `size` pixels, normalised.
-
-    The defaults are ImageNet's.
-    """
-
-    size: int = 224
-    resize: int = 256
-    mean: tuple[float, ...] = _MEAN
-    std: tuple[float, ...] = _STD
-    channels: int = 3
-
-    @classmethod
-    def of_torchvision(cls, entry: Any) -> Preprocess:
-        """What a torchvision weights entry says; ImageNet's where it says nothing."""
-        preset: Any = None if entry is None else entry.transforms()
-        mean, std = tuple(getattr(preset, "mean", _MEAN)), tuple(getattr(preset, "std", _STD))
-        if not hasattr(preset, "crop_size"):
-            return cls(mean=mean, std=std)
-        size = int(preset.crop_size[0])
-        return cls(size, max(size, int(preset.resize_size[0])), mean, std)
-
-    @classmethod
-    def of_timm(cls, config: Mapping[str, Any]) -> Preprocess:
-        """What timm's data configuration says."""
-        channels, size = int(config["input_size"][0]), int(config["input_size"][-1])
-        resize = round(size / float(config.get("crop_pct", 0.875)))
-        return cls(size, resize, tuple(config["mean"]), tuple(config["std"]), channels)
-
-    def sized(self, size: int) -> Preprocess:
-        """The same for images of another size; the whole short side is used."""
-        return replace(self, size=size, resize=size)
-
-    def pixels(self, image: Image.Image) -> Tensor:
-        """Resize and crop: uint8 of shape (C, H, W)."""
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        scale = self.resize / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        image = image.crop((left, top, left + self.size, top + self.size))
-        array = torch.from_numpy(np.array(image))
-        return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """From uint8 (N, C, H, W) to what the model takes."""
-        mean = torch.tensor(self.mean[: self.channels], device=pixels.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std[: self.channels], device=pixels.device).view(1, -1, 1, 1)
-        return (pixels.float() / 255 - mean) / std
 
 
 @dataclass(frozen=True)
@@ -182,44 +132,9 @@ def folder(
     return Images(torch.stack([pixels for _, pixels in chosen]), labels, classes, notes, warnings)
 
 
-def scan(path: Path) -> dict[str, list[Path]]:
-    """Image files of ``DIR/CLASS/*.jpg`` by class, sorted; those of ``DIR/*.jpg`` under the class "".
-
-    Raises
-    ------
-    InputError
-        If the folder is missing or empty, or has one class.
-    """
-    if not path.exists():
-        raise InputError(f"--data {path}: no such folder")
-    if not path.is_dir():
-        raise InputError(f"--data {path}: not a folder; expected DIR/CLASS/*.jpg or DIR/*.jpg")
-    found = {entry.name: _images(entry) for entry in sorted(path.iterdir()) if entry.is_dir()}
-    found = {name: files for name, files in found.items() if files}
-    if len(found) > 1:
-        return found
-    own = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.suffix.lower() in _SUFFIXES)
-    if own and not found:
-        return {"": own}
-    if not found:
-        raise InputError(f"--data {path}: holds no images; expected DIR/CLASS/*.jpg or DIR/*.jpg")
-    only = next(iter(found))
-    raise InputError(
-        f"--data {path}: has one class folder only ({only!r}), expected at least two, as DIR/CLASS/*.jpg; for images "
-        f"without labels give the folder that holds them: --data {path / only}"
-    )
-
-
 def _root(files: Mapping[str, Sequence[Path]]) -> Path:
     first = next(path for paths in files.values() for path in paths)
     return first.parent if "" in files else Path(os.path.commonpath([paths[0] for paths in files.values()]))
-
-
-def _images(path: Path) -> list[Path]:
-    walk = os.walk(path, followlinks=True)
-    return sorted(
-        Path(where) / name for where, _, names in walk for name in names if Path(name).suffix.lower() in _SUFFIXES
-    )
 
 
 def _read(
@@ -239,15 +154,8 @@ def _read(
                 with Image.open(path) as image:
                     chosen.append((name, preprocess.pixels(image)))
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-                broken.append(f"{path}: {_why(problem)}")
+                broken.append(f"{path}: {told(problem)}")
     return chosen, broken
-
-
-def _why(problem: Exception) -> str:
-    """What is wrong with an image, without its path: Pillow would give the absolute one."""
-    if isinstance(problem, UnidentifiedImageError):
-        return "no image, or of a kind that Pillow doesn't know"
-    return getattr(problem, "strerror", None) or str(problem)
 
 
 # ---------------------------------------------------------------- targets and loss

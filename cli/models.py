@@ -1,4 +1,4 @@
-"""What `--model` names: a torchvision model, ``timm:NAME``, or ``package.module:factory``."""
+"""What `--model` names: a torchvision model, ``cifar:NAME``, ``timm:NAME``, ``package.module:factory``, or a file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import build_origin
+from surgeon import models as zoo
+from surgeon.checkpoint import build_origin, load
+from surgeon.data import Preprocess
 from surgeon.errors import InputError, ModelError, SelectionError
+from surgeon.planning import Plan
 
 from . import weights as sources
-from .images import Preprocess
+from .runtime import header_of, is_file
 
 #: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
 #: are left out; vit_h_14's own weights are for larger images.
@@ -55,6 +58,8 @@ class Subject:
         Where its weights come from, in words.
     warnings:
         What the report must repeat.
+    cuts:
+        What has been cut from the dense model before, where the model comes from a file.
     """
 
     model: nn.Module
@@ -63,6 +68,7 @@ class Subject:
     preprocess: Preprocess
     weights: str
     warnings: tuple[str, ...] = field(default=())
+    cuts: Plan | None = None
 
 
 def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | None = None) -> Subject:
@@ -71,7 +77,7 @@ def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | 
     Parameters
     ----------
     name:
-        torchvision name, ``timm:NAME``, or ``package.module:factory``.
+        torchvision name, ``cifar:NAME``, ``timm:NAME``, ``package.module:factory``, or a file that surgeon wrote.
     weights:
         "DEFAULT", "none", a file, or None: pretrained ones if they can be reached, else random ones with a warning.
     seed:
@@ -89,7 +95,11 @@ def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | 
         If a factory raises, or gives something else than a module.
     """
     torch.manual_seed(seed)
-    if name.startswith("timm:"):
+    if is_file(name) and (":" not in name or Path(name).is_file()):
+        subject = _from_file(name, weights)
+    elif name.startswith("cifar:"):
+        subject = _from_zoo(name, weights)
+    elif name.startswith("timm:"):
         subject = _from_timm(name, weights)
     elif ":" in name:
         subject = _from_factory(name, weights)
@@ -141,7 +151,7 @@ def _from_torchvision(name: str, weights: str | None) -> Subject:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         raise SelectionError(
             f"unknown model {name!r}{_mean(near)} Known: the {len(known)} names of torchvision.models.list_models(), "
-            "timm:NAME, package.module:factory"
+            "cifar:NAME, timm:NAME, package.module:factory, or a file that surgeon wrote"
         )
     if name.startswith("quantized_"):
         plain = name.removeprefix("quantized_")
@@ -211,6 +221,72 @@ def _pretrained(name: str, weights: str | None, load: Callable[[], str]) -> tupl
 
 def _is_file(weights: str | None) -> bool:
     return weights is not None and weights.lower() not in ("default", "none")
+
+
+# ---------------------------------------------------------------- files and the zoo
+
+
+def _from_file(path: str, weights: str | None) -> Subject:
+    """What a file of surgeon's holds, with the images that it was made for."""
+    if weights is not None:
+        raise InputError(f"--model {path} brings its weights: leave --weights out, or name the architecture by --model")
+    header = header_of(path, None)
+    origin = dict(header.origin or {})
+    preprocess = Preprocess.from_dict(origin.get("preprocess")) or _images_of(origin)
+    cuts = header.plan if header.plan.removed else None
+    return Subject(load(path), path, origin, preprocess, path, cuts=cuts)
+
+
+def _images_of(origin: Mapping[str, Any]) -> Preprocess:
+    """How the images of a model from there are made."""
+    if "surgeon" in origin:
+        entry, _ = zoo.find(str(origin["surgeon"]))
+        return Preprocess(zoo.SIZE, zoo.SIZE, entry.mean, entry.std)
+    from torchvision import models
+
+    name = origin.get("torchvision")
+    found: Any = models.get_model_weights(name) if name in models.list_models() else ()
+    return Preprocess.of_torchvision(found.DEFAULT if len(found) else None)
+
+
+def _from_zoo(name: str, weights: str | None) -> Subject:
+    short = name.removeprefix("cifar:")
+    zoo.find(short)
+    origin: dict[str, Any] = {"surgeon": short, "kwargs": {"num_classes": 10}}
+    preprocess = _images_of(origin)
+    if _is_file(weights):
+        return _with_file(name, origin, preprocess, str(weights))
+    told, warnings = _pretrained(name, weights, _none_published)
+    return Subject(build_origin(origin), name, {**origin, "weights": told}, preprocess, told, warnings)
+
+
+def _none_published() -> str:
+    raise sources.Unreachable("there are none; surgeon train makes some")
+
+
+def with_classes(subject: Subject, count: int) -> tuple[Subject, tuple[str, ...]]:
+    """The same model with so many outputs, and the names of the parameters that are new for that.
+
+    Raises
+    ------
+    ModelError
+        If the model is of a kind that can't be built again.
+    """
+    origin = {**subject.origin, "kwargs": {**subject.origin.get("kwargs", {}), "num_classes": count}}
+    if subject.cuts is not None:
+        raise ModelError(f"{subject.name} is cut already: give a whole model, it gets a head for {count} classes")
+    if "timm" in origin:
+        import timm
+
+        model = timm.create_model(origin["timm"], num_classes=count)
+    elif "torchvision" in origin or "surgeon" in origin:
+        model = build_origin(origin)
+    else:
+        raise ModelError(f"{subject.name} has not the {count} outputs that the data needs: make it so")
+    own, state = subject.model.state_dict(), model.state_dict()
+    new = tuple(name for name in state if name not in own or own[name].shape != state[name].shape)
+    model.load_state_dict({**own, **{name: state[name] for name in new}})
+    return replace(subject, model=model.eval(), origin=origin), new
 
 
 # ---------------------------------------------------------------- timm and own factories

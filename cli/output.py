@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
@@ -91,6 +100,16 @@ def reasons(pins: Iterable[Mapping[str, Any]]) -> None:
         say(f"  ... and {len(layers) - _MOST_REASONS} more reasons; --json has all of them")
 
 
+@contextlib.contextmanager
+def resumable(option: str = "--resume") -> Iterator[None]:
+    """Say, when the user stops it, how the work inside goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; the same command with {option} goes on from here")
+        raise
+
+
 class Watch:
     """Progress as surgeon reports it: a bar on a terminal, a plain line now and then elsewhere."""
 
@@ -98,6 +117,7 @@ class Watch:
         self._bar = _bar() if sys.stderr.isatty() else None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Watch:  # noqa: PYI034  # typing.Self is Python 3.11's
         """Start showing."""
@@ -128,10 +148,29 @@ class Watch:
                 say(f"{name} ...")
             return
         now = time.monotonic()
+        if name not in self._first or done <= self._first[name][1]:  # it begins, or begins again
+            self._first[name] = (now, done)
+        since, start = self._first[name]
         last = self._last.get(name)
         if last is None or done >= total or now - last >= _QUIET_SECONDS:
             self._last[name] = now
-            say(f"{name}: {done}/{total}")
+            say(f"{name}: {done}/{total}{_time_left(now - since, done - start, total - done)}")
+
+
+def _time_left(seconds: float, done: int, left: int) -> str:
+    """How long what is left will take, at the pace so far."""
+    if done <= 0 or left <= 0:
+        return ""
+    wait = seconds / done * left
+    return f" (about {duration(wait)} left)"
+
+
+def duration(seconds: float) -> str:
+    """A time in words, such as "12 s" or "1 h 05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _bar() -> Progress:
@@ -140,6 +179,8 @@ def _bar() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )

@@ -20,6 +20,8 @@ def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_j
     """What a person wants to know, on standard error; with `as_json` all there is, on standard output."""
     from torch import fx
 
+    from surgeon.checkpoint import is_followed
+
     report = result.report.to_dict()
     file_bytes = written.stat().st_size if written else None
     if as_json:
@@ -53,7 +55,7 @@ def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_j
     say(_check_line(report["check"]))
     if report["healing"]:
         say(_healing_line(report["healing"]))
-    say(_file_line(written, file_bytes, "torchvision" in subject.origin or isinstance(result.model, fx.GraphModule)))
+    say(_file_line(written, file_bytes, is_followed(subject.origin) or isinstance(result.model, fx.GraphModule)))
     if with_plan and not as_json:
         _show_plan(result.plan.removed.items())
 

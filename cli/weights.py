@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.checkpoint import read_header
 from surgeon.errors import CheckpointError, InputError
 
 #: Seconds after which a server counts as unreachable.
@@ -157,13 +158,20 @@ def _read_torch(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in loaded.items()}
 
 
+def _check_whole(path: Path) -> None:
+    """A file of surgeon's whose model is not cut holds the whole model's weights."""
+    header = read_header(path)
+    if header.plan.removed or header.graph is not None or header.aliases:
+        raise CheckpointError(f"{path}: already pruned; give it as --model, or open it with surgeon.load")
+
+
 def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             if "surgeon" in (file.metadata() or {}):
-                raise CheckpointError(f"{path}: already pruned; open it with surgeon.load or surgeon inspect")
+                _check_whole(path)
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
     except SafetensorError as problem:
         raise InputError(f"{path}: neither a safetensors file nor one that torch.save wrote: {problem}") from problem

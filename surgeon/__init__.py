@@ -19,23 +19,26 @@ from surgeon.errors import (
     TuningError,
     VerificationError,
 )
+from surgeon.experiments import Compared, Experiment, compare
 from surgeon.healing import LayerHealing, heal
 from surgeon.iteration import PrunedAndTuned, prune_and_tune
 from surgeon.planning import Plan, make_plan
 from surgeon.pruning import Result, prune
 from surgeon.report import Report
 from surgeon.rewriting import rewrite
+from surgeon.sweeps import Sensitivity, sensitivity
 from surgeon.tracing import Inputs, Trace, trace
+from surgeon.trainer import Trained, train
 from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, carry, tune
 from surgeon.verification import Check, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty",
-    "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan",
-    "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError",
-    "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "finegrained",
-    "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "tune",
-    "verify",
+    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment", "Group",
+    "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin",
+    "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores",
+    "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError",
+    "carry", "channel_graph", "compare", "finegrained", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save",
+    "score", "score_all", "sensitivity", "trace", "train", "tune", "verify",
 ]  # fmt: skip

@@ -17,14 +17,16 @@ from torch import nn
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.checkpoint import load, read_header, save
 from surgeon.composition import compose
+from surgeon.cost import Cost
 from surgeon.errors import ModelError, TuningError
 from surgeon.planning import Plan
 from surgeon.planning.steps import goals_of, remaining
 from surgeon.pruning import prune
-from surgeon.report import sizes
+from surgeon.report import layer_rows, sizes
 from surgeon.rewriting import fit
 from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
-from surgeon.tuning import Tuned, carry, tune
+from surgeon.tuning import Tuned, carry, evaluate, tune
+from surgeon.tuning.objectives import Objective
 from surgeon.tuning.order import own_randomness, seed_epoch
 from surgeon.tuning.record import Step, plain, read_rows, write_rows
 from surgeon.tuning.state import FILE
@@ -33,16 +35,22 @@ __all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
 
 #: Called as ``after_cut(small, before, plan)``; changes the small model in place.
 AfterCut = Callable[[nn.Module, nn.Module, Plan], None]
+#: Called as ``on_step(step, small)``.
+OnStep = Callable[[Step, nn.Module], None]
 Sizes = dict[str, int]
 
 
 @dataclass(frozen=True)
 class PrunedAndTuned:
-    """What :func:`prune_and_tune` gives back: the model, all cuts as one plan for the dense model, and the steps."""
+    """What :func:`prune_and_tune` gives back: the model, all cuts as one plan for the dense model, and the steps.
+
+    `dense` is the row of the model before the first cut, number 0.
+    """
 
     model: nn.Module
     plan: Plan
     steps: tuple[Step, ...]
+    dense: Step
 
 
 @outside_inference_mode
@@ -60,6 +68,8 @@ def prune_and_tune(
     after_cut: AfterCut | None = None,
     carry_optimizer: bool = True,
     directory: str | os.PathLike[str] | None = None,
+    origin: Mapping[str, Any] | None = None,
+    on_step: OnStep | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     **options: Any,
@@ -89,8 +99,10 @@ def prune_and_tune(
         same for the same models.
     carry_optimizer:
         Take the optimizer's state along through the cuts (:func:`surgeon.carry`), or start it anew after each.
-    directory:
-        Where to save.
+    directory, origin:
+        Where to save, and where `model` came from, as in :func:`surgeon.save`.
+    on_step:
+        Called as ``on_step(step, small)`` when a step is finished and saved.
     options:
         Of :func:`surgeon.prune`: the budget, always counted from the dense model (a sequence holds one target per
         step), the criterion and the rest.
@@ -115,7 +127,8 @@ def prune_and_tune(
     asked |= plain({**options, **given})
     run = _Run(
         module, amounts, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
-        after_cut, carry_optimizer, None if directory is None else Path(directory), seed, progress or (lambda *_: None),
+        after_cut, carry_optimizer, None if directory is None else Path(directory), origin,
+        on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
     return run.finish(json.loads(json.dumps(asked)), dense)
 
@@ -162,6 +175,8 @@ class _Run:
     after_cut: AfterCut | None
     carry_optimizer: bool
     directory: Path | None
+    origin: Mapping[str, Any] | None
+    on_step: OnStep
     seed: int
     progress: Callable[[str, int, int], None]
 
@@ -170,7 +185,8 @@ class _Run:
         if self.directory is not None:
             self.directory.mkdir(parents=True, exist_ok=True)
         rows = [] if self.directory is None else read_rows(self.directory, asked)
-        model, plan, tuned = self.dense, _nothing(graph), None
+        model, plan, tuned = self.dense, Plan.empty(graph), None
+        dense = self._measured(0, self.dense)
         start = self._last_begun()
         for number, goal in enumerate(self.goals, 1):
             if number < start:
@@ -180,16 +196,30 @@ class _Run:
             else:
                 model, plan = self._load(number, plan)
                 optimizer = None
-            now = sizes(_graph(model, self.example_inputs))
+            row = self._measured(number, model)
             tuned = self._tune(number, model, optimizer)
-            counts = now["filters"], now["max_macs"], now["max_params"]
-            row = Step(number, *counts, tuned.history, tuned.best_epoch, tuned.notes)
+            history, best, notes = tuned.history, tuned.best_epoch, tuned.notes
+            row = dataclasses.replace(row, history=history, best_epoch=best, notes=notes)
             rows = [*rows[: number - 1], row]
             if self.directory is not None:
-                save(self.directory / f"step-{number}.safetensors", model, plan)
+                save(self.directory / f"step-{number}.safetensors", model, plan, self.origin)
                 write_rows(self.directory, asked, rows)
+            self.on_step(row, model)
             self.progress("steps", number, len(self.goals))
-        return PrunedAndTuned(model, plan, tuple(rows))
+        return PrunedAndTuned(model, plan, tuple(rows), dense)
+
+    def _measured(self, number: int, model: nn.Module) -> Step:
+        """The row of a step whose training is still to come."""
+        graph = _graph(model, self.example_inputs)
+        now = sizes(graph)
+        widths = {row.name: row.after for row in layer_rows(graph, Cost(graph).everything())}
+        cut = None
+        if self.val_loader is not None and self.tuning.get("metric") is None:
+            objective = Objective(self.tuning.get("loss_fn"), self.tuning.get("forward_loss"))
+            with own_randomness(next((p.device for p in model.parameters()), torch.device("cpu"))):
+                cut = evaluate(model, self.val_loader, objective)
+        counts = now["filters"], now["max_macs"], now["max_params"]
+        return Step(number, *counts, history=(), best_epoch=0, widths=widths, cut=cut)
 
     def _last_begun(self) -> int:
         """The last step whose training has begun; 0 if none has."""
@@ -228,7 +258,7 @@ class _Run:
             plan = dataclasses.replace(plan, budget=result.plan.budget, criterion=result.plan.criterion)
             optimizer = None if optimizer is None else carry(optimizer, fitted, before, small)
         if self.directory is not None:
-            save(self.directory / f"step-{number}-cut.safetensors", small, plan)
+            save(self.directory / f"step-{number}-cut.safetensors", small, plan, self.origin)
         return small, plan, optimizer
 
     def _budget(self, goal: Mapping[str, float], model: nn.Module, number: int) -> dict[str, Any]:
@@ -244,8 +274,3 @@ class _Run:
             model, self.train_loader, self.val_loader, epochs=self.epochs_per_step + (self.final_epochs if last else 0),
             resume_dir=folder, seed=self.seed + number, progress=self.progress, **given,
         )  # fmt: skip
-
-
-def _nothing(graph: ChannelGraph) -> Plan:
-    """The plan that cuts nothing."""
-    return Plan(type(graph.trace.model).__name__, {}, graph.trace.inputs.spec())

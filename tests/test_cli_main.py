@@ -13,7 +13,7 @@ from surgeon import errors
 from surgeon_cli.main import cli, told
 from tests.cli_run import commands
 
-COMMANDS = ("bench", "inspect", "prune")
+COMMANDS = ("bench", "compare", "inspect", "prune", "sensitivity", "train")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -66,6 +66,22 @@ def test_every_command_is_in_the_readme_and_has_an_example(name: str) -> None:
     command.make_context(name, words)
 
 
+def doc_lines() -> list[str]:
+    """Every ``surgeon ...`` line of a shell block under docs/."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    found = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)]
+    lines = "\n".join(found).replace("\\\n", " ").splitlines()
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith("surgeon ")]
+
+
+@pytest.mark.parametrize("line", doc_lines())
+def test_commands_in_the_docs_parse(line: str) -> None:
+    _, name, *words = shlex.split(line)
+    command = commands().get_command(click.Context(commands()), name)
+    assert command is not None
+    command.make_context(name, words)
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_names_in_the_readmes_python_exist(code: str) -> None:
     for node in ast.walk(ast.parse(code)):
@@ -85,7 +101,10 @@ def test_the_changelog_knows_this_version() -> None:
     assert f"## {version[1]}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("path", ["README.md", "docs/architecture.md", "docs/extending.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "path",
+    ["README.md", "docs/architecture.md", "docs/extending.md", "docs/training.md", "docs/tuning.md", "CHANGELOG.md"],
+)
 def test_links_to_files_lead_somewhere(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
     "errors",
+    "models",
+    "data",
     "tracing",
     "rules",
     "channels",
@@ -30,11 +32,15 @@ ORDER = (
     "checkpoint",
     "tuning",
     "finegrained",
+    "trainer",
+    "sweeps",
     "measure",
     "automatic",
     "cutting",
     "pruning",
     "iteration",
+    "experiments",
+    "plots",
     "__init__",
 )
 

@@ -29,7 +29,7 @@ class Entry:
     base: str
 
 
-@click.command(name="bench", short_help="Time models side by side, pruned files against their dense origin.")
+@click.command(name="bench", short_help="Time models side by side, pruned files beside dense ones.")
 @click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True)
 @click.option(
     "--device",

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..files import check_writable
+from ..training_options import training_options
 from .prune import SAMPLES, SAMPLES_WITH_DATA
 from .prune import command as prune
 
@@ -41,7 +43,7 @@ def as_in_prune(*names: str) -> Callable[[_Command], _Command]:
 @as_in_prune(
     "model", *_BUDGETS, "scope", "weights", "data", "samples", "batch_size", "image_size", "device", "seed"
 )  # fmt: skip
-@click.command(name="compare", short_help="Rank filters by several criteria and show where they differ.")
+@click.command(name="compare", short_help="Compare criteria by rank, or a grid of cuts with training.")
 @click.option(
     "--criteria",
     default="taylor,fisher,magnitude,random",
@@ -49,16 +51,39 @@ def as_in_prune(*names: str) -> Callable[[_Command], _Command]:
     metavar="A,B,...",
     help='Names as for surgeon prune --criterion, or "all".',
 )
+@click.option(
+    "--experiment",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Run this grid (.toml or .json) instead: criteria, budgets, schedules, seeds.",
+)
+@click.option(
+    "--train-batch-size", type=click.IntRange(min=2), default=128, show_default=True, metavar="N", help="In training."
+)
+@training_options
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Of an experiment: error against cost.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
-def command(criteria: str, as_json: bool, **options: Any) -> None:
-    """Rank a model's channels by several criteria in one pass over the images.
+def command(criteria: str, as_json: bool, experiment: Path | None, **options: Any) -> None:
+    """Rank a model's channels by several criteria in one pass over the images, or run an experiment.
 
-    Shows the rank correlation (Spearman) of the criteria over all channels that can go, and how many channels each
-    group would lose under each of them. How much goes: --filters alone, --ratio alone (0.5 if nothing is given), or
-    --max-macs and --max-params. Nothing is cut.
+    Without --experiment it shows the rank correlation (Spearman) of the criteria over all channels that can go, and how
+    many channels each group would lose under each of them. How much goes: --filters alone, --ratio alone (0.5 if
+    nothing is given), or --max-macs and --max-params. Nothing is cut.
+
+    With --experiment it cuts and trains: every criterion, budget, schedule and seed of the file, at equal epochs.
+    Finished cells are kept in a folder, and --resume goes on from them.
 
     Example: surgeon compare --model resnet18 --criteria taylor,fisher-mac,lamp --ratio 0.3
     """
+    if experiment is not None:
+        from .. import grid
+
+        if options["plot"] is not None:
+            check_writable(options["plot"])
+        grid.run({**options, "experiment": experiment, "as_json": as_json})
+        return
+    if options["plot"] is not None or options["resume"]:
+        raise click.UsageError("--plot and --resume belong to --experiment FILE")
     compared = run(criteria, options)
     if as_json:
         from ..output import emit_json

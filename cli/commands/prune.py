@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import amount, check_writable
+from ..training_options import split_training, training_options
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +55,15 @@ class Options:
     as_graph: bool
     dry_run: bool
     as_json: bool
+    epochs: int
+    final_epochs: int
+    train_batch_size: int
+    training: dict[str, Any]
 
     @property
     def target(self) -> Path:
         """Where the file goes."""
-        safe = self.model.rpartition(":")[2].replace("/", "-")
+        safe = self.model.rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
         return self.output or Path(f"{safe}-pruned.safetensors")
 
     @property
@@ -69,7 +74,12 @@ class Options:
 
 
 @click.command(name="prune", short_help="Cut filters out of a model, check the result, save it.")
-@click.option("--model", required=True, metavar="MODEL", help="torchvision name, timm:NAME, or package.module:factory.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's.",
+)
 @click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
 @click.option("--ratio", type=float, metavar="R", help="Remove this share of the channels, such as 0.5.")
 @click.option(
@@ -171,11 +181,31 @@ class Options:
 )
 @click.option(
     "--schedule",
-    type=click.Choice(["linear", "cubic", "equal-ratio"]),
+    type=click.Choice(["linear", "cubic", "equal-ratio", "one-shot", "per-step"]),
     default="linear",
     show_default=True,
-    help="How far each of the steps goes.",
+    help="How far each of the steps goes; per-step, with --epochs: --filters N in every one.",
 )
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Fine-tune so long after each step, on --data.",
+)
+@click.option(
+    "--final-epochs", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="More after the last."
+)
+@click.option(
+    "--train-batch-size",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Images at a time in training.",
+)
+@training_options
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
 @click.option(
     "--as-graph",
@@ -188,11 +218,13 @@ class Options:
 def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
-    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params.
+    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params. With --epochs it goes on with
+    training after each of the --steps; what is interrupted then goes on with --resume.
 
     Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
     """
-    run(Options(**options))
+    own, training = split_training(options)
+    run(Options(**own, training=training))
 
 
 def run(options: Options) -> None:
@@ -200,6 +232,11 @@ def run(options: Options) -> None:
     _check_budget(options)
     if not options.dry_run:
         check_writable(options.target)
+    if options.epochs or options.final_epochs:
+        from .. import stepwise
+
+        stepwise.run({**vars(options), **options.training}, options.budget, options.target)
+        return
     files = None if options.data is None else _scan(options.data)
     from ..models import resolve
     from ..output import Watch, warn
@@ -215,7 +252,7 @@ def run(options: Options) -> None:
     images, loader = _material(options, files, subject, outputs, device)
     with Watch() as watch:
         result = _prune(options, model, example, loader, watch)
-    result = _with_remarks(result, subject, images, loader)
+    result = _with_remarks(_since_the_dense(result, subject), subject, images, loader)
     written = None
     if not options.dry_run:
         import surgeon
@@ -237,8 +274,22 @@ def _check_budget(options: Options) -> None:
         raise click.UsageError(
             f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"
         )
+    _check_steps(options)
     if options.ratio is not None and not 0 < options.ratio < 1:
         raise click.UsageError(f"--ratio {options.ratio}: give a share between 0 and 1, such as 0.5")
+
+
+def _check_steps(options: Options) -> None:
+    """Refuse what belongs to training where there is none, and the other way round."""
+    if options.epochs or options.final_epochs:
+        for flag in ("dry_run", "as_graph"):
+            if getattr(options, flag):
+                raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
+        return
+    if options.schedule in ("one-shot", "per-step"):
+        raise click.UsageError(f"--schedule {options.schedule} is for cuts with training between: give --epochs N")
+    if options.training["resume"]:
+        raise click.UsageError("--resume is for cuts with training between: give --epochs N")
 
 
 def _scan(path: str) -> dict[str, list[Path]]:
@@ -297,6 +348,21 @@ def _prune(
         seed=options.seed,
         progress=watch,
     )
+
+
+def _since_the_dense(result: surgeon.Result, subject: Subject) -> surgeon.Result:
+    """The same result; its plan says all that is cut from the dense model, where an earlier cut is in the file."""
+    if subject.cuts is None:
+        return result
+    from surgeon.checkpoint import load_dense
+    from surgeon.composition import compose
+    from surgeon.rewriting import fit
+    from surgeon.tracing import Inputs
+
+    example = Inputs.from_spec(result.plan.inputs)
+    fitted = fit(subject.model.cpu(), result.plan, example)
+    whole = compose(load_dense(subject.name), subject.cuts, fitted, example)
+    return replace(result, plan=replace(whole, budget=result.plan.budget, criterion=result.plan.criterion, fitted=None))
 
 
 def _with_remarks(

@@ -23,7 +23,7 @@ from surgeon.checkpoint.files import write_beside
 from surgeon.checkpoint.fitting import compare, distinct, fill, state_of
 from surgeon.checkpoint.graphs import build, describe, kept_outside
 from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
-from surgeon.checkpoint.origin import build_origin, check_origin
+from surgeon.checkpoint.origin import build_origin, check_origin, is_followed
 from surgeon.errors import CheckpointError, ModelError
 from surgeon.planning import Plan
 from surgeon.rewriting import rewrite
@@ -33,6 +33,7 @@ __all__ = [
     "Header",
     "build_origin",
     "check_origin",
+    "is_followed",
     "load",
     "load_dense",
     "read_header",
@@ -62,8 +63,9 @@ def save(
     plan:
         The plan that made it.
     origin:
-        Where the dense model came from. ``{"torchvision": NAME, "kwargs": {...}}`` lets :func:`load` work without a
-        factory; anything else is kept for the reader, never followed.
+        Where the dense model came from. ``{"torchvision": NAME, "kwargs": {...}}``, or ``{"surgeon": NAME, ...}`` for
+        one of :mod:`surgeon.models`, lets :func:`load` work without a factory; anything else is kept for the reader,
+        never followed.
     compact:
         Store tensors that have many zeros or few distinct values by those; they come back to the bit. A mapping says
         of tensors by name which of the two they are stored by, be it smaller or not: ``"sparse"`` or ``"shared"``.
@@ -121,7 +123,8 @@ def load(
         The file.
     factory:
         Makes the dense architecture, with any weights. Without it, a graph module is built as the file says, of
-        operators of torch alone; for other models the file's torchvision name is followed.
+        operators of torch alone; for other models the file's name of a torchvision model, or of one of
+        :mod:`surgeon.models`, is followed.
     example_inputs:
         What the dense model's forward takes, where the plan can't describe it (arguments that are no tensors).
 
@@ -199,7 +202,7 @@ def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> 
 
 def _dense(path: str | os.PathLike[str], header: Header, factory: Callable[[], nn.Module] | None) -> nn.Module:
     origin = header.origin or {}
-    if factory is None and "torchvision" not in origin:
+    if factory is None and not is_followed(origin):
         told = f" (made from {json.dumps(origin)})" if origin else ""
         raise CheckpointError(
             f"{path}: holds a {header.class_name} that is not from torchvision{told}; pass factory=, a callable that "

@@ -1,4 +1,4 @@
-"""Where a dense model came from, and building it again: the only name in a file that is ever followed."""
+"""Where a dense model came from, and building it again: the only names in a file that are ever followed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.errors import CheckpointError
+from surgeon import models as zoo
+from surgeon.errors import CheckpointError, SelectionError
 
-__all__ = ["build_origin", "check_origin"]
+__all__ = ["build_origin", "check_origin", "is_followed"]
 
-#: Keyword arguments of torchvision's builders that a file may set, with the check each value must pass.
+#: Keyword arguments of the builders that a file may set, with the check each value must pass.
 _KWARGS: Mapping[str, Callable[[Any], bool]] = {
     "num_classes": lambda value: type(value) is int and 1 <= value <= 1_000_000,
     "image_size": lambda value: type(value) is int and 1 <= value <= 4096,
@@ -23,19 +24,24 @@ _KWARGS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
+def is_followed(origin: Mapping[str, Any]) -> bool:
+    """Whether an origin names a model of torchvision's or of :mod:`surgeon.models`."""
+    return "torchvision" in origin or "surgeon" in origin
+
+
 def check_origin(origin: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The torchvision name and keyword arguments of an origin, if they are ones that may be followed.
+    """The name and keyword arguments of an origin, if they are ones that may be followed.
 
     Raises
     ------
     CheckpointError
-        For a name that torchvision doesn't list, or an argument that is not allowed.
+        For a name that neither torchvision nor the zoo lists, or an argument that is not allowed.
     """
-    from torchvision.models import list_models  # late: a second of import that only files with such an origin need
-
-    name, kwargs = origin.get("torchvision"), origin.get("kwargs", {})
-    if not isinstance(name, str) or name not in list_models():
-        raise CheckpointError(f"origin {str(name)[:80]!r} is no torchvision model of this installation; pass factory=")
+    name, kwargs = origin.get("surgeon", origin.get("torchvision")), origin.get("kwargs", {})
+    if not isinstance(name, str) or not _is_known(name, own="surgeon" in origin):
+        raise CheckpointError(
+            f"origin {str(name)[:80]!r} is no {_place(origin)} model of this installation; pass factory="
+        )
     if not isinstance(kwargs, dict):
         raise CheckpointError(f"the origin's kwargs are {type(kwargs).__name__}, expected an object")
     for key, value in kwargs.items():
@@ -46,20 +52,36 @@ def check_origin(origin: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return name, kwargs
 
 
+def _place(origin: Mapping[str, Any]) -> str:
+    return "surgeon.models" if "surgeon" in origin else "torchvision"
+
+
+def _is_known(name: str, *, own: bool) -> bool:
+    from torchvision.models import list_models  # late: a second of import that only files with such an origin need
+
+    if not own:
+        return name in list_models()
+    try:
+        zoo.find(name)
+    except SelectionError:
+        return False
+    return True
+
+
 def build_origin(origin: Mapping[str, Any]) -> nn.Module:
-    """Build the dense torchvision model of an origin, with random weights; nothing is downloaded.
+    """Build the dense model of an origin, with random weights; nothing is downloaded.
 
     Raises
     ------
     CheckpointError
-        As :func:`check_origin`, or if torchvision refuses the arguments.
+        As :func:`check_origin`, or if the builder refuses the arguments.
     """
     from torchvision.models import get_model
 
     name, kwargs = check_origin(origin)
     try:
-        model = get_model(name, weights=None, **kwargs)
+        model = zoo.build(name, **kwargs) if "surgeon" in origin else get_model(name, weights=None, **kwargs)
     except (TypeError, ValueError) as problem:
-        raise CheckpointError(f"torchvision can't build {name} with {kwargs}: {problem}") from problem
+        raise CheckpointError(f"{_place(origin)} can't build {name} with {kwargs}: {problem}") from problem
     assert isinstance(model, nn.Module)
     return model

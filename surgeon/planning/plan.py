@@ -43,6 +43,11 @@ class Plan:
     seed: int = 0
     fitted: Fit | None = field(default=None, repr=False, compare=False)
 
+    @classmethod
+    def empty(cls, graph: ChannelGraph) -> Plan:
+        """The plan that removes nothing."""
+        return cls(type(graph.trace.model).__name__, {}, graph.trace.inputs.spec())
+
     def to_json(self) -> str:
         """The plan as indented JSON, one line per group."""
         head = {

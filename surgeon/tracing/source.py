@@ -18,6 +18,7 @@ from torch import fx, nn
 
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
 _SURGEON = str(Path(__file__).resolve().parents[1]) + os.sep
+_ZOO = _SURGEON + "models" + os.sep  # networks that come along are models like any other
 _GENERATED = "<eval_with_key>"  # what fx calls the code of a graph module
 #: Under this name a graph module's ``meta`` may hold the user's line of each node.
 LINES = "lines"
@@ -77,12 +78,16 @@ def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
         if code is _MODULE_CALL:
             if path is None:
                 path = names.get(id(frame.f_locals.get("self")))
-        elif source is None and not code.co_filename.startswith((_TORCH, _SURGEON, "<frozen")):
+        elif source is None and _is_users(code.co_filename):
             source = _source(frame, frame.f_lineno)
         if path is not None and source is not None:
             break
         frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None at the stack's bottom
     return Site(path or "", source)
+
+
+def _is_users(file: str) -> bool:
+    return file.startswith(_ZOO) or not file.startswith((_TORCH, _SURGEON, "<frozen"))
 
 
 def _source(frame: FrameType, line: int) -> Source:
@@ -103,7 +108,7 @@ def error_site(error: BaseException, names: Mapping[int, str]) -> Site:
         code = step.tb_frame.f_code
         if code is _MODULE_CALL:
             path = names.get(id(step.tb_frame.f_locals.get("self")), path)
-        elif not code.co_filename.startswith((_TORCH, _SURGEON, "<frozen")):
+        elif _is_users(code.co_filename):
             source = _source(step.tb_frame, step.tb_lineno)
         step = step.tb_next
     return Site(path, source)

@@ -59,6 +59,7 @@ def tune(
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
+    on_epoch: Callable[[tuple[Epoch, ...]], None] | None = None,
 ) -> Tuned:
     """Train `model` in place, and leave it with the weights that did best on the validation data.
 
@@ -114,6 +115,8 @@ def tune(
         launch`` every process has its own.
     progress:
         Called as ``progress("tune", steps done, steps in all)``; 0 in all where the loader has no length.
+    on_epoch:
+        Called when an epoch is finished and saved, with the rows of all so far, those before an interruption included.
 
     Raises
     ------
@@ -156,7 +159,7 @@ def tune(
         Loop(
             run, recipe, objective, accelerator, place, call,
             accelerator.prepare_optimizer(chosen, device_placement=False), train_loader, val_loader, metric, penalty,
-            resume_dir, progress or (lambda *_: None),
+            resume_dir, progress or (lambda *_: None), on_epoch or (lambda _: None),
         ).finish()  # fmt: skip
         if call is not model:
             accelerator.unwrap_model(call, keep_fp32_wrapper=False)

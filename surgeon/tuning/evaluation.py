@@ -18,13 +18,19 @@ from surgeon.tuning.objectives import Objective, Outcome, count_examples, scores
 
 __all__ = ["Validation", "evaluate", "moved"]
 
+_FEW = 5
+
 
 @dataclass(frozen=True)
 class Validation:
-    """Mean loss over the examples, and the share of right answers (None where the outputs are no class scores)."""
+    """Mean loss over the examples, and the share of right answers (None where the outputs are no class scores).
+
+    `top5` is the share whose answer is among the five highest scores; None where there are no more than five classes.
+    """
 
     loss: float
     accuracy: float | None
+    top5: float | None = None
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -63,7 +69,8 @@ def evaluate(
     """
     objective = objective or Objective()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    loss, examples, right, asked = 0.0, 0, 0, 0
+    loss, examples, right, asked = 0.0, 0, torch.zeros(2, dtype=torch.int64), 0
+    five = False
     with in_mode(model, False):
         for given in loader:
             batch = moved(given, device)
@@ -72,21 +79,32 @@ def evaluate(
             count = count_examples(batch)
             loss, examples = loss + float(outcome.loss) * count, examples + count
             hits, of = _hits(outcome)
-            right, asked = right + hits, asked + of
+            right, asked, five = right + hits, asked + of, five or _classes(outcome) > _FEW
     if not examples:
         raise TuningError("the validation loader gave no batch; pass one that can be iterated again every epoch")
-    return Validation(loss / examples, right / asked if asked else None)
+    first, among = (hits / asked for hits in right.tolist()) if asked else (None, None)
+    return Validation(loss / examples, first, among if five else None)
 
 
-def _hits(outcome: Outcome) -> tuple[int, int]:
-    """Right answers and questions; none where the targets are no class numbers."""
+def _hits(outcome: Outcome) -> tuple[Tensor, int]:
+    """Right answers, answers among the five best, and questions; none where the targets are no class numbers."""
+    none = torch.zeros(2, dtype=torch.int64)
     targets = outcome.targets
     if not isinstance(targets, Tensor) or targets.is_floating_point():
-        return 0, 0
+        return none, 0
     try:
-        chosen = scores_of(outcome.outputs).argmax(1)
+        scores = scores_of(outcome.outputs)
     except TuningError:
-        return 0, 0
-    if chosen.shape != targets.shape:
-        return 0, 0
-    return int((chosen == targets).sum()), targets.numel()
+        return none, 0
+    if scores.argmax(1).shape != targets.shape:
+        return none, 0
+    first = (scores.argmax(1) == targets).sum()
+    best = scores.topk(min(_FEW, scores.shape[1]), dim=1).indices
+    return torch.stack([first, (best == targets.unsqueeze(1)).sum()]).cpu(), targets.numel()
+
+
+def _classes(outcome: Outcome) -> int:
+    try:
+        return scores_of(outcome.outputs).shape[1]
+    except TuningError:
+        return 0

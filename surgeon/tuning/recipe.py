@@ -99,6 +99,8 @@ class Epoch:
         Mean over the examples of what was minimised, without the penalty, while the weights changed.
     val_loss, val_accuracy:
         On the validation loader; accuracy is the share of right answers (None where nothing can be right).
+    val_top5:
+        Share whose answer is among the five highest scores; None where there are no more than five classes.
     val_metric:
         What the user's own metric says.
     seconds:
@@ -112,6 +114,7 @@ class Epoch:
     val_accuracy: float | None = None
     val_metric: float | None = None
     seconds: float = 0.0
+    val_top5: float | None = None
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Epoch:

@@ -11,6 +11,7 @@ from typing import Any
 
 from surgeon.checkpoint import write_beside
 from surgeon.errors import CheckpointError
+from surgeon.tuning.evaluation import Validation
 from surgeon.tuning.recipe import Epoch
 
 __all__ = ["FILE", "Step", "plain", "read_rows", "write_rows"]
@@ -21,7 +22,11 @@ FILE = "run.json"
 
 @dataclass(frozen=True)
 class Step:
-    """One cut and its training (`notes` as in ``Tuned``); MACs (not FLOPs) and the like are those after the cut."""
+    """One cut and its training (`notes` as in ``Tuned``); MACs (not FLOPs) and the like are those after the cut.
+
+    `widths` are the out-channels of every layer that makes some; `cut` is what validation says between cut and training
+    (None without a validation loader, or with a metric instead of its loss).
+    """
 
     number: int
     filters: int
@@ -30,12 +35,15 @@ class Step:
     history: tuple[Epoch, ...]
     best_epoch: int
     notes: tuple[str, ...] = ()
+    widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    cut: Validation | None = None
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Step:
         """From the form in which it is saved."""
-        history = tuple(Epoch.read(row) for row in fields["history"])
-        return cls(**{**fields, "history": history, "notes": tuple(fields["notes"])})
+        history, cut = tuple(Epoch.read(row) for row in fields["history"]), fields["cut"]
+        seen = None if cut is None else Validation(**cut)
+        return cls(**{**fields, "history": history, "notes": tuple(fields["notes"]), "cut": seen})
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Loop:
         What is called as the model (it may be compiled, or spread over processes); ``run.model`` holds the tensors.
     stepper:
         The optimizer as accelerate wraps it.
-    loader, val_loader, metric, penalty, folder, progress:
+    loader, val_loader, metric, penalty, folder, progress, on_epoch:
         As in :func:`surgeon.tune`.
     """
 
@@ -65,6 +65,7 @@ class Loop:
     penalty: Penalty | None
     folder: Any
     progress: Callable[[str, int, int], None]
+    on_epoch: Callable[[tuple[Epoch, ...]], None]
 
     def finish(self) -> None:
         """Train the epochs that are still to come, then load the weights that are to stay."""
@@ -74,6 +75,7 @@ class Loop:
                 if self.accelerator.is_main_process:
                     write_state(self.folder, self.run)
                 self.accelerator.wait_for_everyone()
+            self.on_epoch(tuple(self.run.history))
         if self.run.best is not None:
             copy_into(self.run.model, self.run.best)
         elif self.run.average is not None and self.run.history:
@@ -146,20 +148,21 @@ class Loop:
 
     def _validated(self, row: Epoch) -> Epoch:
         """The row with what validation says; all processes take the first one's word."""
-        found: list[float | None] = [None, None, None]
+        found: list[float | None] = [None, None, None, None]
         if self.val_loader is not None and self.metric is None:
             seen: Validation = evaluate(
                 self.run.model, self.val_loader, self.objective.plain(), autocast=self.accelerator.autocast
             )
-            found[:2] = seen.loss, seen.accuracy
+            found[:3] = seen.loss, seen.accuracy, seen.top5
         if self.metric is not None:
             with in_mode(self.run.model, False), torch.no_grad():
-                found[2] = float(self.metric(self.run.model))
+                found[3] = float(self.metric(self.run.model))
         if self._several:
             from accelerate.utils import broadcast_object_list
 
             broadcast_object_list(found)
-        return replace(row, val_loss=found[0], val_accuracy=found[1], val_metric=found[2])
+        loss, accuracy, top5, metric = found
+        return replace(row, val_loss=loss, val_accuracy=accuracy, val_top5=top5, val_metric=metric)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         average = self.run.average

@@ -1,0 +1,244 @@
+"""``surgeon train``: a baseline from scratch, or a trained network with a new head for one's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..files import check_writable
+from ..training_options import augment_of, check_folder, percent, training_options, tuning_of
+from .compare import as_in_prune
+
+if TYPE_CHECKING:
+    import surgeon
+    from surgeon.trainer import Row
+
+    from ..models import Subject
+
+#: Peak learning rates of SGD where none is given.
+_SCRATCH, _PRETRAINED = 0.1, 0.01
+_PHASES = {"frozen": "head alone", "all": "all layers"}
+
+
+@as_in_prune("device", "seed", "image_size")
+@click.command(name="train", short_help="Train a network on a folder of images or on CIFAR.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="MODEL",
+    help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory.",
+)
+@click.option(
+    "--data",
+    required=True,
+    metavar="DIR|cifar10|cifar100",
+    help="DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with val/ and test/ beside it.",
+)
+@click.option(
+    "--weights",
+    default="none",
+    show_default=True,
+    metavar="DEFAULT|none|FILE",
+    help="Start from pretrained weights, with a new head where the classes are others.",
+)
+@click.option("--epochs", type=click.IntRange(min=0), required=True, metavar="N", help="Passes over the images.")
+@click.option(
+    "--frozen-epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Before them, so many that train the new head alone.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=2), default=128, show_default=True, metavar="N", help="Images at a time."
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "one-cycle", "constant"]),
+    default="cosine",
+    show_default=True,
+    help="How the rate goes.",
+)
+@click.option("--warmup-epochs", type=float, default=0.0, show_default=True, metavar="N", help="Of rising rate.")
+@click.option(
+    "--label-smoothing",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="R",
+    help="Share of the targets spread over all classes.",
+)
+@click.option("--ema", type=float, metavar="R", help="Decay of a moving average of the weights, such as 0.999.")
+@click.option("--clip", type=float, metavar="R", help="Greatest norm of the gradient.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File to write.  [default: MODEL-trained.safetensors]",
+)
+@training_options
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Training curves: png, svg or pdf.")
+@click.option("--json", "as_json", is_flag=True, help="All epochs as JSON on standard output.")
+def command(**options: Any) -> None:
+    """Train a network, and write it to a file that every --model takes.
+
+    The best epoch is chosen on images held out of the training images; those of test/ (of CIFAR: the test set) are
+    looked at once, at the end. An interrupted run goes on with --resume. Nothing is downloaded but weights that
+    --weights asks for.
+
+    Example: surgeon train --model cifar:resnet20 --data cifar10 --epochs 30 --cutout 16
+    """
+    run(options)
+
+
+def target_of(options: Mapping[str, Any]) -> Path:
+    """Where the file goes."""
+    name = options["model"].rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
+    return options["output"] or Path(f"{name}-trained.safetensors")
+
+
+def run(options: Mapping[str, Any]) -> None:
+    """The whole command."""
+    target = target_of(options)
+    folder = options["folder"] or target.with_suffix("")
+    check_writable(target)
+    for path in (options["plot"],) if options["plot"] else ():
+        check_writable(path)
+    check_folder(folder, resume=options["resume"])
+    import surgeon
+    from surgeon.data import open_data
+
+    from ..output import Watch, emit_json, resumable, say, warn
+    from ..runtime import pick_device, try_forward
+
+    device = pick_device(options["device"])
+    data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
+    subject, new = _subject(options, len(data.classes))
+    try_forward(subject.model.to(device), subject, device)
+    _announce(subject, data, new)
+    with resumable(), Watch() as watch:
+        trained = surgeon.train(
+            subject.model,
+            data,
+            epochs=options["epochs"],
+            frozen_epochs=options["frozen_epochs"],
+            head=new or None,
+            preprocess=subject.preprocess,
+            augment=augment_of(options),
+            batch_size=options["batch_size"],
+            workers=options["workers"],
+            directory=folder,
+            on_epoch=epoch_line(options["epochs"]),
+            seed=options["seed"],
+            device=device,
+            progress=watch,
+            **_tuning(options),
+        )
+    for note in trained.notes:
+        warn(note)
+    _write(target, subject, trained, data)
+    if options["plot"]:
+        from surgeon.plots import curves
+
+        curves(trained.rows, options["plot"])
+    if options["as_json"]:
+        emit_json(_facts(trained, target, subject))
+    _tell(trained)
+    say(f"written: {target}; use it as --model {target}, its epochs are in {folder / 'metrics.jsonl'}")
+
+
+def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
+    given = tuning_of(options)
+    scratch = options["weights"].lower() == "none" and not options["model"].endswith(".safetensors")
+    if "lr" not in given and given["optimizer"] == "sgd":
+        given["lr"] = _SCRATCH if scratch else _PRETRAINED
+    return given
+
+
+def epoch_line(epochs: int) -> Callable[[tuple[Row, ...]], None]:
+    """Tells each epoch's figures."""
+    from ..output import duration, say
+
+    def tell(rows: tuple[Row, ...]) -> None:
+        row = rows[-1].epoch
+        top5 = "" if row.val_top5 is None else f" (top-5 {100 * row.val_top5:.2f} %)"
+        accuracy = "" if row.val_accuracy is None else f", validation {100 * row.val_accuracy:.2f} %{top5}"
+        of = f" of {epochs}" if rows[-1].phase == "all" else ""
+        phase = _PHASES[rows[-1].phase]
+        say(f"{phase}, epoch {row.number}{of}: loss {row.train_loss:.4f}{accuracy}, {duration(row.seconds)}")
+
+    return tell
+
+
+def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[str, ...]]:
+    """The model with an output for each class, and the parameters that are new."""
+    import torch
+
+    from ..models import resolve, with_classes
+    from ..output import warn
+    from ..runtime import try_forward
+
+    weights = None if options["model"].endswith(".safetensors") else options["weights"]
+    subject = resolve(options["model"], weights, seed=options["seed"], image_size=options["image_size"])
+    for warning in subject.warnings:
+        warn(warning)
+    _, outputs = try_forward(subject.model, subject, torch.device("cpu"))
+    if getattr(outputs, "shape", ())[1:] == (classes,):
+        return subject, ()
+    return with_classes(subject, classes)
+
+
+def _announce(subject: Subject, data: surgeon.data.Data, new: tuple[str, ...]) -> None:
+    from ..output import say
+
+    parts = {"train": data.train, "validation": data.val, "test": data.test}
+    told = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
+    say(f"{data.name}: {len(data.classes)} classes; images: {told}")
+    say(f"{subject.name}: weights {subject.weights}" + (f"; new head: {', '.join(new)}" if new else ""))
+
+
+def _write(target: Path, subject: Subject, trained: surgeon.Trained, data: surgeon.data.Data) -> None:
+    import torch
+
+    import surgeon
+
+    from ..runtime import try_forward
+
+    model = trained.model.cpu().eval()
+    example, _ = try_forward(model, subject, torch.device("cpu"))
+    plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(model, example)))
+    origin = {
+        **subject.origin,
+        "weights": f"trained on {Path(data.name).name}",
+        "preprocess": subject.preprocess.to_dict(),
+        "classes": list(data.classes),
+    }
+    surgeon.save(target, model, subject.cuts or plan, origin=origin)
+
+
+def _facts(trained: surgeon.Trained, target: Path, subject: Subject) -> dict[str, Any]:
+    return {
+        "model": subject.name,
+        "epochs": [row.to_dict() for row in trained.rows],
+        "best_epoch": trained.best_epoch,
+        "val": asdict(trained.val),
+        "test": None if trained.test is None else asdict(trained.test),
+        "output": str(target),
+    }
+
+
+def _tell(trained: surgeon.Trained) -> None:
+    from ..output import table
+
+    found = {"validation": trained.val, "test": trained.test}
+    rows = [
+        (name, percent(seen.accuracy), percent(seen.top5), f"{seen.loss:.4f}")
+        for name, seen in found.items()
+        if seen is not None
+    ]
+    table(f"weights of epoch {trained.best_epoch}", ("images", "top-1", "top-5", "loss"), rows)

@@ -1,0 +1,135 @@
+"""``surgeon compare --experiment``: a grid of cuts with training, resumable, and accuracy against cost."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import surgeon
+from surgeon.data import batches, open_data
+from surgeon.errors import InputError, ModelError
+from surgeon.experiments import Cell, Compared, Experiment, Summary
+
+from .images import Batches
+from .models import resolve
+from .output import Watch, emit_json, resumable, say, table, warn
+from .runtime import pick_device, try_forward
+from .training_options import augment_of, check_folder, percent, tuning_of
+
+#: Training images that rank the filters.
+_RANKED = 256
+_WORDS = ("criterion", "budget", "schedule")
+
+
+def read(path: Path) -> Experiment:
+    """The experiment in a TOML or JSON file.
+
+    Raises
+    ------
+    InputError
+        If the file is neither, or this Python can't read TOML.
+    TuningError
+        For a field that there isn't.
+    OSError
+        If it can't be read.
+    """
+    text = path.read_text(encoding="utf-8")
+    try:
+        fields = json.loads(text) if path.suffix.lower() == ".json" else _toml(text)
+    except ValueError as problem:  # of both readers
+        raise InputError(f"{path}: {problem}") from problem
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: holds {type(fields).__name__}, expected a table of fields")
+    return Experiment.read(fields)
+
+
+def _toml(text: str) -> Any:
+    try:
+        reader: Any = importlib.import_module("tomllib")
+    except ImportError as problem:
+        raise ValueError("TOML needs Python 3.11: write the experiment as .json") from problem
+    return reader.loads(text)
+
+
+def run(options: Mapping[str, Any]) -> None:
+    """The whole command; `options` by their long names.
+
+    Raises
+    ------
+    InputError, ModelError
+        If the experiment, the images or the model can't be used.
+    """
+    experiment = read(options["experiment"])
+    folder = options["folder"] or options["experiment"].with_suffix("")
+    check_folder(folder, resume=options["resume"])
+    if options["data"] is None:
+        raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
+    device = pick_device(options["device"])
+    data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
+    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    for warning in subject.warnings:
+        warn(warning)
+    example, outputs = try_forward(subject.model.to(device), subject, device)
+    if tuple(getattr(outputs, "shape", ()))[1:] != (len(data.classes),):
+        raise ModelError(
+            f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
+            "head for them first: surgeon train --model ... --weights ..."
+        )
+    made, size, workers = subject.preprocess, options["train_batch_size"], options["workers"]
+    rank = data.train.drawn(options["samples"] or _RANKED, options["seed"]).loaded(made)
+    assert rank.pixels is not None
+    assert data.val is not None
+    val = batches(data.val, made, size, workers=workers)
+    test = None if data.test is None else batches(data.test, made, size, workers=workers)
+    tuning = tuning_of(options)
+    about = {"model": subject.name, "weights": subject.weights, "data": data.name, "batch_size": size}
+    with resumable(), Watch() as watch:
+        found = surgeon.compare(
+            subject.model,
+            example,
+            batches(data.train, made, size, augment_of(options), workers=workers),
+            val,
+            experiment,
+            judge=test,
+            directory=folder,
+            about={**about, "tuning": tuning},
+            tuning={**tuning, "device": device},
+            dataloader=Batches(rank.pixels, rank.labels, made, options["batch_size"], device),
+            on_cell=_tell,
+            progress=watch,
+        )
+    if options["plot"] is not None:
+        from surgeon.plots import fronts
+
+        fronts(found, options["plot"])
+    judged = "validation" if test is None else "test"
+    if options["as_json"]:
+        emit_json({"model": subject.name, "judged": judged, **found.to_dict()})
+    _show(subject.name, found, judged)
+    say(f"every cell is in {folder}; a larger grid goes on from there with --resume")
+
+
+def _tell(cell: Cell) -> None:
+    say(f"{cell.key.folder}: {percent(cell.accuracy)}, {cell.macs:,} MACs, {cell.params:,} parameters")
+
+
+def _show(name: str, found: Compared, judged: str) -> None:
+    fronts = {cost: found.front(cost) for cost in ("macs", "params", "latency")}
+    rows = [_row(summary, fronts) for summary in sorted(found.summaries, key=lambda s: (s.macs, -s.mean))]
+    table(
+        f"{name}: {judged} accuracy at equal epochs (1 multiply-add = 1 MAC)",
+        (*_WORDS, "runs", "min", "mean", "max", "MACs", "parameters", "speed-up", "front"),
+        rows,
+        left=len(_WORDS),
+    )
+
+
+def _row(summary: Summary, fronts: Mapping[str, tuple[Summary, ...]]) -> tuple[Any, ...]:
+    budget = ", ".join(f"{name} {amount}" for name, amount in summary.budget)
+    spread = (percent(value) for value in (summary.least, summary.mean, summary.most))
+    on = ", ".join(cost for cost, front in fronts.items() if summary in front)
+    costs = (f"{summary.macs:,.0f}", f"{summary.params:,.0f}", f"{summary.speed_up:.2f}x")
+    return (summary.criterion, budget, summary.schedule, summary.runs, *spread, *costs, on)

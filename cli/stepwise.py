@@ -1,0 +1,217 @@
+"""``surgeon prune --epochs``: cut, fine-tune, cut again, with figures and a file after every step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import surgeon
+from surgeon.data import Data, batches, open_data
+from surgeon.errors import InputError, ModelError
+from surgeon.measure import latency
+from surgeon.trainer import write_rows
+from surgeon.tuning import evaluate
+from surgeon.tuning.record import Step
+
+from .images import Batches
+from .models import Subject, resolve
+from .output import Watch, emit_json, resumable, say, table, warn
+from .runtime import pick_device, try_forward
+from .training_options import augment_of, check_folder, percent, tuning_of
+
+#: Rounds of timing after each step.
+_ROUNDS = 10
+_METRICS = "steps.jsonl"
+
+
+def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> None:
+    """The whole command; `options` by their long names.
+
+    Raises
+    ------
+    InputError, ModelError
+        If there are no labelled images of the model's classes, or the model is cut already.
+    """
+    folder = options["folder"] or target.with_suffix("")
+    check_folder(folder, resume=options["resume"])
+    device = pick_device(options["device"])
+    data = _data(options)
+    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    for warning in subject.warnings:
+        warn(warning)
+    example, outputs = try_forward(subject.model.to(device), subject, device)
+    _check(subject, data, outputs)
+    rows = _Rows(folder / _METRICS, subject.model, example)
+    loaders = _loaders(options, data, subject, device)
+    with resumable(), Watch() as watch:
+        result = surgeon.prune_and_tune(
+            subject.model,
+            example,
+            loaders["train"],
+            loaders["val"],
+            **budget,
+            dataloader=loaders["rank"],
+            steps=options["steps"],
+            schedule=options["schedule"],
+            epochs_per_step=options["epochs"],
+            final_epochs=options["final_epochs"],
+            tuning={**tuning_of(options, leave=("schedule",)), "device": device},
+            after_cut=_healer(options, loaders["rank"]),
+            directory=folder,
+            origin=subject.origin,
+            on_step=rows,
+            criterion=options["criterion"],
+            scope=options["scope"],
+            round_to=options["round_to"],
+            min_channels=options["min_channels"],
+            ignored_layers=options["ignore"],
+            units=options["unit"],
+            verify=options["verify"],
+            strict=options["strict"],
+            seed=options["seed"],
+            progress=watch,
+        )
+    surgeon.save(target, result.model, result.plan, origin=subject.origin)
+    test = None if data.test is None else evaluate(result.model, loaders["test"])
+    if options["as_json"]:
+        emit_json(
+            {
+                "model": subject.name,
+                "dense": asdict(result.dense),
+                "steps": rows.facts(result.steps),
+                "test": None if test is None else asdict(test),
+                "plan": json.loads(result.plan.to_json()),
+                "output": str(target),
+            }
+        )
+    _show(subject, result, rows.facts(result.steps))
+    if test is not None:
+        say(f"test images: top-1 {percent(test.accuracy)}, top-5 {percent(test.top5)}, loss {test.loss:.4f}")
+    say(f"written: {target}; every step's model is in {folder}/step-N.safetensors, its figures in {rows.path}")
+
+
+def _data(options: Mapping[str, Any]) -> Data:
+    if options["data"] is None:
+        raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
+    data = open_data(options["data"], options["data_root"])
+    return data.with_validation(options["val_share"], options["seed"])
+
+
+def _check(subject: Subject, data: Data, outputs: Any) -> None:
+    if subject.cuts is not None:
+        raise ModelError(
+            f"{subject.name} is cut already: give the model that it was made from, or go on without --epochs"
+        )
+    shape = tuple(getattr(outputs, "shape", ()))
+    if shape[1:] != (len(data.classes),):
+        raise ModelError(
+            f"{subject.name} gives {shape} of an image, {data.name} has {len(data.classes)} classes; give it a head "
+            "for them first: surgeon train --model ... --weights ..."
+        )
+
+
+def _loaders(options: Mapping[str, Any], data: Data, subject: Subject, device: torch.device) -> dict[str, Any]:
+    made, size, workers = subject.preprocess, options["train_batch_size"], options["workers"]
+    rank = data.train.drawn(options["samples"] or 256, options["seed"]).loaded(made)
+    assert rank.pixels is not None
+    assert data.val is not None
+    return {
+        "train": batches(data.train, made, size, augment_of(options), workers=workers),
+        "val": batches(data.val, made, size, workers=workers),
+        "test": None if data.test is None else batches(data.test, made, size, workers=workers),
+        "rank": Batches(rank.pixels, rank.labels, made, options["batch_size"], device),
+    }
+
+
+def _healer(options: Mapping[str, Any], loader: Batches) -> Any:
+    level = options["heal"]
+    if level == "none":
+        return None
+
+    def heal(small: nn.Module, before: nn.Module, plan: surgeon.Plan) -> None:
+        surgeon.heal(before, small, plan, loader, level, seed=options["seed"])
+
+    return heal
+
+
+class _Rows:
+    """Times each step beside the dense model when it is done, and keeps what was measured before an interruption."""
+
+    def __init__(self, path: Path, dense: nn.Module, example: torch.Tensor) -> None:
+        self.path, self._dense, self._example = path, dense, example
+        self._latencies: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            self._latencies = {row["number"]: row["latency"] for row in lines}
+        self._steps: list[Step] = []
+
+    def __call__(self, step: Step, small: nn.Module) -> None:
+        measured = latency({"dense": self._dense, "small": small}, self._example, rounds=_ROUNDS)
+        self._latencies[step.number] = {
+            "threads": measured.threads,
+            "device": measured.device,
+            "batch_size": len(self._example),
+            **{timed.name: timed.to_dict() for timed in measured.latencies},
+            "speed_up": measured.speed_up("small", "dense").to_dict(),
+        }
+        self._steps.append(step)
+        write_rows(self.path, self._saved(step))
+        say(_line(step, self._latencies[step.number]))
+
+    def _saved(self, step: Step) -> list[dict[str, Any]]:
+        """The file's rows with this step's, whatever came before it."""
+        kept = []
+        if self.path.exists():
+            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+            kept = [row for row in lines if row["number"] < step.number]
+        return [*kept, *self.facts((step,))]
+
+    def facts(self, steps: tuple[Step, ...]) -> list[dict[str, Any]]:
+        """Everything about each step."""
+        return [{**asdict(step), "latency": self._latencies.get(step.number)} for step in steps]
+
+
+def _accuracy(step: Step) -> float | None:
+    return step.history[step.best_epoch - 1].val_accuracy if step.best_epoch else _cut(step)
+
+
+def _cut(step: Step) -> float | None:
+    return None if step.cut is None else step.cut.accuracy
+
+
+def _line(step: Step, timed: Mapping[str, Any]) -> str:
+    ratio = timed["speed_up"]
+    return (
+        f"step {step.number}: {step.filters:,} filters, {step.macs:,} MACs, {step.params:,} parameters left; "
+        f"validation {percent(_cut(step))} after the cut, {percent(_accuracy(step))} after training; "
+        f"{1e3 * timed['small']['median']:.2f} ms, {ratio['ratio']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    )
+
+
+def _show(subject: Subject, result: surgeon.PrunedAndTuned, facts: list[dict[str, Any]]) -> None:
+    rows = [("dense", *_counts(result.dense), percent(_cut(result.dense)), "-", "-")]
+    for step, row in zip(result.steps, facts, strict=True):
+        timed = row["latency"]
+        speed = "-" if timed is None else f"{timed['speed_up']['ratio']:.2f}x"
+        rows.append((str(step.number), *_counts(step), percent(_cut(step)), percent(_accuracy(step)), speed))
+    table(
+        f"{subject.name}: validation accuracy after each step (1 multiply-add = 1 MAC)",
+        ("step", "filters", "MACs", "parameters", "cut", "trained", "speed-up"),
+        rows,
+    )
+    for note in dict.fromkeys(note for step in result.steps for note in step.notes):
+        warn(note)
+    columns = [result.dense, *result.steps]
+    changed = [layer for layer, width in result.dense.widths.items() if columns[-1].widths[layer] != width]
+    shown = [(layer, *(step.widths[layer] for step in columns)) for layer in changed]
+    table("out-channels", ("layer", "dense", *(str(step.number) for step in result.steps)), shown)
+
+
+def _counts(step: Step) -> tuple[str, str, str]:
+    return f"{step.filters:,}", f"{step.macs:,}", f"{step.params:,}"

@@ -1,0 +1,110 @@
+"""Options of the commands that train, and what they mean for the library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
+
+data_root_option = click.option(
+    "--data-root", type=click.Path(), default="data", show_default=True, metavar="DIR", help="Where CIFAR's files are."
+)
+
+#: In the order of the help.
+_TRAINING = (
+    data_root_option,
+    click.option("--lr", type=float, metavar="R", help="Peak learning rate.  [default: 0.01; from scratch 0.1]"),
+    click.option(
+        "--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True, help="What trains."
+    ),
+    click.option("--weight-decay", type=float, default=5e-4, show_default=True, metavar="R", help="Pull to zero."),
+    click.option("--mixed-precision", type=click.Choice(["bf16", "fp16"]), help="Reduced precision where it is safe."),
+    click.option(
+        "--crop",
+        type=click.IntRange(min=0),
+        default=4,
+        show_default=True,
+        metavar="PIXELS",
+        help="Move CIFAR's images by up to so many; random parts of photographs. 0: neither.",
+    ),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images."),
+    click.option(
+        "--cutout",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        metavar="PIXELS",
+        help="Side of a square that is greyed out.",
+    ),
+    click.option(
+        "--val-share",
+        type=float,
+        default=0.1,
+        show_default=True,
+        metavar="R",
+        help="Share of the training images that chooses the best epoch, where there is no val/.",
+    ),
+    click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Readers."),
+    click.option(
+        "--run",
+        "folder",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="State after every epoch, and metrics.  [default: as the file, without .safetensors]",
+    ),
+    click.option("--resume", is_flag=True, help="Go on with the run that was interrupted there."),
+)
+#: Options that are surgeon.tune's, under its names.
+_TUNE = (
+    "lr", "optimizer", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "mixed_precision", "ema", "clip",
+)  # fmt: skip
+
+
+def training_options(command: _Command) -> _Command:
+    """Give a command the options of training."""
+    for option in reversed(_TRAINING):
+        command = option(command)
+    return command
+
+
+def split_training(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A command's other options, and those of :func:`training_options`."""
+    names = {param.name for param in training_options(click.Command("")).params}
+    own = {name: value for name, value in options.items() if name not in names}
+    return own, {name: value for name, value in options.items() if name in names}
+
+
+def tuning_of(options: Mapping[str, Any], *, leave: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Arguments of surgeon.tune, but those in `leave`."""
+    return {name: options[name] for name in _TUNE if name not in leave and options.get(name) is not None}
+
+
+def augment_of(options: Mapping[str, Any]) -> Any:
+    """The random changes of training images."""
+    from surgeon.data import Augment
+
+    return Augment(options["crop"], options["flip"], options["cutout"])
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """A run is only taken up where that was asked for.
+
+    Raises
+    ------
+    click.UsageError
+        If there is one and it wasn't, or there is none and it was.
+    """
+    there = folder.is_dir() and any(folder.iterdir())
+    if there and not resume:
+        raise click.UsageError(f"{folder}: holds a run; go on with it (--resume), or give another folder (--run)")
+    if resume and not there:
+        raise click.UsageError(f"{folder}: holds no run to go on with; leave --resume out")
+
+
+def percent(share: float | None) -> str:
+    """A share in percent, or a dash."""
+    return "-" if share is None else f"{100 * share:.2f} %"

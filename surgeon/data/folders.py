@@ -1,0 +1,57 @@
+"""Folders of images: ``DIR/CLASS/*.jpg``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from PIL import UnidentifiedImageError
+
+from surgeon.errors import InputError
+
+__all__ = ["SUFFIXES", "scan", "told"]
+
+#: What counts as an image.
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
+
+
+def scan(path: Path) -> dict[str, list[Path]]:
+    """Image files of ``DIR/CLASS/*.jpg`` by class, sorted; those of ``DIR/*.jpg`` under the class "".
+
+    Raises
+    ------
+    InputError
+        If the folder is missing or empty, or has one class.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise InputError(f"{path}: not a folder; expected DIR/CLASS/*.jpg or DIR/*.jpg")
+    found = {entry.name: _images(entry) for entry in sorted(path.iterdir()) if entry.is_dir()}
+    found = {name: files for name, files in found.items() if files}
+    if len(found) > 1:
+        return found
+    own = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES)
+    if own and not found:
+        return {"": own}
+    if not found:
+        raise InputError(f"{path}: holds no images; expected DIR/CLASS/*.jpg or DIR/*.jpg")
+    only = next(iter(found))
+    raise InputError(
+        f"{path}: has one class folder only ({only!r}), expected at least two, as DIR/CLASS/*.jpg; for images "
+        f"without labels give the folder that holds them: {path / only}"
+    )
+
+
+def _images(path: Path) -> list[Path]:
+    walk = os.walk(path, followlinks=True)
+    return sorted(
+        Path(where) / name for where, _, names in walk for name in names if Path(name).suffix.lower() in SUFFIXES
+    )
+
+
+def told(problem: Exception) -> str:
+    """What is wrong with an image, without its path: Pillow would give the absolute one."""
+    if isinstance(problem, UnidentifiedImageError):
+        return "no image, or of a kind that Pillow doesn't know"
+    return getattr(problem, "strerror", None) or str(problem)

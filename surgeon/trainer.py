@@ -1,0 +1,258 @@
+"""``train``: a baseline from scratch or from pretrained weights, with augmentation, and judged on data kept apart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from surgeon.checkpoint import write_beside
+from surgeon.data import Augment, Data, Preprocess, Split, batches
+from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
+from surgeon.tracing import check_model, in_mode
+from surgeon.tuning import Epoch, Tuned, Validation, evaluate, tune
+from surgeon.tuning.objectives import scores_of
+
+__all__ = ["Row", "Trained", "train", "write_rows"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One epoch of a phase: ``"frozen"`` (the head alone) or ``"all"``."""
+
+    phase: str
+    epoch: Epoch
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; accuracies are shares."""
+        return {"phase": self.phase, **asdict(self.epoch)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What :func:`train` gives back.
+
+    Attributes
+    ----------
+    model:
+        The model that was passed, trained, with the weights that did best on the validation images.
+    rows:
+        One per epoch.
+    best_epoch:
+        Of the last phase.
+    val, test:
+        Loss, top-1 and top-5 of the final weights; `test` is None where the data has no test part.
+    notes:
+        What a run that went on should be told, as in :class:`surgeon.Tuned`.
+    """
+
+    model: nn.Module
+    rows: tuple[Row, ...]
+    best_epoch: int
+    val: Validation
+    test: Validation | None
+    notes: tuple[str, ...] = ()
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    *,
+    epochs: int,
+    frozen_epochs: int = 0,
+    head: Iterable[str] | None = None,
+    preprocess: Preprocess | None = None,
+    augment: Augment | None = None,
+    batch_size: int = 128,
+    val_share: float = 0.1,
+    workers: int = 0,
+    directory: str | os.PathLike[str] | None = None,
+    on_epoch: Callable[[tuple[Row, ...]], None] | None = None,
+    seed: int = 0,
+    **tuning: Any,
+) -> Trained:
+    """Train `model` in place on the training images of `data`.
+
+    The validation images choose the epoch whose weights stay; where `data` has none, `val_share` of the training images
+    of each class are held out. Test images are looked at once, at the end. With a `directory` a run that was
+    interrupted and is called again with the same arguments goes on from its last finished epoch.
+
+    Parameters
+    ----------
+    model:
+        Gives scores (N, classes) of images (N, C, H, W).
+    data:
+        From :func:`surgeon.data.open_data`.
+    epochs:
+        Passes over the training images with all parameters.
+    frozen_epochs, head:
+        So many epochs before them with the `head` alone: names of parameters; default: those of the module that holds
+        the last one. What batch norms measure follows the new images.
+    preprocess:
+        Size and normalisation of the images; default: ImageNet's.
+    augment:
+        Random changes; default: crops and mirror images (:class:`surgeon.data.Augment`).
+    batch_size, workers:
+        Images at a time, and processes that read ahead.
+    val_share:
+        How much is held out for validation where `data` has no such part.
+    directory:
+        For the state, and ``metrics.jsonl`` with one line per epoch.
+    on_epoch:
+        Called with all rows so far after every epoch.
+    seed:
+        Of what is held out, the order of the images, their changes, dropout.
+    tuning:
+        Further arguments of :func:`surgeon.tune`: ``lr``, ``optimizer``, ``schedule``, ``label_smoothing``,
+        ``progress`` ...
+
+    Raises
+    ------
+    TuningError
+        As :func:`surgeon.tune`; also if the model has not one output for each class.
+    InputError
+        If an image can't be read, or nothing can be held out.
+    CheckpointError
+        If `directory` holds another run.
+    """
+    module = check_model(model)
+    parts = data.with_validation(val_share, seed)
+    assert parts.val is not None
+    run = _Run(
+        module, parts, parts.val, preprocess or Preprocess(), augment or Augment(), batch_size, workers,
+        None if directory is None else Path(directory), on_epoch or (lambda _: None), seed, tuning,
+    )  # fmt: skip
+    run.check({"epochs": epochs, "frozen_epochs": frozen_epochs, "val_share": val_share})
+    if frozen_epochs:
+        with _frozen(module, head):
+            run.phase("frozen", frozen_epochs)
+    tuned = run.phase("all", epochs)
+    return run.judged(tuned)
+
+
+class _Run:
+    """The phases of one :func:`train`."""
+
+    def __init__(
+        self, model: nn.Module, data: Data, val: Split, preprocess: Preprocess, augment: Augment, batch_size: int,
+        workers: int, directory: Path | None, on_epoch: Callable[[tuple[Row, ...]], None], seed: int,
+        tuning: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.model, self.data, self.directory, self.seed, self.tuning = model, data, directory, seed, tuning
+        self._train = batches(data.train, preprocess, batch_size, augment, workers=workers)
+        self._val = batches(val, preprocess, batch_size, workers=workers)
+        self._test = None if data.test is None else batches(data.test, preprocess, batch_size, workers=workers)
+        self._on_epoch = on_epoch
+        self._rows: list[Row] = []
+        self._asked = {
+            "data": data.name, "images": len(data.train), "classes": list(data.classes), "batch_size": batch_size,
+            "preprocess": preprocess.to_dict(), "augment": asdict(augment), "seed": seed,
+        }  # fmt: skip
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """What would fail after the first epoch fails now; and a directory belongs to one run."""
+        _check_outputs(self.model, self._val, len(self.data.classes))
+        if self.directory is None:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        asked = json.loads(json.dumps({**self._asked, **options}))
+        path = self.directory / "train.json"
+        if not path.exists():
+            with write_beside(path) as temporary:
+                temporary.write_text(json.dumps(asked, indent=2), encoding="utf-8")
+            return
+        _check_same(path, asked)
+
+    def phase(self, name: str, epochs: int) -> Tuned:
+        """Train what requires a gradient."""
+        before = list(self._rows)
+
+        def finished(history: tuple[Epoch, ...]) -> None:
+            self._rows = [*before, *(Row(name, epoch) for epoch in history)]
+            if self.directory is not None:
+                write_rows(self.directory / "metrics.jsonl", [row.to_dict() for row in self._rows])
+            self._on_epoch(tuple(self._rows))
+
+        folder = None if self.directory is None else self.directory / name
+        tuned = tune(
+            self.model, self._train, self._val, epochs=epochs, resume_dir=folder, seed=self.seed, on_epoch=finished,
+            **self.tuning,
+        )  # fmt: skip
+        self._rows = [*before, *(Row(name, epoch) for epoch in tuned.history)]
+        return tuned
+
+    def judged(self, tuned: Tuned) -> Trained:
+        """The final weights on what is kept apart."""
+        val = evaluate(self.model, self._val)
+        test = None if self._test is None else evaluate(self.model, self._test)
+        if self.directory is not None:
+            last = [{"phase": "final", "val": asdict(val), "test": None if test is None else asdict(test)}]
+            write_rows(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])
+        return Trained(self.model, tuple(self._rows), tuned.best_epoch, val, test, tuned.notes)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON-lines file whole or not at all.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    with write_beside(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        differ = [name for name in asked if saved.get(name) != asked[name]]
+    except (ValueError, AttributeError) as problem:
+        raise CheckpointError(f"{path}: damaged ({problem}); give another folder") from problem
+    if differ:
+        name = differ[0]
+        raise CheckpointError(
+            f"{path}: its run has {name}={saved.get(name)!r}, this one {asked[name]!r}; resume with the same options, "
+            "or give another folder"
+        )
+
+
+def _check_outputs(model: nn.Module, loader: Iterable[Any], classes: int) -> None:
+    images, _ = next(iter(loader))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with in_mode(model, False), torch.no_grad():
+        scores = scores_of(model(images[:1].to(device)))
+    if scores.shape[1:] != (classes,):
+        raise TuningError(f"the model gives scores {tuple(scores.shape)} of an image, the data has {classes} classes")
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module, head: Iterable[str] | None) -> Iterator[None]:
+    """Only the head requires a gradient; afterwards what did before."""
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ModelError("the model has no parameters")
+    chosen = set(head) if head is not None else _last(list(parameters))
+    if unknown := chosen - parameters.keys():
+        raise SelectionError(f"head: the model has no parameter {min(unknown)!r}")
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    try:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in chosen)
+        yield
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
+
+
+def _last(names: list[str]) -> set[str]:
+    """Parameters of the module that holds the last one."""
+    owner = names[-1].rpartition(".")[0]
+    return {name for name in names if name.rpartition(".")[0] == owner}

@@ -1,0 +1,140 @@
+"""surgeon prune with training between its steps: figures and files after each, and runs that are interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import surgeon
+from surgeon.tuning.record import Step
+from surgeon_cli import stepwise
+from tests.cli_run import Ran, surgeon_cli
+from tests.pictures import draw
+
+MODEL = "tests.factories:two_classes"
+
+
+@pytest.fixture(autouse=True)
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stepwise, "_ROUNDS", 2)
+    draw(tmp_path / "photos" / "train", 10)
+    draw(tmp_path / "photos" / "test", 4, seed=1)
+
+
+def prune(*words: object, model: str = MODEL, steps: int = 2, data: str = "photos") -> Ran:
+    return surgeon_cli(
+        "prune", "--model", model, "--data", data, "--steps", steps, "--image-size", 16, "--device", "cpu",
+        "--epochs", 1, "--train-batch-size", 6, "--output", "small.safetensors", *words,
+    )  # fmt: skip
+
+
+def make() -> nn.Module:
+    from tests.factories import Small
+
+    return Small(2)
+
+
+def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
+    ran = prune("--filters", 3, "--schedule", "per-step", "--final-epochs", 2, "--lr", 0.05, "--json")
+    assert ran.code == 0, ran.err
+    steps = ran.json["steps"]
+    assert [ran.json["dense"]["filters"], *(step["filters"] for step in steps)] == [20, 17, 14]
+    assert [len(step["history"]) for step in steps] == [1, 3]
+    for step in steps:
+        assert 0 <= step["cut"]["accuracy"] <= 1
+        assert step["latency"]["speed_up"]["ratio"] > 0
+        assert step["latency"]["small"]["rounds"] == 2
+        model = surgeon.load(f"small/step-{step['number']}.safetensors", make)
+        widths = {name: m.out_channels for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+        assert {name: step["widths"][name] for name in widths} == widths
+        assert sum(p.numel() for p in model.parameters()) == step["params"]
+    last, small = (surgeon.load(name, make) for name in ("small/step-2.safetensors", "small.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(last.state_dict().values(), small.state_dict().values(), strict=True))
+    assert ran.json["test"]["accuracy"] is not None
+    for told in (
+        "step 1: 17 filters",
+        "out-channels",
+        "test images: top-1",
+        "written: small.safetensors",
+    ):
+        assert told in ran.err
+    lines = [json.loads(line) for line in Path("small/steps.jsonl").read_text().splitlines()]
+    assert lines == steps
+
+
+def test_the_total_is_reached_in_steps_where_no_other_schedule_is_asked() -> None:
+    ran = prune("--max-macs", "50%", "--json", "--heal", "bn")
+    assert ran.code == 0, ran.err
+    dense, (first, last) = ran.json["dense"]["macs"], (step["macs"] for step in ran.json["steps"])
+    assert last <= 0.5 * dense < first < dense
+
+
+def test_a_trained_file_is_cut_in_steps_and_opens_without_a_factory() -> None:
+    ran = surgeon_cli("train", "--model", "cifar:resnet20b-x0.1", "--data", "photos", "--epochs", 1, "--batch-size", 6,
+                      "--device", "cpu", "--output", "net.safetensors")  # fmt: skip
+    assert ran.code == 0, ran.err
+    ran = surgeon_cli("prune", "--model", "net.safetensors", "--data", "photos", "--ratio", 0.3, "--epochs", 1,
+                      "--train-batch-size", 6, "--device", "cpu", "--criterion", "magnitude")  # fmt: skip
+    assert ran.code == 0, ran.err
+    for name in ("net-pruned.safetensors", "net-pruned/step-1.safetensors"):
+        assert surgeon.load(name)(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    ran = prune("--ratio", 0.3, model="net-pruned.safetensors")
+    assert ran.code == 2
+    assert "is cut already" in ran.err
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prune("--filters", 6, "--run", "whole", "--json")
+    assert whole.code == 0, whole.err
+    call: Callable[..., None] = stepwise._Rows.__call__
+
+    def stopping(self: stepwise._Rows, step: Step, small: nn.Module) -> None:
+        call(self, step, small)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stepwise._Rows, "__call__", stopping)
+    ran = prune("--filters", 6, "--run", "run")
+    assert ran.code == 1
+    assert "--resume goes on" in ran.err
+    monkeypatch.setattr(stepwise._Rows, "__call__", call)
+    assert "holds a run" in prune("--filters", 6, "--run", "run").err
+    ran = prune("--filters", 6, "--run", "run", "--resume", "--json")
+    assert ran.code == 0, ran.err
+    for one, other in zip(whole.json["steps"], ran.json["steps"], strict=True):
+        assert other["latency"] is not None
+        for step in (one, other):
+            step.pop("latency")
+            for epoch in step["history"]:
+                epoch.pop("seconds")
+        assert one == other
+
+
+BAD: dict[str, tuple[tuple[object, ...], str]] = {
+    "no data": (("--data", "nowhere"), "no such folder"),
+    "other classes": (("--model", "tests.factories:small"), "give it a head for them first: surgeon train"),
+    "a dry run": (("--dry-run",), "--dry-run and --epochs exclude each other"),
+    "no run": (("--resume",), "holds no run"),
+    "a ratio per step": (("--schedule", "per-step"), "filters=N"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_message(name: str) -> None:
+    words, told = BAD[name]
+    ran = prune("--ratio", 0.3, *words)
+    assert ran.code == 2, ran.err
+    assert told in " ".join(ran.err.split())
+    assert not Path("small.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [("--schedule", "per-step"), ("--schedule", "one-shot"), ("--resume",)])
+def test_what_belongs_to_training_needs_epochs(words: tuple[str, ...]) -> None:
+    ran = prune("--filters", 2, "--epochs", 0, *words)
+    assert ran.code == 2
+    assert "give --epochs N" in ran.err

@@ -1,0 +1,169 @@
+"""surgeon train, from the options to a file that other commands take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import surgeon
+from surgeon.checkpoint import read_header
+from surgeon.data import Preprocess
+from surgeon_cli import weights as sources
+from tests.cli_run import Ran, surgeon_cli
+from tests.pictures import draw
+
+MODEL = "cifar:resnet20-x0.1"
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with photographs of two kinds, an empty cache and no network."""
+
+    def reach(url: str) -> None:
+        raise sources.Unreachable(f"no answer from {url}")
+
+    monkeypatch.setattr(sources, "reach", reach)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path / "photos" / "train", 10)
+    draw(tmp_path / "photos" / "test", 4, seed=1)
+
+
+def train(*words: object, model: str = MODEL, epochs: int = 1, data: str = "photos") -> Ran:
+    return surgeon_cli(
+        "train", "--model", model, "--data", data, "--epochs", epochs, "--batch-size", 6, "--device", "cpu", *words
+    )
+
+
+def test_from_scratch_to_a_file_that_knows_its_images() -> None:
+    ran = train("--lr", 0.02, "--output", "net.safetensors", "--json", epochs=2)
+    assert ran.code == 0, ran.err
+    for told in ("2 classes; images: 18 train, 2 validation, 8 test", "new head: linear.weight, linear.bias",
+                 "all layers, epoch 2 of 2: loss", "written: net.safetensors"):  # fmt: skip
+        assert told in ran.err
+    rows = [json.loads(line) for line in Path("net/metrics.jsonl").read_text().splitlines()]
+    assert [row["phase"] for row in rows] == ["all", "all", "final"]
+    assert ran.json["epochs"] == rows[:2]
+    assert ran.json["test"] == rows[2]["test"]
+    model = surgeon.load("net.safetensors")
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    origin = read_header("net.safetensors").origin
+    assert origin is not None
+    assert origin["classes"] == ["blue", "green"]
+    assert Preprocess.from_dict(origin["preprocess"]) == Preprocess(32, 32)
+
+
+def test_the_file_goes_into_prune_inspect_and_training_again() -> None:
+    assert train("--output", "net.safetensors").code == 0
+    ran = surgeon_cli("prune", "--model", "net.safetensors", "--ratio", 0.3, "--data", "photos", "--samples", 6,
+                      "--output", "small.safetensors", "--device", "cpu")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "the folder's 2 classes" in ran.err
+    small = surgeon.load("small.safetensors")
+    assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+    assert surgeon_cli("inspect", "small.safetensors").code == 0
+    again = train("--output", "tuned.safetensors", model="small.safetensors")
+    assert again.code == 0, again.err
+    tuned = surgeon.load("tuned.safetensors")
+    assert [p.shape for p in tuned.parameters()] == [p.shape for p in small.parameters()]
+    assert not torch.equal(next(tuned.parameters()), next(small.parameters()))
+
+
+def test_a_cut_file_is_cut_further_and_opens_as_one_cut_of_the_dense_model() -> None:
+    assert train("--output", "net.safetensors").code == 0
+    for source, target in (("net", "one"), ("one", "two")):
+        ran = surgeon_cli("prune", "--model", f"{source}.safetensors", "--ratio", 0.3, "--criterion", "magnitude",
+                          "--output", f"{target}.safetensors", "--device", "cpu", "--json")  # fmt: skip
+        assert ran.code == 0, ran.err
+    gone = [sum(map(len, read_header(f"{name}.safetensors").plan.removed.values())) for name in ("net", "one", "two")]
+    assert gone == sorted(set(gone))
+    small = surgeon.load("two.safetensors")
+    assert sum(p.numel() for p in small.parameters()) == ran.json["report"]["params_after"]
+
+
+def test_weights_of_a_trained_file_and_a_new_head() -> None:
+    assert train("--output", "net.safetensors").code == 0
+    draw(Path("three"), 6, classes=3)
+    ran = train("--weights", "net.safetensors", "--frozen-epochs", 1, "--lr", 1e-9, "--output", "head.safetensors",
+                data="three")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "new head: linear.weight, linear.bias" in ran.err
+    assert "head alone, epoch 1" in ran.err
+    old, new = surgeon.load("net.safetensors"), surgeon.load("head.safetensors")
+    assert new(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    assert torch.allclose(old.get_parameter("conv1.weight"), new.get_parameter("conv1.weight"), atol=1e-6)
+
+
+def test_a_torchvision_network_gets_a_head_for_the_folder() -> None:
+    ran = train("--image-size", 32, "--output", "net.safetensors", model="squeezenet1_1")
+    assert ran.code == 0, ran.err
+    assert "new head: classifier.1.weight, classifier.1.bias" in ran.err
+    assert surgeon.load("net.safetensors")(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_cifar_from_a_local_copy() -> None:
+    from tests.test_data import write_binary
+
+    write_binary(Path("copies"))
+    ran = train("--data-root", "copies", "--val-share", 0.2, "--cutout", 8, "--json", data="cifar10")
+    assert ran.code == 0, ran.err
+    assert "10 classes; images: 80 train, 20 validation, 10 test" in ran.err
+    assert 0 <= ran.json["val"]["top5"] <= 1
+    assert Path("resnet20-x0.1-trained.safetensors").exists()
+
+
+def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgeon_cli.commands import train as module
+
+    assert train("--output", "whole.safetensors", epochs=3).code == 0
+    line = module.epoch_line
+
+    def stopping(epochs: int) -> Any:
+        tell = line(epochs)
+
+        def told(rows: Any) -> None:
+            tell(rows)
+            if len(rows) == 2:
+                raise KeyboardInterrupt
+
+        return told
+
+    monkeypatch.setattr(module, "epoch_line", stopping)
+    ran = train("--output", "net.safetensors", epochs=3)
+    assert ran.code == 1
+    assert "the same command with --resume goes on" in ran.err
+    assert not Path("net.safetensors").exists()
+    monkeypatch.setattr(module, "epoch_line", line)
+    ran = train("--output", "net.safetensors", epochs=3)
+    assert ran.code == 2
+    assert "holds a run; go on with it (--resume)" in ran.err
+    ran = train("--output", "net.safetensors", "--resume", epochs=3)
+    assert ran.code == 0, ran.err
+    whole, net = (surgeon.load(f"{name}.safetensors").state_dict() for name in ("whole", "net"))
+    assert all(torch.equal(whole[name], net[name]) for name in whole)
+
+
+BAD: dict[str, tuple[tuple[object, ...], str]] = {
+    "no such network": (("--model", "cifar:resnet21"), "resnet20"),
+    "no data": (("--data", "nowhere"), "nowhere: no such folder"),
+    "no copy of cifar": (("--data", "cifar10"), "Nothing is downloaded"),
+    "no run": (("--resume",), "holds no run to go on with"),
+    "rate": (("--lr", -1), "lr=-1.0"),
+    "share": (("--val-share", 2), "between 0 and 1"),
+    "plot": (("--plot", "gone/curves.png"), "no such folder"),
+    "no weights": (("--weights", "DEFAULT"), "there are none"),
+    "a factory of other classes": (("--model", "tests.factories:small"), "2 outputs"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_message(name: str) -> None:
+    words, told = BAD[name]
+    ran = train(*words)
+    assert ran.code == 2, ran.err
+    assert told in ran.err
+    assert not list(Path().glob("*.safetensors"))
