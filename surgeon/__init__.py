@@ -39,6 +39,6 @@ __all__ = [
     "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin",
     "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores",
     "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError",
-    "carry", "channel_graph", "compare", "finegrained", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save",
-    "score", "score_all", "sensitivity", "trace", "train", "tune", "verify",
+    "carry", "channel_graph", "compare", "finegrained", "heal", "load", "make_plan", "prune", "prune_and_tune",
+    "rewrite", "save", "score", "score_all", "sensitivity", "trace", "train", "tune", "verify",
 ]  # fmt: skip
