@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors",
     "tracing",
+    "measure",
     "rules",
     "channels",
     "products",
@@ -29,7 +30,6 @@ ORDER = (
     "report",
     "checkpoint",
     "tuning",
-    "measure",
     "automatic",
     "cutting",
     "pruning",
