@@ -28,6 +28,7 @@ ORDER = (
     "composition",
     "verification",
     "healing",
+    "deadline",
     "report",
     "checkpoint",
     "tuning",

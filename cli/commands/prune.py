@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import amount, check_writable
+from ..files import amount, check_writable, step
 
 if TYPE_CHECKING:
     import torch
@@ -32,9 +32,13 @@ class Options:
     ratio: float | None
     max_macs: int | float | str | None
     max_params: int | float | str | None
+    max_activations: int | float | str | None
+    max_latency: str | None
+    latency_batch_size: int
+    threads: int | None
     scope: str
     criterion: str
-    round_to: int | None
+    round_to: int | str | None
     min_channels: int
     ignore: tuple[str, ...]
     unit: tuple[str, ...]
@@ -64,7 +68,7 @@ class Options:
     @property
     def budget(self) -> dict[str, Any]:
         """The amounts that were given."""
-        names = ("filters", "ratio", "max_macs", "max_params")
+        names = ("filters", "ratio", "max_macs", "max_params", "max_activations", "max_latency")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -80,6 +84,26 @@ class Options:
 )
 @click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M.")
 @click.option(
+    "--max-activations",
+    callback=amount,
+    metavar="AMOUNT",
+    help="Keep within: share or count of the numbers in all tensors that one forward makes.",
+)
+@click.option(
+    "--max-latency",
+    metavar="TIME",
+    help="Keep within: 60% of the dense model's time, or 12ms; measured here, and corrected until it holds.",
+)
+@click.option(
+    "--latency-batch-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Images at a time that time is measured at; MACs are then of so many.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's own choice]")
+@click.option(
     "--scope",
     type=click.Choice(["global", "local"]),
     default="global",
@@ -93,7 +117,12 @@ class Options:
     metavar="NAME",
     help="auto, taylor, magnitude, random, ...: an unknown name lists them all.",
 )
-@click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
+@click.option(
+    "--round-to",
+    callback=step,
+    metavar="N|auto",
+    help="Kept widths are multiples of this; auto: of this device's channel step, cut where the time goes.",
+)
 @click.option(
     "--min-channels",
     type=click.IntRange(min=1),
@@ -188,7 +217,7 @@ class Options:
 def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
-    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params.
+    Say how much with --filters alone, --ratio alone, or any of --max-macs, --max-params and --max-latency.
 
     Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
     """
@@ -201,6 +230,8 @@ def run(options: Options) -> None:
     if not options.dry_run:
         check_writable(options.target)
     files = None if options.data is None else _scan(options.data)
+    import torch
+
     from ..models import resolve
     from ..output import Watch, warn
     from ..runtime import pick_device, try_forward
@@ -211,7 +242,11 @@ def run(options: Options) -> None:
     for warning in subject.warnings:
         warn(warning)
     model = subject.model.to(device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     example, outputs = try_forward(model, subject, device)
+    if options.latency_batch_size > 1:
+        example = example.repeat(options.latency_batch_size, 1, 1, 1)
     images, loader = _material(options, files, subject, outputs, device)
     with Watch() as watch:
         result = _prune(options, model, example, loader, watch)
