@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
     "errors",
+    "agreement",
     "files",
     "tracing",
+    "folding",
     "measure",
     "rules",
     "channels",
@@ -31,6 +33,8 @@ ORDER = (
     "deadline",
     "report",
     "checkpoint",
+    "exporting",
+    "pages",
     "tuning",
     "automatic",
     "cutting",
@@ -40,7 +44,14 @@ ORDER = (
 )
 
 #: The command line's own modules that `surgeon --help` loads.
-LIGHT = ("__init__", "__main__", "main", "files", *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")))
+LIGHT = (
+    "__init__",
+    "__main__",
+    "main",
+    "files",
+    "options",
+    *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")),
+)
 
 
 def files_of(name: str) -> list[Path]:

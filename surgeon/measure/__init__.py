@@ -8,13 +8,12 @@ a measurement whose spread is above :data:`NOISY` says so.
 from surgeon.measure.backends import BACKENDS, Backend, difference, exported
 from surgeon.measure.clocks import Stopwatch, calibrate, stopwatch_for
 from surgeon.measure.conditions import DTYPES, LAYOUTS, Conditions, batched
-from surgeon.measure.folding import fold_batch_norms
 from surgeon.measure.footprint import Footprint, file_bytes, footprint
 from surgeon.measure.results import NOISY, Comparison, Latency, SpeedUp, compare
 from surgeon.measure.timing import interleave, latency, versions
 
 __all__ = [
     "BACKENDS", "DTYPES", "LAYOUTS", "NOISY", "Backend", "Comparison", "Conditions", "Footprint", "Latency", "SpeedUp",
-    "Stopwatch", "batched", "calibrate", "compare", "difference", "exported", "file_bytes", "fold_batch_norms",
+    "Stopwatch", "batched", "calibrate", "compare", "difference", "exported", "file_bytes",
     "footprint", "interleave", "latency", "stopwatch_for", "versions",
 ]  # fmt: skip

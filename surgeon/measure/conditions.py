@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InputError
+from surgeon.folding import fold_batch_norms
 from surgeon.measure.backends import Run, difference, eager, find_backend
-from surgeon.measure.folding import fold_batch_norms
 from surgeon.tracing import Inputs
 
 #: Number types that a model can be timed in.
