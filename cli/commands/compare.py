@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..options import json_option
 from .prune import SAMPLES, SAMPLES_WITH_DATA
 from .prune import command as prune
 
@@ -49,7 +50,7 @@ def as_in_prune(*names: str) -> Callable[[_Command], _Command]:
     metavar="A,B,...",
     help='Names as for surgeon prune --criterion, or "all".',
 )
-@click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
+@json_option
 def command(criteria: str, as_json: bool, **options: Any) -> None:
     """Rank a model's channels by several criteria in one pass over the images.
 
