@@ -7,6 +7,7 @@ from surgeon.errors import (
     BudgetError,
     CheckpointError,
     ConstantError,
+    ExportError,
     HealingError,
     InputError,
     ModelError,
@@ -18,8 +19,10 @@ from surgeon.errors import (
     TuningError,
     VerificationError,
 )
+from surgeon.exporting import Exported, export
 from surgeon.healing import LayerHealing, heal
 from surgeon.iteration import PrunedAndTuned, prune_and_tune
+from surgeon.pages import write_report
 from surgeon.planning import Plan, make_plan
 from surgeon.pruning import Result, prune
 from surgeon.report import Report
@@ -31,9 +34,10 @@ from surgeon.verification import Check, verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "Group", "GroupPenalty",
-    "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan",
-    "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError",
-    "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "heal", "load",
-    "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "trace", "tune", "verify",
+    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "ConstantError", "ExportError", "Exported", "Group",
+    "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError",
+    "Pin", "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores",
+    "SelectionError", "SurgeonError", "Trace", "Tuned", "TuningError", "VerificationError", "carry",
+    "channel_graph", "export", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score",
+    "score_all", "trace", "tune", "verify", "write_report",
 ]  # fmt: skip

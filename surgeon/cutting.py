@@ -35,13 +35,15 @@ TIMED_ROUNDS = 15
 class Cut:
     """What one cut came to; `small` is None where the model itself is to be changed and nothing has to be checked.
 
-    `timing` is there where time was planned with.
+    `scores` are those that it was planned by, None for several cuts as one; `timing` is there where time was planned
+    with.
     """
 
     plan: Plan
     small: nn.Module | None
     check: Check | None
     inexact: tuple[str, ...]
+    scores: Scores | None = None
     timing: Timing | None = None
 
     @property
@@ -104,6 +106,19 @@ class Cutter:
             check_reach(graph, budget, device, **self.planning)
         with self.clock("score"):
             scores = self._score(module, graph, budget)
+        return replace(self._scored(module, graph, scores, budget, device, rewritten=rewritten), scores=scores)
+
+    def _scored(
+        self,
+        module: nn.Module,
+        graph: ChannelGraph,
+        scores: Scores,
+        budget: Mapping[str, Any],
+        device: Device,
+        *,
+        rewritten: bool,
+    ) -> Cut:
+        """Plan by these scores, and cut."""
         if TIME in budget:
             return self._in_time(module, graph, scores, budget, device)
         if device.latency is not None:

@@ -144,7 +144,8 @@ def prune(
 
 def _result(model: nn.Module, cut: Cut, healer: _Healer, clock: Clock, *, inplace: bool) -> Result:
     graph = cut.graph
-    report = make_report(graph, cut.plan.kept(graph), cut.check, (*cut.inexact, *_notes(graph, cut.plan)))
+    notes = (*cut.inexact, *_notes(graph, cut.plan))
+    report = make_report(graph, cut.plan.kept(graph), cut.check, notes, cut.scores)
     small = _into(model, cut, healer.healed, clock) if inplace else cut.small
     assert small is not None
     size, seconds = tensor_bytes(small), dict(clock.seconds)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import amount, check_writable, step
+from ..options import image_size_option
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ class Options:
     steps: int
     schedule: str
     as_graph: bool
+    report: Path | None
     dry_run: bool
     as_json: bool
 
@@ -161,12 +163,7 @@ class Options:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Images at a time."
 )
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    metavar="PIXELS",
-    help="Side of the images.  [default: the model's]",
-)
+@image_size_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -212,6 +209,9 @@ class Options:
     help="Make it a torch.fx graph first: widths written into the forward are rewritten, and the file opens without "
     "the model's class.",
 )
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that shows what was done."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and what it would give; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
 def command(**options: Any) -> None:
@@ -229,6 +229,8 @@ def run(options: Options) -> None:
     _check_budget(options)
     if not options.dry_run:
         check_writable(options.target)
+    if options.report is not None:
+        check_writable(options.report)
     files = None if options.data is None else _scan(options.data)
     import torch
 
@@ -257,7 +259,19 @@ def run(options: Options) -> None:
 
         surgeon.save(options.target, result.model, result.plan, origin=subject.origin)
         written = options.target
+    if options.report is not None:
+        _write_page(options.report, subject, result, device)
     show(subject, result, written, as_json=options.as_json, with_plan=options.dry_run)
+
+
+def _write_page(path: Path, subject: Subject, result: surgeon.Result, device: torch.device) -> None:
+    import surgeon
+
+    from ..output import say
+    from ..runtime import about
+
+    surgeon.write_report(path, result, title=f"{subject.name}, cut by surgeon", about=about(device))
+    say(f"report: {path}")
 
 
 def _check_budget(options: Options) -> None:
