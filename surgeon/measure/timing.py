@@ -84,7 +84,7 @@ def latency(
     conditions.check()
     inputs = conditions.inputs(Inputs.of(example_inputs))
     device = next(leaf.device for leaf in inputs.leaves() if isinstance(leaf, torch.Tensor))
-    with _quiet(models, threads):
+    with quiet(models, threads):
         models = {name: conditions.model(model, inputs) for name, model in models.items()}
         with torch.inference_mode():
             calls, differences = _prepared(conditions, models, inputs)
@@ -140,7 +140,7 @@ def interleave(
 
 
 @contextlib.contextmanager
-def _quiet(models: Mapping[str, nn.Module], threads: int | None) -> Iterator[None]:
+def quiet(models: Mapping[str, nn.Module], threads: int | None) -> Iterator[None]:
     """Eval mode and a fixed number of threads; both as before afterwards, module by module."""
     before = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
