@@ -331,11 +331,102 @@ def packing(found: Results) -> str:
     return grid(head, lines) + f"\n\nWith one NaN: {found['facts']['nan_refused']} of {len(rows)} refused."
 
 
+def backends(found: Results) -> str:
+    """Dense and cut under each back end and batch size."""
+    rows = []
+    for name, row in found["rows"].items():
+        dense, cut = row["latencies"]
+        ratio = row["speed_up"]
+        told = f"{ratio['ratio']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        times = [f"{1e3 * side['median']:.1f}{' *' if side['noisy'] else ''}" for side in (dense, cut)]
+        rows.append([name.replace("/", ", batch "), *times, told, f"{row['difference']:.0e}"])
+    head = ["back end", "dense, ms", "cut, ms", "times faster [95 %]", "from eager"]
+    made = found["settings"]
+    return grid(head, rows) + (
+        f"\n\n{made['model']} at {made['max_macs']:.0%} of its MACs in steps of {made['round_to']} channels, batch "
+        f"norms folded on both sides. Medians of {made['rounds']} interleaved rounds; * quartiles more than 10 % apart."
+    )
+
+
 def example(found: Results) -> str:
     """What the command printed from the table of layers on, as an indented block."""
     lines = found["lines"]
     start = next((k for k, line in enumerate(lines) if ": out-channels" in line), 0)
     return "\n".join(f"    {line}".rstrip() for line in lines[start:])
+
+
+def latency(found: Results) -> str:
+    """All parts that were measured."""
+    parts = {"A": latency_macs, "B": latency_asked, "C": latency_cli, "E": latency_gpu}
+    told = []
+    for letter, render in parts.items():
+        rows = {key: row for key, row in found["rows"].items() if key.startswith(f"{letter}/")}
+        told += [render(rows)] if rows else []
+    settings = found["settings"]
+    return "\n\n".join(told) + (
+        f"\n\nMedians of {settings['rounds']} interleaved rounds, images of {settings['image_size']} x "
+        f"{settings['image_size']}, random weights, channels ranked by magnitude. * quartiles more than 10 % apart."
+    )
+
+
+def latency_macs(rows: Mapping[str, Results]) -> str:
+    """Speed-up over the ratio of MACs, ours beside theirs."""
+    cells = []
+    for key, row in rows.items():
+        _, name, batch = key.split("/")
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        figures = [f"{found['efficiency']:.2f} ({found['speed_up']['ratio']:.2f}x)" for found in row["rows"].values()]
+        left = f"{row['macs']['surgeon'] / row['macs']['dense']:.1%}"
+        cells.append(
+            [f"{name}, batch {batch}", f"{1000 * row['times_s']['dense']['median']:.1f}{noisy}", left, *figures]
+        )
+    head = ["network", "dense, ms", "MACs left", "surgeon", "Torch-Pruning", "Torch-Pruning, steps of 16"]
+    return grid(head, cells) + "\n\nMeasured speed-up divided by the ratio of the MACs (and the speed-up)."
+
+
+def latency_asked(rows: Mapping[str, Results]) -> str:
+    """The time that was asked for, and what came."""
+    cells = []
+    for key, row in rows.items():
+        _, name, _ = key.split("/")
+        asked = f"{row['asked']:.0%}"
+        if row.get("status") == "refused":
+            cells.append([name, asked, "said to be out of reach", "-", "-"])
+            continue
+        kept = row["score_kept"]
+        alone = f"{kept['macs alone']:.1%}" if "macs alone" in kept else "-"
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        cells.append([name, asked, f"{row['measured']:.1%}{noisy}", f"{kept['surgeon']:.1%}", alone])
+    head = ["network, batch 1", "time asked for", "measured anew", "score kept", "score kept by MACs alone, as fast"]
+    return grid(head, cells)
+
+
+def latency_cli(rows: Mapping[str, Results]) -> str:
+    """One model, time and size together."""
+    row = next(iter(rows.values()))
+    if "cpu_ratio" not in row:
+        return f"`{row['cli']}`: {row['status']}."
+    size = row["bytes"]
+    return (
+        f"`{row['cli']}`: {quartiles(row['cpu_ratio'])} times less CPU time at batch 8, "
+        f"{size['dense'] / size['small']:.2f} times smaller file ({size['small'] / 1e6:.0f} of "
+        f"{size['dense'] / 1e6:.0f} MB)."
+    )
+
+
+def latency_gpu(rows: Mapping[str, Results]) -> str:
+    """Cuts by memory against cuts by MACs."""
+    cells = []
+    for key, row in rows.items():
+        _, name, batch, dtype = key.split("/")
+        if row.get("status") == "not measured":
+            cells.append([f"{name}, batch {batch}, {dtype}", "not measured", "not measured", "not measured"])
+            continue
+        figures = [f"{row['rows'][k]['speed_up']['ratio']:.2f}x" for k in ("fisher-memory", "fisher-mac")]
+        ratio = next(iter(row["targets"].values()))["value"]
+        cells.append([f"{name}, batch {batch}, {dtype}", *figures, f"{ratio:.2f}"])
+    head = ["GPU, half the MACs", "by memory", "by MACs", "by memory over by MACs, at equal MACs"]
+    return grid(head, cells)
 
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
@@ -347,11 +438,13 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "surgery-resnet50": ("surgery", surgery_resnet50),
     "dogs-cats": ("dogs_cats", dogs_cats),
     "oracle": ("oracle", oracle),
+    "backends": ("backends", backends),
     "example": ("example", example),
     "masks": ("finegrained", masks),
     "shared-values": ("finegrained", shared_values),
     "packing": ("packing", packing),
     "families": ("families", families),
+    "latency": ("latency", latency),
 }
 
 if __name__ == "__main__":

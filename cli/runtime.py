@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shlex
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from surgeon.checkpoint import Header, check_origin, read_header
+import surgeon
+from surgeon.checkpoint import Header, check_origin, load, read_header
+from surgeon.cost.tables import device_name
 from surgeon.errors import CheckpointError, InputError
-from surgeon.tracing import check_model
+from surgeon.tracing import Inputs, check_model
 
 if TYPE_CHECKING:
     from .models import Subject
@@ -78,6 +84,55 @@ def is_file(name: str) -> bool:
     if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix.lower() in _SUFFIXES:
         return True
     return os.sep in name and ":" not in name
+
+
+def about(device: torch.device | None = None) -> dict[str, str]:
+    """What a report says of the run: the device, the number of threads, versions, the command."""
+    return {
+        "device": device_name(device or torch.device("cpu")),
+        "threads": str(torch.get_num_threads()),
+        "versions": f"surgeon {surgeon.__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "command": shlex.join(["surgeon", *sys.argv[1:]]),
+    }
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What an argument MODEL_OR_FILE stands for: a model with inputs for it; `header` is a file's."""
+
+    name: str
+    model: nn.Module
+    inputs: Inputs
+    header: Header | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def open_model(name: str, factory: str | None, image_size: int | None, *, weights: str | None) -> Opened:
+    """The model that an argument MODEL_OR_FILE means, on the CPU.
+
+    Parameters
+    ----------
+    factory:
+        What `--model` says, for a file.
+    weights:
+        As `--weights`, for a name; those of a factory stay.
+
+    Raises
+    ------
+    SurgeonError, OSError
+        If there is no such model, or the file can't be opened.
+    """
+    from .models import resolve
+
+    if is_file(name):
+        dense = factory_of(factory)
+        header = header_of(name, dense)
+        model = load(name, dense)
+        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+        return Opened(name, model, Inputs.from_spec(header.plan.inputs).to(dtype=dtype), header)
+    subject = resolve(name, None if ":" in name else weights, image_size=image_size)
+    example, _ = try_forward(subject.model, subject, torch.device("cpu"))
+    return Opened(name, subject.model, Inputs.of(example), warnings=subject.warnings)
 
 
 def factory_of(name: str | None) -> Callable[[], nn.Module] | None:

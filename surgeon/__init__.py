@@ -8,6 +8,7 @@ from surgeon.errors import (
     BudgetError,
     CheckpointError,
     ConstantError,
+    ExportError,
     HealingError,
     InputError,
     ModelError,
@@ -20,8 +21,10 @@ from surgeon.errors import (
     VerificationError,
 )
 from surgeon.experiments import Compared, Experiment, compare
+from surgeon.exporting import Exported, export
 from surgeon.healing import LayerHealing, heal
 from surgeon.iteration import PrunedAndTuned, prune_and_tune
+from surgeon.pages import write_report
 from surgeon.planning import Plan, make_plan
 from surgeon.pruning import Result, prune
 from surgeon.report import Report
@@ -35,10 +38,11 @@ from surgeon.verification import Check, verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment", "Group",
-    "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError", "Pin",
-    "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError", "Scores",
-    "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "VerificationError",
-    "carry", "channel_graph", "compare", "finegrained", "heal", "load", "make_plan", "prune", "prune_and_tune",
-    "rewrite", "save", "score", "score_all", "sensitivity", "trace", "train", "tune", "verify",
+    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment", "ExportError",
+    "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError",
+    "NothingToCutError", "Pin", "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError",
+    "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError",
+    "VerificationError", "carry", "channel_graph", "compare", "export", "finegrained", "heal", "load", "make_plan",
+    "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "sensitivity", "trace", "train", "tune",
+    "verify", "write_report",
 ]  # fmt: skip

@@ -56,5 +56,9 @@ class CheckpointError(SurgeonError, ValueError):
     """A file that is damaged, forged, or belongs to another model."""
 
 
+class ExportError(SurgeonError, ValueError):
+    """A model that can't be written in a format, or that computes something else once it is."""
+
+
 class TuningError(SurgeonError, ValueError):
     """Training that can't be done as asked: an option, the data, or a loss that is not finite."""

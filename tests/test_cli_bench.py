@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,46 @@ def test_models_are_compared_with_the_first() -> None:
         assert told in ran.err
 
 
+def test_files_are_compared_with_a_model_that_is_named(pruned: Path) -> None:
+    words = ("--against", "tests.factories:two_classes", "--model", SMALL, "--rounds", 2, "--device", "cpu")
+    ran = surgeon_cli("bench", pruned, *words, "--json")
+    assert ran.code == 0, ran.err
+    (result,) = ran.json["results"]
+    assert [(row["name"], row["base"]) for row in result["models"]] == [
+        ("tests.factories:two_classes", None),
+        (str(pruned), "tests.factories:two_classes"),
+    ]
+
+
+def test_layers_and_files_with_tables(pruned: Path, tmp_path: Path) -> None:
+    page, tables = tmp_path / "b.html", tmp_path / "b.md"
+    words = ("--model", SMALL, "--rounds", 2, "--device", "cpu", "--channels-last", "--fold-bn", "--layers", "--json")
+    ran = surgeon_cli("bench", pruned, *words, "--html", page, "--markdown", tables)
+    assert ran.code == 0, ran.err
+    (result,) = ran.json["results"]
+    assert (result["layout"], result["fold_bn"], result["dtype"]) == ("channels_last", True, "float32")
+    assert [row["name"] for row in result["layers"]] == ["first", "norm", "second", "head"]
+    assert all(seconds > 0 for row in result["layers"] for seconds in row["seconds"].values())
+    assert "torch" in result["versions"]
+    assert ran.json["about"]["command"].startswith("surgeon")
+    assert f"| {pruned} |" in tables.read_text(encoding="utf-8")
+    assert "batch norms folded" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("onnxscript"), reason="no onnx extra")
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile has no C++ compiler here")
+def test_every_back_end_computes_what_eager_does_and_stands_in_the_same_table(pruned: Path) -> None:
+    backends = ("--backend", "eager", "--backend", "compile", "--backend", "onnxruntime")
+    ran = surgeon_cli("bench", pruned, "--model", SMALL, "--rounds", 2, "--device", "cpu", *backends, "--json")
+    assert ran.code == 0, ran.err
+    results = {result["backend"]: result["models"] for result in ran.json["results"]}
+    assert list(results) == ["eager", "compile", "onnxruntime"]
+    for name, (dense, small) in results.items():
+        assert small["speed_up"]["base"] == dense["name"]
+        for row in (dense, small):
+            assert row["difference"] is None if name == "eager" else row["difference"] < 1e-4
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -51,6 +93,8 @@ def test_models_are_compared_with_the_first() -> None:
         ((SMALL, SMALL), "twice"),
         ((SMALL, "--rounds", 0), "--rounds"),
         ((SMALL, "--device", "abacus"), "abacus"),
+        ((SMALL, "--backend", "abacus"), "abacus"),
+        ((SMALL, "--html", "no/b.html"), "no such folder"),
     ],
 )
 def test_bad_input(words: tuple[object, ...], told: str) -> None:

@@ -14,9 +14,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 ORDER = (
     "errors",
+    "agreement",
+    "files",
     "models",
     "data",
     "tracing",
+    "folding",
+    "measure",
     "rules",
     "channels",
     "products",
@@ -28,13 +32,15 @@ ORDER = (
     "composition",
     "verification",
     "healing",
+    "deadline",
     "report",
     "checkpoint",
+    "exporting",
+    "pages",
     "tuning",
     "finegrained",
     "trainer",
     "sweeps",
-    "measure",
     "automatic",
     "cutting",
     "pruning",
@@ -46,7 +52,7 @@ ORDER = (
 
 #: The command line's own modules that `surgeon --help` loads.
 LIGHT = (
-    "__init__", "__main__", "main", "files", "finegrained",
+    "__init__", "__main__", "main", "files", "options", "finegrained",
     *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")),
 )  # fmt: skip
 

@@ -60,6 +60,7 @@ def test_the_wheel_holds_every_module_and_no_others(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {p.relative_to(ROOT).as_posix() for p in (ROOT / "surgeon").rglob("*.py")}
     expected |= {"surgeon_cli/" + p.relative_to(ROOT / "cli").as_posix() for p in (ROOT / "cli").rglob("*.py")}
+    expected |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "surgeon/pages/templates").iterdir()}
     assert names == expected | {"surgeon/py.typed", "surgeon_cli/py.typed"}
 
 

@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from ..files import check_writable, write_text
+from ..options import factory_option, image_size_option, json_option
 
-    from torch import nn
-
-    from surgeon.measure import Comparison
-    from surgeon.tracing import Inputs
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model to time; `base` is the name of the one that it is compared with."""
-
-    name: str
-    model: nn.Module
-    inputs: Inputs
-    base: str
+_MOST_LAYERS = 20
+_COLUMNS = ("model", "parameters", "median ms", "quartiles ms", "images/s", "speed-up (95 %)", "difference")
 
 
 @click.command(name="bench", short_help="Time models side by side, pruned files beside dense ones.")
 @click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True)
+@click.option("--against", metavar="MODEL", help="Compare all with this one.  [default: each file's dense origin]")
 @click.option(
     "--device",
     "devices",
@@ -48,6 +36,18 @@ class Entry:
     metavar="N",
     help="Images at a time; repeatable.",
 )
+@click.option(
+    "--backend",
+    "backends",
+    type=click.Choice(["eager", "compile", "onnxruntime"]),
+    multiple=True,
+    default=("eager",),
+    show_default=True,
+    help="What runs the models; repeatable.",
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: the models' own]")
+@click.option("--channels-last", is_flag=True, help="Lay images and weights out with channels last.")
+@click.option("--fold-bn", is_flag=True, help="Fold batch norms into the layers in front of them, in all models.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's own choice]")
 @click.option(
     "--rounds",
@@ -57,30 +57,13 @@ class Entry:
     metavar="N",
     help="Rounds; each times every model once.",
 )
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    metavar="PIXELS",
-    help="Side of the images.  [default: the model's]",
-)
-@click.option(
-    "--model",
-    "--factory",
-    "factory",
-    metavar="package.module:factory",
-    help="Makes the dense model of files from elsewhere than torchvision; timm:NAME too.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
-def command(
-    models: tuple[str, ...],
-    devices: tuple[str, ...],
-    batch_sizes: tuple[int, ...],
-    threads: int | None,
-    rounds: int,
-    image_size: int | None,
-    factory: str | None,
-    as_json: bool,
-) -> None:
+@click.option("--layers", is_flag=True, help="Show in which layers the time goes, before and after.")
+@image_size_option
+@factory_option
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Write the tables as Markdown.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write them as an HTML page.")
+@json_option
+def command(models: tuple[str, ...], **options: Any) -> None:
     """Time models side by side: interleaved rounds, medians, quartiles, ratio of paired medians.
 
     MODEL_OR_FILE is a torchvision name, timm:NAME, package.module:factory, or a pruned file, which is timed against the
@@ -88,111 +71,74 @@ def command(
 
     Example: surgeon bench vgg16_bn-pruned.safetensors --batch-size 1 --batch-size 32
     """
-    import torch
+    pages = [options["markdown"], options["html"]]
+    for page in filter(None, pages):
+        check_writable(page)
+    from ..output import emit_json
+    from ..runtime import about
 
-    from ..output import Watch, emit_json
-    from ..runtime import factory_of, pick_device
-
-    chosen = devices or (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
-    places = [pick_device(name) for name in chosen]
-    entries = list(_entries(models, factory_of(factory), image_size))
-    results = []
-    for device, batch in itertools.product(places, batch_sizes):
-        with Watch() as watch:
-            results.append(_measure(entries, device, batch, threads, rounds, watch))
-    if as_json:
-        emit_json({"results": results, "unit": "seconds", "inputs": {e.name: e.inputs.spec() for e in entries}})
+    results, inputs = _measure(models, options)
+    facts = about()
+    if options["as_json"]:
+        emit_json({"results": results, "unit": "seconds", "inputs": inputs, "about": facts})
     else:
         _show(results)
+    if options["markdown"]:
+        write_text(options["markdown"], "\n".join(_markdown(results, facts)))
+    if options["html"]:
+        import surgeon
+
+        surgeon.write_report(
+            options["html"], None, title=f"Latency of {', '.join(models)}", measured=results, about=facts
+        )
 
 
-def _entries(
-    names: tuple[str, ...], factory: Callable[[], nn.Module] | None, image_size: int | None
-) -> Iterator[Entry]:
-    """Every model once; a file brings its dense origin along."""
+def _measure(models: Sequence[str], options: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every result, and the inputs of each model."""
     import torch
 
-    from surgeon.errors import InputError
-    from surgeon.tracing import Inputs
+    from surgeon.measure import Conditions
 
-    from ..models import resolve
-    from ..runtime import is_file, try_forward
+    from ..output import Watch
+    from ..runtime import pick_device
+    from ..timing import entries, measure
 
-    if len(set(names)) != len(names):
-        raise InputError("a model is named twice; name each one once")
-    for name in names:
-        if is_file(name):
-            yield from _pair(name, factory)
-        else:
-            subject = resolve(name, None if ":" in name else "none", image_size=image_size)
-            example, _ = try_forward(subject.model, subject, torch.device("cpu"))
-            first = name if is_file(names[0]) else names[0]
-            yield Entry(name, subject.model, Inputs.of(example), first)
-
-
-def _pair(path: str, factory: Callable[[], nn.Module] | None) -> Iterator[Entry]:
-    import surgeon
-    from surgeon.checkpoint import load_dense
-    from surgeon.tracing import Inputs
-
-    from ..runtime import header_of
-
-    inputs = Inputs.from_spec(header_of(path, factory).plan.inputs)
-    small = surgeon.load(path, factory)
-    dtype = next((p.dtype for p in small.parameters() if p.is_floating_point()), None)
-    dense = f"dense of {Path(path).name}"
-    yield Entry(dense, load_dense(path, factory).to(dtype=dtype), inputs, dense)
-    yield Entry(path, small, inputs, dense)
+    chosen = options["devices"] or (("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+    places = [pick_device(name) for name in chosen]
+    layout = "channels_last" if options["channels_last"] else None
+    for backend in options["backends"]:
+        Conditions(options["dtype"], layout, 1, backend, options["fold_bn"]).check()  # before anything is loaded
+    found = entries(models, options["against"], options["factory"], options["image_size"])
+    results = []
+    for device, backend, batch in itertools.product(places, options["backends"], options["batch_sizes"]):
+        conditions = Conditions(options["dtype"], layout, batch, backend, options["fold_bn"])
+        layers = options["layers"] and backend == "eager"
+        with Watch() as watch:
+            results.append(
+                measure(found, device, conditions, options["threads"], options["rounds"], watch, layers=layers)
+            )
+    return results, {entry.name: entry.inputs.spec() for entry in found}
 
 
-def _measure(
-    entries: list[Entry], device: Any, batch: int, threads: int | None, rounds: int, watch: Any
-) -> dict[str, Any]:
-    """Time all entries on one device at one batch size; entries with other inputs are timed apart."""
-    from surgeon.measure import latency
-
-    result: dict[str, Any] = {"device": str(device), "batch_size": batch, "models": []}
-    for _, together in itertools.groupby(entries, key=lambda entry: str(entry.inputs.spec())):
-        members = list(together)
-        models = {entry.name: entry.model.to(device) for entry in members}
-        inputs = _batched(members[0].inputs, batch).to(device)
-        measured = latency(models, inputs, rounds=rounds, threads=threads, progress=watch)
-        result["threads"] = measured.threads
-        result["models"] += [_row(entry, measured, batch, models) for entry in members]
-    return result
-
-
-def _row(entry: Entry, measured: Comparison, batch: int, models: Mapping[str, nn.Module]) -> dict[str, Any]:
-    timed = next(latency for latency in measured.latencies if latency.name == entry.name)
-    row = {
-        **timed.to_dict(),
-        "per_second": batch / timed.median,
-        "base": None,
-        "speed_up": None,
-        "params": sum(p.numel() for p in entry.model.parameters()),
-        "samples": list(measured.samples[entry.name]),
-    }
-    if entry.base != entry.name and entry.base in models:
-        row.update(base=entry.base, speed_up=measured.speed_up(entry.name, entry.base).to_dict())
-    return row
-
-
-def _batched(inputs: Inputs, batch: int) -> Inputs:
-    """The first example of every tensor, `batch` times."""
-    return inputs.map(lambda t: t[:1].repeat(batch, *[1] * (t.ndim - 1)) if t.ndim else t)
+# ---------------------------------------------------------------- tables
 
 
 def _show(results: list[dict[str, Any]]) -> None:
     from ..output import say, table
 
-    noisy = False
     for result in results:
-        title = f"{result['device']}, batch {result['batch_size']}, {result['threads']} threads"
-        columns = ("model", "parameters", "median ms", "quartiles ms", "images/s", "speed-up (95 %)")
-        table(title, columns, [_cells(row) for row in result["models"]])
-        noisy = noisy or any(row["noisy"] for row in result["models"])
-    if noisy:
+        table(_title(result), _COLUMNS, [_cells(row) for row in result["models"]])
+        if result["layers"]:
+            names = tuple(result["layers"][0]["seconds"])
+            table(f"slowest layers, ms ({_title(result)})", ("layer", *names), _slowest(result["layers"]))
+    if any(row["noisy"] for result in results for row in result["models"]):
         say("* quartiles more than 10 % of the median apart: the machine was busy; run again, or with more --rounds")
+
+
+def _title(result: dict[str, Any]) -> str:
+    folded = ", batch norms folded" if result["fold_bn"] else ""
+    where = f"{result['device']}, batch {result['batch_size']}, {result['threads']} threads"
+    return f"{where}, {result['backend']}, {result['dtype']}, {result['layout']}{folded}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -201,4 +147,30 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     mark = "*" if row["noisy"] else ""
     quartiles = f"{row['low'] * 1e3:.2f} to {row['high'] * 1e3:.2f}{mark}"
     median, rate = f"{row['median'] * 1e3:.2f}", f"{row['per_second']:.1f}"
-    return (row["name"], f"{row['params']:,}", median, quartiles, rate, told)
+    apart = "-" if row["difference"] is None else f"{row['difference']:.1e}"
+    return (row["name"], f"{row['params']:,}", median, quartiles, rate, told, apart)
+
+
+def _slowest(layers: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """The layers that take longest in any of the models."""
+    order = sorted(layers, key=lambda row: -max(value or 0.0 for value in row["seconds"].values()))
+    for row in order[:_MOST_LAYERS]:
+        yield (row["name"], *("-" if s is None else f"{s * 1e3:.3f}" for s in row["seconds"].values()))
+
+
+def _markdown(results: list[dict[str, Any]], facts: dict[str, str]) -> Iterator[str]:
+    for result in results:
+        yield f"### {_title(result)}\n"
+        yield from _grid(_COLUMNS, (_cells(row) for row in result["models"]))
+        if result["layers"]:
+            yield from _grid(("layer, ms", *result["layers"][0]["seconds"]), _slowest(result["layers"]))
+    versions = ", ".join(f"{name} {version}" for name, version in results[0]["versions"].items())
+    yield f"*{facts['device']}, {versions}: `{facts['command']}`*\n"
+
+
+def _grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    yield f"| --- |{' ---: |' * (len(columns) - 1)}"
+    for row in rows:
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+    yield ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..files import check_writable
+from ..options import json_option
 from ..training_options import training_options
 from .prune import SAMPLES, SAMPLES_WITH_DATA
 from .prune import command as prune
@@ -62,7 +63,7 @@ def as_in_prune(*names: str) -> Callable[[_Command], _Command]:
 )
 @training_options
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Of an experiment: error against cost.")
-@click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
+@json_option
 def command(criteria: str, as_json: bool, experiment: Path | None, **options: Any) -> None:
     """Rank a model's channels by several criteria in one pass over the images, or run an experiment.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_writable, write_text
+from ..options import factory_option, image_size_option, json_option
 
 if TYPE_CHECKING:
     import networkx
@@ -20,21 +21,10 @@ _COLOURS = {"layer": "lightblue", "group": "palegreen"}
 
 @click.command(name="inspect", short_help="Show groups, couplings, and why layers are left whole.")
 @click.argument("model_or_file")
-@click.option(
-    "--model",
-    "--factory",
-    "factory",
-    metavar="package.module:factory",
-    help="Makes the dense model of a file from elsewhere than torchvision; timm:NAME too.",
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    metavar="PIXELS",
-    help="Side of the images.  [default: the model's]",
-)
+@factory_option
+@image_size_option
 @click.option("--dot", type=click.Path(path_type=Path), metavar="FILE", help="Write the channel graph for graphviz.")
-@click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
+@json_option
 def command(model_or_file: str, factory: str | None, image_size: int | None, dot: Path | None, as_json: bool) -> None:
     """Show which layers share channels, how many can go, and what is left whole and why.
 
@@ -61,26 +51,16 @@ def command(model_or_file: str, factory: str | None, image_size: int | None, dot
 
 
 def _graph(name: str, factory: str | None, image_size: int | None) -> tuple[ChannelGraph, dict[str, Any]]:
-    import torch
-
     import surgeon
-    from surgeon.tracing import Inputs
 
-    from ..models import resolve
-    from ..runtime import factory_of, header_of, is_file, try_forward
+    from ..runtime import open_model
 
-    if is_file(name):
-        dense = factory_of(factory)
-        header = header_of(name, dense)
-        model = surgeon.load(name, dense)
-        inputs: Any = Inputs.from_spec(header.plan.inputs)
+    opened = open_model(name, factory, image_size, weights="none")
+    about: dict[str, Any] = {"model": name}
+    if (header := opened.header) is not None:
         removed = {group: len(channels) for group, channels in header.plan.removed.items()}
         about = {"model": header.class_name, "file": name, "origin": header.origin, "removed": removed}
-    else:
-        subject = resolve(name, None if ":" in name else "none", image_size=image_size)
-        model, inputs = subject.model, try_forward(subject.model, subject, torch.device("cpu"))[0]
-        about = {"model": name}
-    return surgeon.channel_graph(surgeon.trace(model, inputs)), about
+    return surgeon.channel_graph(surgeon.trace(opened.model, opened.inputs)), about
 
 
 def _group(group: Any) -> dict[str, Any]:

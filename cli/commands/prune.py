@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import amount, check_writable
+from ..files import amount, check_writable, step
+from ..options import image_size_option
 from ..training_options import split_training, training_options
 
 if TYPE_CHECKING:
@@ -33,9 +34,13 @@ class Options:
     ratio: float | None
     max_macs: int | float | str | None
     max_params: int | float | str | None
+    max_activations: int | float | str | None
+    max_latency: str | None
+    latency_batch_size: int
+    threads: int | None
     scope: str
     criterion: str
-    round_to: int | None
+    round_to: int | str | None
     min_channels: int
     ignore: tuple[str, ...]
     unit: tuple[str, ...]
@@ -53,6 +58,7 @@ class Options:
     steps: int
     schedule: str
     as_graph: bool
+    report: Path | None
     dry_run: bool
     as_json: bool
     epochs: int
@@ -69,7 +75,7 @@ class Options:
     @property
     def budget(self) -> dict[str, Any]:
         """The amounts that were given."""
-        names = ("filters", "ratio", "max_macs", "max_params")
+        names = ("filters", "ratio", "max_macs", "max_params", "max_activations", "max_latency")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -90,6 +96,26 @@ class Options:
 )
 @click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M.")
 @click.option(
+    "--max-activations",
+    callback=amount,
+    metavar="AMOUNT",
+    help="Keep within: share or count of the numbers in all tensors that one forward makes.",
+)
+@click.option(
+    "--max-latency",
+    metavar="TIME",
+    help="Keep within: 60% of the dense model's time, or 12ms; measured here, and corrected until it holds.",
+)
+@click.option(
+    "--latency-batch-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Images at a time that time is measured at; MACs are then of so many.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's own choice]")
+@click.option(
     "--scope",
     type=click.Choice(["global", "local"]),
     default="global",
@@ -103,7 +129,12 @@ class Options:
     metavar="NAME",
     help="auto, taylor, magnitude, random, ...: an unknown name lists them all.",
 )
-@click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
+@click.option(
+    "--round-to",
+    callback=step,
+    metavar="N|auto",
+    help="Kept widths are multiples of this; auto: of this device's channel step, cut where the time goes.",
+)
 @click.option(
     "--min-channels",
     type=click.IntRange(min=1),
@@ -142,12 +173,7 @@ class Options:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Images at a time."
 )
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=1),
-    metavar="PIXELS",
-    help="Side of the images.  [default: the model's]",
-)
+@image_size_option
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -213,13 +239,16 @@ class Options:
     help="Make it a torch.fx graph first: widths written into the forward are rewritten, and the file opens without "
     "the model's class.",
 )
+@click.option(
+    "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that shows what was done."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and what it would give; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
 def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
-    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params. With --epochs it goes on with
-    training after each of the --steps; what is interrupted then goes on with --resume.
+    Say how much with --filters alone, --ratio alone, or any of --max-macs, --max-params and --max-latency. With
+    --epochs it trains after each of the --steps; what is interrupted then goes on with --resume.
 
     Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
     """
@@ -232,12 +261,16 @@ def run(options: Options) -> None:
     _check_budget(options)
     if not options.dry_run:
         check_writable(options.target)
+    if options.report is not None:
+        check_writable(options.report)
     if options.epochs or options.final_epochs:
         from .. import stepwise
 
         stepwise.run({**vars(options), **options.training}, options.budget, options.target)
         return
     files = None if options.data is None else _scan(options.data)
+    import torch
+
     from ..models import resolve
     from ..output import Watch, warn
     from ..runtime import pick_device, try_forward
@@ -248,7 +281,11 @@ def run(options: Options) -> None:
     for warning in subject.warnings:
         warn(warning)
     model = subject.model.to(device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     example, outputs = try_forward(model, subject, device)
+    if options.latency_batch_size > 1:
+        example = example.repeat(options.latency_batch_size, 1, 1, 1)
     images, loader = _material(options, files, subject, outputs, device)
     with Watch() as watch:
         result = _prune(options, model, example, loader, watch)
@@ -259,7 +296,19 @@ def run(options: Options) -> None:
 
         surgeon.save(options.target, result.model, result.plan, origin=subject.origin)
         written = options.target
+    if options.report is not None:
+        _write_page(options.report, subject, result, device)
     show(subject, result, written, as_json=options.as_json, with_plan=options.dry_run)
+
+
+def _write_page(path: Path, subject: Subject, result: surgeon.Result, device: torch.device) -> None:
+    import surgeon
+
+    from ..output import say
+    from ..runtime import about
+
+    surgeon.write_report(path, result, title=f"{subject.name}, cut by surgeon", about=about(device))
+    say(f"report: {path}")
 
 
 def _check_budget(options: Options) -> None:

@@ -12,8 +12,13 @@ from torch import nn
 from surgeon.channels import ChannelGraph, Pin, layer_of
 from surgeon.channels.structure import Flags
 from surgeon.cost import Cost
+from surgeon.criteria import Scores
+from surgeon.deadline import Timing
 from surgeon.healing import LayerHealing
+from surgeon.report.groups import GroupRow, ScoreHistogram, flow_of, group_rows
 from surgeon.verification import Check
+
+__all__ = ["GroupRow", "LayerRow", "Report", "ScoreHistogram", "layer_rows", "make_report", "sizes", "tensor_bytes"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,11 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened. MACs count one multiply-add as 1, on the example inputs; bytes are of parameters and buffers."""
+    """What happened. MACs count one multiply-add as 1, on the example inputs; bytes are of parameters and buffers.
+
+    `timing` is there where time was planned with: what was predicted, and what was measured. `flow` names the layers in
+    the order in which the forward calls them.
+    """
 
     layers: tuple[LayerRow, ...]
     filters_before: int
@@ -45,6 +54,9 @@ class Report:
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     healing: tuple[LayerHealing, ...] = ()
+    groups: tuple[GroupRow, ...] = ()
+    flow: tuple[str, ...] = ()
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -95,16 +107,17 @@ def _owners(model: nn.Module) -> dict[str, list[str]]:
 
 
 def make_report(
-    graph: ChannelGraph,
-    kept: Flags,
-    check: Check | None,
-    notes: tuple[str, ...],
+    graph: ChannelGraph, kept: Flags, check: Check | None, notes: tuple[str, ...], scores: Scores | None = None
 ) -> Report:
-    """Put the report together, before the model changes; the bytes after it and the seconds are still to come."""
+    """Put the report together, before the model changes; the bytes after it and the seconds are still to come.
+
+    `scores` are those that the channels of `graph` were chosen by, if they were chosen at once.
+    """
     cost = Cost(graph)
     dense = cost.everything()
     before, after = filter_counts(graph, kept)
     return Report(
         layer_rows(graph, kept), before, after, cost.macs(dense), cost.macs(kept),
         cost.params(dense), cost.params(kept), tensor_bytes(graph.trace.model), 0, check, graph.pinned, notes,
+        groups=group_rows(graph, kept, scores), flow=flow_of(graph),
     )  # fmt: skip
