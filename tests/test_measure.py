@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InputError
-from surgeon.measure import compare, interleave, latency
+from surgeon.measure import BACKENDS, Backend, compare, interleave, latency, stopwatch_for
+from surgeon.tracing import Inputs
 
 
 class Clock:
@@ -17,6 +21,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.load = 1.0
 
     def __call__(self) -> float:
         return self.now
@@ -143,3 +148,129 @@ def test_no_models_and_unpaired_rounds_are_refused() -> None:
         latency({}, torch.zeros(1))
     with pytest.raises(InputError, match="measure them together"):
         compare("a", (1.0,), "b", (1.0, 2.0))
+
+
+def test_conditions_are_alike_for_all_models_and_leave_them_as_they_were() -> None:
+    models = {"a": nn.Conv2d(3, 4, 3), "b": nn.Conv2d(3, 8, 3)}
+    measured = latency(
+        models, torch.zeros(1, 3, 8, 8), rounds=1, dtype="bfloat16", layout="channels_last", batch_size=2
+    )  # fmt: skip
+    assert {k: v for k, v in measured.conditions.items() if k != "versions"} == {
+        "backend": "eager", "dtype": "bfloat16", "layout": "channels_last", "batch_size": 2, "fold_bn": False,
+    }  # fmt: skip
+    assert models["a"].weight.dtype == torch.float32
+    assert models["a"].weight.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"dtype": "int8"}, "dtype='int8': expected one of float32"),
+        ({"layout": "tight"}, "layout='tight': expected one of contiguous"),
+        ({"backend": "tensorrt"}, "backend 'tensorrt': expected one of eager, compile"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_unknown_conditions_are_refused_with_the_choices(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        latency({"m": nn.Identity()}, torch.zeros(1), **wrong)
+
+
+def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "elsewhere", Backend(lambda model, inputs: lambda: None, needs=("no_such_package",)))
+    with pytest.raises(InputError, match=r"needs no_such_package: pip install 'filter-surgeon\[onnx\]'"):
+        latency({"m": nn.Identity()}, torch.zeros(1), backend="elsewhere")
+
+
+def test_a_back_end_is_one_entry_and_is_compared_with_the_models_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: nn.Module, inputs: Inputs) -> Callable[[], Tensor]:
+        return lambda: model(*inputs.args) * 1.5
+
+    monkeypatch.setitem(BACKENDS, "half as much again", Backend(wrong))
+    measured = latency({"m": nn.Identity()}, torch.ones(2), rounds=1, backend="half as much again")
+    assert measured.differences == {"m": 0.5}
+
+
+def test_onnxruntime_computes_what_the_model_does() -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    measured = latency({"m": model}, torch.randn(2, 3, 8, 8), rounds=2, backend="onnxruntime", fold_bn=True)
+    assert measured.differences["m"] < 1e-5
+
+
+class FakeCuda:
+    """Counts time in events of a device that is `behind` the host: only what is between events counts."""
+
+    def __init__(self) -> None:
+        self.now, self.log = 0.0, list[str]()
+
+    def device(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def synchronize(self, device: torch.device) -> None:
+        self.log.append("synchronize")
+
+    def Event(self, *, enable_timing: bool) -> FakeEvent:  # noqa: N802  # as torch calls it
+        assert enable_timing
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda, self.at = cuda, 0.0
+
+    def record(self) -> None:
+        self.at = self.cuda.now
+        self.cuda.log.append("record")
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return (end.at - self.at) * 1000
+
+
+def test_cuda_is_timed_by_its_own_events_between_two_waits() -> None:
+    cuda = FakeCuda()
+
+    def call() -> None:
+        cuda.now += 0.25
+        cuda.log.append("call")
+
+    stopwatch = stopwatch_for(torch.device("cuda"), cuda=cuda)
+    assert stopwatch(call, 2) == 0.5
+    assert cuda.log == ["synchronize", "record", "call", "call", "record", "synchronize"]
+
+
+class Sleeper(nn.Module):
+    """A planted slowdown."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.03)
+        return x
+
+
+def test_a_planted_slowdown_is_found_by_the_real_clock() -> None:
+    measured = latency({"quick": nn.Identity(), "sleeps": Sleeper()}, torch.zeros(1), rounds=5)
+    assert measured.latencies[1].median >= 0.03
+    assert measured.speed_up("sleeps", "quick").high < 0.1
+
+
+class Busy(nn.Module):
+    """Takes `cost` seconds times what the machine's load is in each round: a planted noisy machine."""
+
+    def __init__(self, clock: Clock, cost: float, loads: list[float]) -> None:
+        super().__init__()
+        self.clock, self.cost, self.loads = clock, cost, iter(loads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock.now += self.cost * next(self.loads)
+        return x
+
+
+def test_a_planted_noisy_machine_is_called_noisy_and_the_ratio_survives_it() -> None:
+    clock = Clock()
+    loads = [1.0, 1.0, 1.0, 2.5, 1.0, 3.0, 1.2, 2.0, 2.7]
+    models = {"dense": Busy(clock, 2.0, loads), "small": Busy(clock, 1.0, loads)}
+    measured = latency(models, torch.zeros(1), rounds=7, warmup=1, clock=clock)
+    assert all(found.noisy and found.spread > 0.5 for found in measured.latencies)
+    assert measured.speed_up("small", "dense").ratio == pytest.approx(2)
+    assert measured.to_dict()["latencies"][0]["noisy"] is True

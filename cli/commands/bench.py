@@ -155,8 +155,8 @@ def _measure(
     for _, together in itertools.groupby(entries, key=lambda entry: str(entry.inputs.spec())):
         members = list(together)
         models = {entry.name: entry.model.to(device) for entry in members}
-        inputs = _batched(members[0].inputs, batch).to(device)
-        measured = latency(models, inputs, rounds=rounds, threads=threads, progress=watch)
+        inputs = members[0].inputs.to(device)
+        measured = latency(models, inputs, batch_size=batch, rounds=rounds, threads=threads, progress=watch)
         result["threads"] = measured.threads
         result["models"] += [_row(entry, measured, batch, models) for entry in members]
     return result
@@ -175,11 +175,6 @@ def _row(entry: Entry, measured: Comparison, batch: int, models: Mapping[str, nn
     if entry.base != entry.name and entry.base in models:
         row.update(base=entry.base, speed_up=measured.speed_up(entry.name, entry.base).to_dict())
     return row
-
-
-def _batched(inputs: Inputs, batch: int) -> Inputs:
-    """The first example of every tensor, `batch` times."""
-    return inputs.map(lambda t: t[:1].repeat(batch, *[1] * (t.ndim - 1)) if t.ndim else t)
 
 
 def _show(results: list[dict[str, Any]]) -> None:

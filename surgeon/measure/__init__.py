@@ -1,0 +1,20 @@
+"""Measure: honest latency of several models, side by side.
+
+Rounds are interleaved (each round times every model once, in an order that rotates), so that a machine that
+slows down slows all of them. A speed-up is the ratio of medians over the same rounds, with a bootstrap interval;
+a measurement whose spread is above :data:`NOISY` says so.
+"""
+
+from surgeon.measure.backends import BACKENDS, Backend, difference, exported
+from surgeon.measure.clocks import Stopwatch, calibrate, stopwatch_for
+from surgeon.measure.conditions import DTYPES, LAYOUTS, Conditions, batched
+from surgeon.measure.folding import fold_batch_norms
+from surgeon.measure.footprint import Footprint, file_bytes, footprint
+from surgeon.measure.results import NOISY, Comparison, Latency, SpeedUp, compare
+from surgeon.measure.timing import interleave, latency, versions
+
+__all__ = [
+    "BACKENDS", "DTYPES", "LAYOUTS", "NOISY", "Backend", "Comparison", "Conditions", "Footprint", "Latency", "SpeedUp",
+    "Stopwatch", "batched", "calibrate", "compare", "difference", "exported", "file_bytes", "fold_batch_norms",
+    "footprint", "interleave", "latency", "stopwatch_for", "versions",
+]  # fmt: skip

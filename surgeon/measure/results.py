@@ -1,0 +1,146 @@
+"""What a measurement found, as data: latencies with their spread, speed-ups with their interval, samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from surgeon.errors import InputError
+
+#: Interquartile range over median from which on a latency is called noisy.
+NOISY = 0.10
+
+_RESAMPLES = 2000
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one forward, over several rounds.
+
+    Attributes
+    ----------
+    name:
+        The model's name.
+    median, low, high:
+        Median and quartiles, in seconds.
+    iqr:
+        ``high - low``, in seconds.
+    spread:
+        ``iqr / median``.
+    noisy:
+        Whether the spread is above :data:`NOISY`.
+    rounds, calls:
+        Number of rounds, and of forwards in each of them.
+    """
+
+    name: str
+    median: float
+    low: float
+    high: float
+    iqr: float
+    spread: float
+    noisy: bool
+    rounds: int
+    calls: int
+
+    @classmethod
+    def of(cls, name: str, samples: tuple[float, ...], calls: int) -> Latency:
+        """Summarise samples, in seconds per forward."""
+        low, median, high = (float(value) for value in np.quantile(samples, [0.25, 0.5, 0.75]))
+        spread = (high - low) / median if median else math.inf
+        return cls(name, median, low, high, high - low, spread, spread > NOISY, len(samples), calls)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; times in seconds."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times faster `name` is than `base`: median of `base` over median of `name`, same rounds.
+
+    `low` and `high` bound the 95 % bootstrap interval.
+    """
+
+    name: str
+    base: str
+    ratio: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Latencies of several models that were measured together.
+
+    Attributes
+    ----------
+    latencies:
+        One for each model, in the order given.
+    samples:
+        Seconds per forward of each round, for each model.
+    device, threads:
+        Where it ran; `threads` is the number of intra-op CPU threads.
+    conditions:
+        How: ``backend``, ``dtype``, ``layout``, ``batch_size``, ``fold_bn``, ``versions``; the same for all models.
+    differences:
+        Largest difference between each model as it was timed and as it was given, relative to the largest output;
+        only models that a back end or folding made anew.
+    """
+
+    latencies: tuple[Latency, ...]
+    samples: Mapping[str, tuple[float, ...]]
+    device: str
+    threads: int
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    differences: Mapping[str, float] = field(default_factory=dict)
+
+    def speed_up(self, name: str, base: str, *, seed: int = 0) -> SpeedUp:
+        """How many times faster `name` is than `base`.
+
+        Raises
+        ------
+        KeyError
+            If one of them was not measured.
+        """
+        return compare(name, self.samples[name], base, self.samples[base], seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; times in seconds."""
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "conditions": dict(self.conditions),
+            "latencies": [latency.to_dict() for latency in self.latencies],
+            "samples": {name: list(values) for name, values in self.samples.items()},
+            "differences": dict(self.differences),
+        }
+
+
+def compare(
+    name: str, samples: tuple[float, ...], base: str, base_samples: tuple[float, ...], *, seed: int = 0
+) -> SpeedUp:
+    """Ratio of paired medians: the same rounds are drawn for both in each bootstrap resample.
+
+    Raises
+    ------
+    InputError
+        If the two were not measured over the same number of rounds.
+    """
+    if len(samples) != len(base_samples) or not samples:
+        raise InputError(f"{name} has {len(samples)} rounds and {base} {len(base_samples)}; measure them together")
+    ours, theirs = np.asarray(samples), np.asarray(base_samples)
+    drawn = np.random.default_rng(seed).integers(len(ours), size=(_RESAMPLES, len(ours)))
+    ratios = np.median(theirs[drawn], axis=1) / np.median(ours[drawn], axis=1)
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail])
+    return SpeedUp(name, base, float(np.median(theirs) / np.median(ours)), float(low), float(high))
