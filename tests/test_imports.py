@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "models",
     "data",
+    "files",
     "tracing",
     "measure",
     "rules",

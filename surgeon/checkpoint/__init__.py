@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from surgeon.checkpoint.coding import Coded, Form, check_total, decode, encode
-from surgeon.checkpoint.files import write_beside
 from surgeon.checkpoint.fitting import compare, distinct, fill, state_of
 from surgeon.checkpoint.graphs import build, describe, kept_outside
 from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
 from surgeon.checkpoint.origin import build_origin, check_origin, is_followed
 from surgeon.errors import CheckpointError, ModelError
+from surgeon.files import write_beside
 from surgeon.planning import Plan
 from surgeon.rewriting import rewrite
 
