@@ -338,6 +338,80 @@ def example(found: Results) -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines[start:])
 
 
+def latency(found: Results) -> str:
+    """All parts that were measured."""
+    parts = {"A": latency_macs, "B": latency_asked, "C": latency_cli, "E": latency_gpu}
+    told = []
+    for letter, render in parts.items():
+        rows = {key: row for key, row in found["rows"].items() if key.startswith(f"{letter}/")}
+        told += [render(rows)] if rows else []
+    settings = found["settings"]
+    return "\n\n".join(told) + (
+        f"\n\nMedians of {settings['rounds']} interleaved rounds, images of {settings['image_size']} x "
+        f"{settings['image_size']}, random weights, channels ranked by magnitude. * quartiles more than 10 % apart."
+    )
+
+
+def latency_macs(rows: Mapping[str, Results]) -> str:
+    """Speed-up over the ratio of MACs, ours beside theirs."""
+    cells = []
+    for key, row in rows.items():
+        _, name, batch = key.split("/")
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        figures = [f"{found['efficiency']:.2f} ({found['speed_up']['ratio']:.2f}x)" for found in row["rows"].values()]
+        left = f"{row['macs']['surgeon'] / row['macs']['dense']:.1%}"
+        cells.append(
+            [f"{name}, batch {batch}", f"{1000 * row['times_s']['dense']['median']:.1f}{noisy}", left, *figures]
+        )
+    head = ["network", "dense, ms", "MACs left", "surgeon", "Torch-Pruning", "Torch-Pruning, steps of 16"]
+    return grid(head, cells) + "\n\nMeasured speed-up divided by the ratio of the MACs (and the speed-up)."
+
+
+def latency_asked(rows: Mapping[str, Results]) -> str:
+    """The time that was asked for, and what came."""
+    cells = []
+    for key, row in rows.items():
+        _, name, _ = key.split("/")
+        asked = f"{row['asked']:.0%}"
+        if row.get("status") == "refused":
+            cells.append([name, asked, "said to be out of reach", "-", "-"])
+            continue
+        kept = row["score_kept"]
+        alone = f"{kept['macs alone']:.1%}" if "macs alone" in kept else "-"
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        cells.append([name, asked, f"{row['measured']:.1%}{noisy}", f"{kept['surgeon']:.1%}", alone])
+    head = ["network, batch 1", "time asked for", "measured anew", "score kept", "score kept by MACs alone, as fast"]
+    return grid(head, cells)
+
+
+def latency_cli(rows: Mapping[str, Results]) -> str:
+    """One model, time and size together."""
+    row = next(iter(rows.values()))
+    if "cpu_ratio" not in row:
+        return f"`{row['cli']}`: {row['status']}."
+    size = row["bytes"]
+    return (
+        f"`{row['cli']}`: {quartiles(row['cpu_ratio'])} times less CPU time at batch 8, "
+        f"{size['dense'] / size['small']:.2f} times smaller file ({size['small'] / 1e6:.0f} of "
+        f"{size['dense'] / 1e6:.0f} MB)."
+    )
+
+
+def latency_gpu(rows: Mapping[str, Results]) -> str:
+    """Cuts by memory against cuts by MACs."""
+    cells = []
+    for key, row in rows.items():
+        _, name, batch, dtype = key.split("/")
+        if row.get("status") == "not measured":
+            cells.append([f"{name}, batch {batch}, {dtype}", "not measured", "not measured", "not measured"])
+            continue
+        figures = [f"{row['rows'][k]['speed_up']['ratio']:.2f}x" for k in ("fisher-memory", "fisher-mac")]
+        ratio = next(iter(row["targets"].values()))["value"]
+        cells.append([f"{name}, batch {batch}, {dtype}", *figures, f"{ratio:.2f}"])
+    head = ["GPU, half the MACs", "by memory", "by MACs", "by memory over by MACs, at equal MACs"]
+    return grid(head, cells)
+
+
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "accuracy": ("accuracy", accuracy),
     "training": ("accuracy_training", training),
@@ -352,6 +426,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "shared-values": ("finegrained", shared_values),
     "packing": ("packing", packing),
     "families": ("families", families),
+    "latency": ("latency", latency),
 }
 
 if __name__ == "__main__":

@@ -66,6 +66,21 @@ def amount(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     return number
 
 
+def step(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:
+    """Read a whole number from 1 or "auto". A click callback.
+
+    Raises
+    ------
+    click.BadParameter
+        If it is neither.
+    """
+    if value in (None, "auto"):
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r}: give a whole number from 1, or auto", ctx, param)
+    return int(value)
+
+
 def _number(text: str) -> str | float | int:
     if text.endswith("%"):
         float(text[:-1])

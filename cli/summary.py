@@ -45,6 +45,8 @@ def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_j
         left=2,
     )
     table("", ("", "before", "after", "change"), _totals(report))
+    if report["timing"] is not None:
+        _show_timing(report["timing"])
     reasons(report["pinned"])
     for note in report["notes"]:
         say(f"note: {note}")
@@ -69,6 +71,30 @@ def _totals(report: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         yield title, f"{before:,}", f"{after:,}", share(before, after)
     before, after = report["bytes_before"], report["bytes_after"]
     yield "parameters and buffers", size(before), size(after), share(before, after)
+
+
+def _show_timing(timing: dict[str, Any]) -> None:
+    """Time before and after: predicted from the latency table, and measured on the models themselves."""
+    measured, ratio = timing["measured"], timing["speed_up"]
+    dense, small = measured["latencies"]
+
+    def milliseconds(seconds: float) -> str:
+        return f"{1000 * seconds:.2f} ms"
+
+    rows = [
+        ("predicted", *(milliseconds(timing["predicted"][name]) for name in ("dense", "small"))),
+        ("measured, median", milliseconds(dense["median"]), milliseconds(small["median"])),
+        ("quartiles", *(f"{1000 * row['low']:.2f} to {1000 * row['high']:.2f} ms" for row in (dense, small))),
+    ]
+    table(
+        f"time of one forward: {measured['device']}, batch {measured['conditions']['batch_size']}, "
+        f"{measured['threads']} threads, {measured['conditions']['dtype']}",
+        ("", "before", "after"), rows,
+    )  # fmt: skip
+    limit = f"; asked: {timing['asked']} ({milliseconds(timing['limit'])})" if timing["limit"] is not None else ""
+    say(f"measured speed-up: {ratio['ratio']:.2f}x (95 %: {ratio['low']:.2f} to {ratio['high']:.2f}){limit}")
+    if timing["noisy"]:
+        warn("the machine was busy while it was timed (quartiles more than 10 % of the median apart): time it again")
 
 
 def _check_line(check: dict[str, Any] | None) -> str:

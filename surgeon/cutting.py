@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from surgeon.channels import ChannelGraph, channel_graph
+from surgeon.cost import Latency
 from surgeon.criteria import Scores, score
+from surgeon.deadline import TOLERANCE, Timing, as_fast, within_time
 from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError
-from surgeon.planning import Plan, make_plan
+from surgeon.measure import Comparison, latency
+from surgeon.planning import AUTO, TIME, Device, Plan, check_reach, make_plan, seconds_of, share_of, timing_of
 from surgeon.rewriting import rewrite
 from surgeon.rules import reasons
 from surgeon.tracing import Inputs, error_site, trace
@@ -23,16 +27,22 @@ from surgeon.verification import verify as run_check
 
 #: How often a cut that the check found wrong is planned again without the channels that meet where it differs.
 _MOST_REPLANS = 8
+#: Interleaved rounds in which a cut model is timed beside the dense one.
+TIMED_ROUNDS = 15
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What one cut came to; `small` is None where the model itself is to be changed and nothing has to be checked."""
+    """What one cut came to; `small` is None where the model itself is to be changed and nothing has to be checked.
+
+    `timing` is there where time was planned with.
+    """
 
     plan: Plan
     small: nn.Module | None
     check: Check | None
     inexact: tuple[str, ...]
+    timing: Timing | None = None
 
     @property
     def graph(self) -> ChannelGraph:
@@ -88,22 +98,96 @@ class Cutter:
         """Cut `module` down to `budget`; it stays as it is. Without `rewritten` and a check, only plan."""
         with self.clock("trace"):
             graph = read_graph(module, self.example_inputs)
+        timed = TIME in budget or self.planning.get("round_to") == AUTO
+        with self.clock("latency table") if timed else contextlib.nullcontext():
+            device = timing_of(graph, budget, self.planning.get("round_to"), progress=self.clock.progress)
+            check_reach(graph, budget, device, **self.planning)
         with self.clock("score"):
             scores = self._score(module, graph, budget)
-        plan = self._plan(graph, scores, budget)
+        if TIME in budget:
+            return self._in_time(module, graph, scores, budget, device)
+        if device.latency is not None:
+            return self._as_fast(module, graph, scores, budget, device.latency)
+        plan = self._plan(graph, scores, budget, None)
         if not (rewritten or self.verify):
             return Cut(plan, None, None, ())
-        small = self._rewrite(module, plan)
-        return self._until_exact(module, plan, small, scores, budget) if self.verify else Cut(plan, small, None, ())
+        return self._checked(module, plan, self._rewrite(module, plan), scores, budget, None)
+
+    def _as_fast(
+        self, module: nn.Module, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], predicted: Latency
+    ) -> Cut:
+        """Cut within counted budgets, so that the model itself is as fast as they are tight."""
+
+        def make(goal: float | None) -> tuple[Cut, Mapping[str, float]]:
+            plan = self._plan(graph, scores, {**budget, "time_goal": goal}, predicted)
+            return Cut(plan, self._rewrite(module, plan), None, ()), plan.budget["predicted_latency"]
+
+        def time(cut: Cut) -> Comparison:
+            assert cut.small is not None
+            return self._measure(module, cut.small)
+
+        best, tries = as_fast(share_of(graph, budget), make, time)
+        cut = best.made
+        assert cut.small is not None
+        checked = self._checked(module, cut.plan, cut.small, scores, budget, predicted)
+        if checked.plan is not cut.plan:
+            return self._timed(module, checked)
+        return replace(checked, timing=Timing.of(None, best.predicted, best.measured, tries))
+
+    def _in_time(
+        self, module: nn.Module, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], device: Device
+    ) -> Cut:
+        """Cut until the model itself takes what was asked for."""
+        assert device.latency is not None
+        amount, dense = budget[TIME], device.latency.seconds(np.ones(graph.structure.count, dtype=bool))
+
+        def make(share: float) -> tuple[Cut, Mapping[str, float]]:
+            plan = self._plan(graph, scores, {**budget, TIME: share}, device.latency)
+            plan = replace(plan, budget={**plan.budget, TIME: amount})
+            return Cut(plan, self._rewrite(module, plan), None, ()), plan.budget["predicted_latency"]
+
+        def time(cut: Cut) -> Comparison:
+            assert cut.small is not None
+            return self._measure(module, cut.small)
+
+        best, tries = within_time(amount, make, time, seconds_of(TIME, amount, dense) / dense)
+        cut = best.made
+        assert cut.small is not None
+        checked = self._checked(module, cut.plan, cut.small, scores, budget, device.latency)
+        if checked.plan is not cut.plan:
+            return self._timed(module, checked)
+        return replace(checked, timing=Timing.of(amount, best.predicted, best.measured, tries))
+
+    def _timed(self, module: nn.Module, cut: Cut) -> Cut:
+        """The cut with its measured time, where time was planned with."""
+        predicted = cut.plan.budget.get("predicted_latency")
+        if predicted is None or cut.small is None:
+            return cut
+        timing = Timing.of(cut.plan.budget.get(TIME), predicted, self._measure(module, cut.small))
+        if timing.limit is not None and timing.measured["latencies"][1]["median"] > timing.limit * (1 + TOLERANCE):
+            raise BudgetError(f"{TIME}: out of reach without the channels that could not be cut exactly")
+        return replace(cut, timing=timing)
+
+    def _measure(self, module: nn.Module, small: nn.Module) -> Comparison:
+        with self.clock("time"):
+            return latency({"dense": module, "small": small}, Inputs.of(self.example_inputs), rounds=TIMED_ROUNDS)
+
+    def _checked(
+        self, module: nn.Module, plan: Plan, small: nn.Module, scores: Scores, budget: Mapping[str, Any],
+        predicted: Latency | None,
+    ) -> Cut:  # fmt: skip
+        if not self.verify:
+            return Cut(plan, small, None, ())
+        return self._until_exact(module, plan, small, scores, budget, predicted)
 
     def _score(self, module: nn.Module, graph: ChannelGraph, budget: Mapping[str, Any]) -> Scores:
         if self.choose is not None:
             return self.choose(module, graph, budget)
         return score(graph, dataloader=self.dataloader, seed=self.seed, progress=self.clock.progress, **self.scoring)
 
-    def _plan(self, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any]) -> Plan:
+    def _plan(self, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], predicted: Latency | None) -> Plan:
         with self.clock("plan"):
-            plan = make_plan(graph, scores, seed=self.seed, **budget, **self.planning)
+            plan = make_plan(graph, scores, seed=self.seed, latency=predicted, **budget, **self.planning)
         if self.strict and plan.fitted is not None:
             _refuse_pinned(plan.fitted.graph)
         return plan
@@ -117,8 +201,9 @@ class Cutter:
             return run_check(module, small, plan, self.example_inputs, seed=self.seed)
 
     def _until_exact(
-        self, module: nn.Module, plan: Plan, small: nn.Module, scores: Scores, budget: Mapping[str, Any]
-    ) -> Cut:
+        self, module: nn.Module, plan: Plan, small: nn.Module, scores: Scores, budget: Mapping[str, Any],
+        predicted: Latency | None,
+    ) -> Cut:  # fmt: skip
         """Check the cut; where it differs, plan again with the channels there pinned, and say so."""
         inexact: list[str] = []
         while True:
@@ -129,7 +214,7 @@ class Cutter:
                 if len(inexact) > _MOST_REPLANS:
                     raise
                 try:
-                    plan = self._plan(_without(plan, difference), scores, budget)
+                    plan = self._plan(_without(plan, difference), scores, budget, predicted)
                 except (BudgetError, NothingToCutError):
                     raise difference from None  # without those channels there is nothing left to do
                 small = self._rewrite(module, plan)

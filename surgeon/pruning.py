@@ -44,12 +44,14 @@ def prune(
     ratio: float | None = None,
     max_macs: float | str | None = None,
     max_params: float | str | None = None,
+    max_activations: float | str | None = None,
+    max_latency: float | str | None = None,
     criterion: str | Callable[[Request], Floats] = "taylor",
     dataloader: Iterable[Any] | None = None,
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
     forward_loss: ForwardLoss | None = None,
     scope: str = "global",
-    round_to: int | None = None,
+    round_to: int | str | None = None,
     ignored_layers: Iterable[nn.Module | str] = (),
     units: Iterable[nn.Module | str] = (),
     min_channels: int = 1,
@@ -70,8 +72,13 @@ def prune(
     ----------
     model, example_inputs:
         Any eager module, and what its forward takes: a tensor, a tuple of arguments, or :class:`surgeon.Inputs`.
-    filters, ratio, max_macs, max_params, scope, round_to, ignored_layers, units, min_channels:
+    filters, ratio, max_macs, max_params, max_activations, scope, round_to, ignored_layers, units, min_channels:
         How much, and how: see :func:`surgeon.make_plan`.
+    max_latency:
+        Keep within a share (``"60%"``, 0.6) of the time that the model takes on the example inputs (their batch size
+        counts), or a time (``"12ms"``), on this device, with as many threads as torch has now. The cut model is timed
+        beside the dense one, and the plan corrected until the limit holds within 5 %.
+        ``report.timing`` says what was predicted and what was measured.
     criterion, dataloader, loss_fn, forward_loss:
         What ranks the channels: see :func:`surgeon.score`.
     heal, calibration:
@@ -120,8 +127,13 @@ def prune(
         example_inputs, {"criterion": criterion, **scoring}, planning, verify, strict, seed, clock, batches, choose
     )  # fmt: skip
     healer = _Healer(module, batches if calibration is None else calibration, heal, seed, clock)
-    budget = {"filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params}
+    budget = {
+        "filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params,
+        "max_activations": max_activations, "max_latency": max_latency,
+    }  # fmt: skip
     budget = {name: amount for name, amount in budget.items() if amount is not None}
+    if steps > 1 and (max_latency is not None or max_activations is not None):
+        raise BudgetError("max_latency and max_activations are kept in one cut: give them with steps=1")
     if steps > 1:
         cut = _cut_in_steps(cutter, healer, module, budget, steps, schedule)
     else:
@@ -136,7 +148,7 @@ def _result(model: nn.Module, cut: Cut, healer: _Healer, clock: Clock, *, inplac
     small = _into(model, cut, healer.healed, clock) if inplace else cut.small
     assert small is not None
     size, seconds = tensor_bytes(small), dict(clock.seconds)
-    report = replace(report, bytes_after=size, seconds=seconds, healing=tuple(healer.layers))
+    report = replace(report, bytes_after=size, seconds=seconds, healing=tuple(healer.layers), timing=cut.timing)
     return Result(small, replace(cut.plan, fitted=None), report)
 
 

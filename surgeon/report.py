@@ -12,6 +12,7 @@ from torch import nn
 from surgeon.channels import ChannelGraph, Pin, layer_of
 from surgeon.channels.structure import Flags
 from surgeon.cost import Cost
+from surgeon.deadline import Timing
 from surgeon.healing import LayerHealing
 from surgeon.verification import Check
 
@@ -28,7 +29,10 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class Report:
-    """What happened. MACs count one multiply-add as 1, on the example inputs; bytes are of parameters and buffers."""
+    """What happened. MACs count one multiply-add as 1, on the example inputs; bytes are of parameters and buffers.
+
+    `timing` is there where time was planned with: what was predicted, and what was measured.
+    """
 
     layers: tuple[LayerRow, ...]
     filters_before: int
@@ -45,6 +49,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     healing: tuple[LayerHealing, ...] = ()
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

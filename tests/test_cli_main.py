@@ -41,7 +41,7 @@ def test_unknown_command_suggests_the_nearest() -> None:
 def test_unknown_command_far_from_all_lists_them() -> None:
     result = CliRunner().invoke(cli, ["zzz"])
     assert result.exit_code == 2
-    assert "bench, compare, inspect, prune" in result.stderr
+    assert "bench, compare, device, inspect, prune" in result.stderr
 
 
 def test_unknown_option_suggests_the_nearest() -> None:

@@ -30,6 +30,7 @@ ORDER = (
     "composition",
     "verification",
     "healing",
+    "deadline",
     "report",
     "checkpoint",
     "tuning",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import amount, check_writable
+from ..files import amount, check_writable, step
 from ..training_options import split_training, training_options
 
 if TYPE_CHECKING:
@@ -33,9 +33,13 @@ class Options:
     ratio: float | None
     max_macs: int | float | str | None
     max_params: int | float | str | None
+    max_activations: int | float | str | None
+    max_latency: str | None
+    latency_batch_size: int
+    threads: int | None
     scope: str
     criterion: str
-    round_to: int | None
+    round_to: int | str | None
     min_channels: int
     ignore: tuple[str, ...]
     unit: tuple[str, ...]
@@ -69,7 +73,7 @@ class Options:
     @property
     def budget(self) -> dict[str, Any]:
         """The amounts that were given."""
-        names = ("filters", "ratio", "max_macs", "max_params")
+        names = ("filters", "ratio", "max_macs", "max_params", "max_activations", "max_latency")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -90,6 +94,26 @@ class Options:
 )
 @click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M.")
 @click.option(
+    "--max-activations",
+    callback=amount,
+    metavar="AMOUNT",
+    help="Keep within: share or count of the numbers in all tensors that one forward makes.",
+)
+@click.option(
+    "--max-latency",
+    metavar="TIME",
+    help="Keep within: 60% of the dense model's time, or 12ms; measured here, and corrected until it holds.",
+)
+@click.option(
+    "--latency-batch-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Images at a time that time is measured at; MACs are then of so many.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's own choice]")
+@click.option(
     "--scope",
     type=click.Choice(["global", "local"]),
     default="global",
@@ -103,7 +127,12 @@ class Options:
     metavar="NAME",
     help="auto, taylor, magnitude, random, ...: an unknown name lists them all.",
 )
-@click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
+@click.option(
+    "--round-to",
+    callback=step,
+    metavar="N|auto",
+    help="Kept widths are multiples of this; auto: of this device's channel step, cut where the time goes.",
+)
 @click.option(
     "--min-channels",
     type=click.IntRange(min=1),
@@ -218,8 +247,9 @@ class Options:
 def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
-    Say how much with --filters alone, --ratio alone, or --max-macs and --max-params. With --epochs it goes on with
-    training after each of the --steps; what is interrupted then goes on with --resume.
+    Say how much with --filters alone, --ratio alone, or any of --max-macs, --max-params, --max-activations and
+    --max-latency. With --epochs it goes on with training after each of the --steps; what is interrupted then goes on
+    with --resume.
 
     Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
     """
@@ -238,6 +268,8 @@ def run(options: Options) -> None:
         stepwise.run({**vars(options), **options.training}, options.budget, options.target)
         return
     files = None if options.data is None else _scan(options.data)
+    import torch
+
     from ..models import resolve
     from ..output import Watch, warn
     from ..runtime import pick_device, try_forward
@@ -248,7 +280,11 @@ def run(options: Options) -> None:
     for warning in subject.warnings:
         warn(warning)
     model = subject.model.to(device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     example, outputs = try_forward(model, subject, device)
+    if options.latency_batch_size > 1:
+        example = example.repeat(options.latency_batch_size, 1, 1, 1)
     images, loader = _material(options, files, subject, outputs, device)
     with Watch() as watch:
         result = _prune(options, model, example, loader, watch)
@@ -266,7 +302,9 @@ def _check_budget(options: Options) -> None:
     """Refuse contradictory amounts before anything is loaded."""
     given = [f"--{name.replace('_', '-')}" for name in options.budget]
     if not given:
-        raise click.UsageError("say how much: --filters N, --ratio R, --max-macs AMOUNT or --max-params AMOUNT")
+        raise click.UsageError(
+            "say how much: --filters N, --ratio R, --max-macs AMOUNT, --max-params AMOUNT, --max-latency TIME"
+        )
     if len(given) > 1 and (options.filters is not None or options.ratio is not None):
         both = " and ".join(given)
         raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
@@ -285,6 +323,10 @@ def _check_steps(options: Options) -> None:
         for flag in ("dry_run", "as_graph"):
             if getattr(options, flag):
                 raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
+        if options.max_latency is not None or options.max_activations is not None or options.round_to == "auto":
+            raise click.UsageError(
+                "--max-latency, --max-activations and --round-to auto are kept in one cut, without --epochs"
+            )
         return
     if options.schedule in ("one-shot", "per-step"):
         raise click.UsageError(f"--schedule {options.schedule} is for cuts with training between: give --epochs N")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
-from surgeon.cost import Cost
+from surgeon.cost import Cost, Latency, Place, channel_step, open_table
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
-from surgeon.planning.budgets import LIMITS, Problem, choose, smallest
+from surgeon.planning.budgets import LIMITS, TIME, Problem, choose, reachable, seconds_of, tightest
 from surgeon.planning.moves import Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group
 from surgeon.planning.repair import Repair
@@ -22,7 +24,13 @@ from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
 from surgeon.trial import Misfit
 
-__all__ = ["LIMITS", "Plan", "make_plan", "select_layers", "smallest"]
+__all__ = [
+    "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_reach", "make_plan", "seconds_of", "select_layers",
+    "share_of", "timing_of",
+]  # fmt: skip
+
+#: The `round_to` that stands for the device's own step.
+AUTO = "auto"
 
 
 @outside_inference_mode
@@ -34,12 +42,16 @@ def make_plan(
     ratio: float | None = None,
     max_macs: float | str | None = None,
     max_params: float | str | None = None,
+    max_activations: float | str | None = None,
+    max_latency: float | str | None = None,
     scope: str = "global",
-    round_to: int | None = None,
+    round_to: int | str | None = None,
     ignored_layers: Iterable[nn.Module | str] = (),
     units: Iterable[nn.Module | str] = (),
     min_channels: int = 1,
     seed: int = 0,
+    latency: Latency | None = None,
+    time_goal: float | None = None,
 ) -> Plan:
     """Choose the channels to remove, least useful first, and try the widths on the model's own forward.
 
@@ -52,18 +64,31 @@ def make_plan(
         Remove this many convolution filters; coupled ones each count. Never more, and as near as can be.
     ratio:
         Remove this share of the channels.
-    max_macs, max_params:
-        Keep within: a share (0.5, ``"50%"``) or an absolute number.
+    max_macs, max_params, max_activations:
+        Keep within: a share (0.5, ``"50%"``) or an absolute number. Activations are the numbers in all tensors that the
+        forward makes on the example inputs.
+    max_latency:
+        Keep within: a share (0.6, ``"60%"``) of the dense model's time on the example inputs, or a time (``"12ms"``);
+        *predicted* from what the model's layers take on this device (:class:`surgeon.cost.Latency`).
+        :func:`surgeon.prune` times the cut model itself and corrects the plan.
     scope:
         ``"global"``: rank all groups against each other. ``"local"``: the same share of every group.
     round_to:
-        Widths of cut layers are multiples of this.
+        Widths of cut layers are multiples of this. ``"auto"`` (and by default with `max_latency`): of the device's
+        own channel step; what a ``max_*`` budget leaves open is then decided by time, so that it falls at least as
+        far as what is counted, where the widths can do that.
     ignored_layers:
         Modules, names or globs that keep all their filters; a container stands for everything in it.
     units:
         Likewise; modules that stay as they are: every tensor in them, and all that enters and leaves them.
     min_channels:
         No group keeps fewer.
+    latency:
+        The model's predicted latency, where it is at hand: time is planned with then. Otherwise it is made where it is
+        needed, which takes up to a few minutes the first time.
+    time_goal:
+        With ``round_to="auto"`` and a ``max_*`` budget that only counts: the share of the predicted time to get down
+        to; default: that of the tightest budget.
 
     Raises
     ------
@@ -74,8 +99,12 @@ def make_plan(
     NothingToCutError
         If nothing can be cut; the message says why, layer by layer.
     """
-    asked = {"filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params}
+    asked = {
+        "filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params,
+        "max_activations": max_activations, "max_latency": max_latency,
+    }  # fmt: skip
     _check(scope, round_to, min_channels)
+    clocked = timing_of(graph, asked, round_to, latency)
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)
     graph = graph.pin(channels_in(graph, select_layers(graph.trace.model, units, "units")), reasons.IGNORED)
@@ -83,8 +112,8 @@ def make_plan(
     shares = Shares()
     while True:
         try:
-            steps = Steps(round_to or 1, min_channels, shares.blocked)
-            levels, kept = _chosen(repair.graph, scores, asked, scope, steps)
+            steps = Steps(clocked.step, min_channels, shares.blocked)
+            levels, kept = _chosen(repair.graph, scores, asked, scope, steps, clocked.latency, time_goal)
             kept = shares.settle(repair.graph, scores, levels, kept)
             fitted = repair.fit(kept)
             break
@@ -96,8 +125,15 @@ def make_plan(
             if not repair.undone():
                 raise
     graph = repair.graph
-    budget = {k: v for k, v in asked.items() if v is not None} | {"scope": scope, "min_channels": min_channels}
-    budget |= {"round_to": round_to} if round_to else {}
+    budget: dict[str, Any] = {k: v for k, v in asked.items() if v is not None} | {
+        "scope": scope,
+        "min_channels": min_channels,
+    }
+    budget |= {"round_to": clocked.step} if clocked.step > 1 else {}
+    if clocked.latency is not None:
+        budget["predicted_latency"] = {
+            "dense": clocked.latency.seconds(Cost(graph).everything()), "small": clocked.latency.exactly(fitted.kept)
+        }  # fmt: skip
     inputs = graph.trace.inputs.spec()
     name = type(graph.trace.model).__name__
     return Plan(name, removed_by_group(graph, kept), inputs, budget, scores.criterion, seed, fitted)
@@ -106,18 +142,77 @@ def make_plan(
 def _check(scope: str, round_to: Any, min_channels: Any) -> None:
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r}: expected 'global' or 'local'")
-    for name, value in (("round_to", 1 if round_to is None else round_to), ("min_channels", min_channels)):
+    known = 1 if round_to in (None, AUTO) else round_to
+    for name, value in (("round_to", known), ("min_channels", min_channels)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BudgetError(f"{name}={value!r}: expected a positive whole number")
+            also = " or 'auto'" if name == "round_to" else ""
+            raise BudgetError(f"{name}={value!r}: expected a positive whole number{also}")
+
+
+@dataclass(frozen=True)
+class Device:
+    """What planning knows of the device: predicted latency where it is asked for, and the step of widths."""
+
+    latency: Latency | None
+    step: int
+
+
+def timing_of(
+    graph: ChannelGraph,
+    asked: Mapping[str, Any],
+    round_to: int | str | None,
+    latency: Latency | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Device:
+    """Measure what these amounts and `round_to` need to know of the device, and no more."""
+    limited = [name for name in LIMITS if asked.get(name) is not None]
+    timed = TIME in limited
+    if latency is None and round_to != AUTO and not timed:
+        return Device(None, 1 if round_to is None else int(round_to))
+    table = latency.table if latency is not None else open_table(Place.of(graph.trace.inputs))
+    step = round_to if isinstance(round_to, int) else channel_step(table)
+    if not limited:
+        return Device(None, step)
+    return Device(latency or Latency(graph, table, step=max(step, 8), progress=progress), step)
+
+
+def share_of(graph: ChannelGraph, asked: Mapping[str, Any]) -> float:
+    """The tightest of the counted budgets, as a share of what the dense model has."""
+    limits = {name: amount for name, amount in asked.items() if name in LIMITS and amount is not None}
+    return tightest(Problem(graph, [], Cost(graph), "global"), limits)
+
+
+def check_reach(
+    graph: ChannelGraph, asked: Mapping[str, Any], timing: Device, *, min_channels: int = 1, **_: Any
+) -> None:
+    """Refuse a budget of time that not even the smallest widths keep, before anything is scored.
+
+    Raises
+    ------
+    BudgetError
+        It says what can be reached.
+    """
+    if timing.latency is None or not graph.groups:
+        return
+    flat = np.zeros(graph.structure.count)
+    stairs = staircases(graph, Scores("none", flat, flat, graph), Steps(timing.step, min_channels, {}))
+    limits = {name: amount for name, amount in asked.items() if name in LIMITS and amount is not None}
+    reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), limits)
 
 
 def _chosen(
-    graph: ChannelGraph, scores: Scores, asked: dict[str, Any], scope: str, steps: Steps
+    graph: ChannelGraph,
+    scores: Scores,
+    asked: dict[str, Any],
+    scope: str,
+    steps: Steps,
+    latency: Latency | None,
+    time_goal: float | None,
 ) -> tuple[dict[int, int], Flags]:
     """How many steps each bundle loses, of the channels that are free by now, and what that keeps."""
     if not graph.groups:
         raise NothingToCutError(_nothing(graph))
-    problem = Problem(graph, staircases(graph, scores, steps), Cost(graph), scope)
+    problem = Problem(graph, staircases(graph, scores, steps), Cost(graph), scope, latency, time_goal)
     taken = choose(problem, asked)
     kept = problem.kept(taken)
     if bool(kept.all()):

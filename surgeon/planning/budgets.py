@@ -10,19 +10,23 @@ import numpy as np
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints
-from surgeon.cost import Cost
+from surgeon.cost import Cost, Latency
 from surgeon.errors import BudgetError
+from surgeon.planning.allocation import Allocator
+from surgeon.planning.meters import Meter, Stairs, counted, timed
 from surgeon.planning.moves import Moves, Staircase, Taken, in_order
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One planning problem: the graph, its moves, and what widths cost."""
+    """One planning problem: the graph, its moves, and what widths cost; `latency` where time matters, and its goal."""
 
     graph: ChannelGraph
     stairs: Sequence[Staircase]
     cost: Cost
     scope: str
+    latency: Latency | None = None
+    time_goal: float | None = None
 
     def kept(self, taken: Taken) -> Flags:
         """Flags of the channels that stay when these moves are taken."""
@@ -31,6 +35,10 @@ class Problem:
             for gone in self.stairs[index].removed(count):
                 flags[gone] = False
         return flags
+
+    def everything(self) -> Taken:
+        """All moves."""
+        return {index: len(stair) for index, stair in enumerate(self.stairs)}
 
     def levels(self, taken: Taken) -> dict[int, int]:
         """How many steps each of these bundles has lost."""
@@ -99,7 +107,7 @@ def take_ratio(problem: Problem, amount: Any) -> Taken:
     )  # fmt: skip
 
 
-def _limit(name: str, amount: Any, dense: int) -> int:
+def _share(name: str, amount: Any, dense: float) -> float:
     """An absolute number from ``0.5``, ``"50%"`` or an absolute number."""
     text = f"{name}={amount!r}: expected a share up to 1 (0.5 or '50%'), or a whole number"
     if isinstance(amount, str):
@@ -124,22 +132,97 @@ def _number(text: str) -> float | int | None:
     return int(value) if value > 1 and value.is_integer() else value
 
 
-Measure = Callable[[Cost, Flags], int]
-#: Budgets that limit a cost from above, and how it is measured.
-LIMITS: dict[str, Measure] = {"max_macs": Cost.macs, "max_params": Cost.params}
+def seconds_of(name: str, amount: Any, dense: float) -> float:
+    """Seconds from a share (``0.6``, ``"60%"``) of the dense model's, or from ``"12ms"``, ``"0.5s"``, ``"800us"``.
+
+    Raises
+    ------
+    BudgetError
+        If it is neither.
+    """
+    text = str(amount).strip() if isinstance(amount, str | float) else ""
+    unit = next((unit for unit in (*_UNITS, "%") if text.endswith(unit)), "")
+    try:
+        value = float(text.removesuffix(unit)) * (_UNITS[unit] if unit in _UNITS else dense / _SHARES[unit])
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf") or (unit in _SHARES and value > dense):
+        raise BudgetError(
+            f"{name}={amount!r}: expected a share up to 1 of the dense model's time (0.6 or '60%'), or a time with its "
+            "unit ('12ms', '0.5s')"
+        )
+    return value
+
+
+#: Longest first: "ms" ends with "s", too.
+_UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
+_SHARES = {"%": 100.0, "": 1.0}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A budget that limits a cost from above.
+
+    Attributes
+    ----------
+    measure:
+        What a model that keeps given channels costs.
+    meter:
+        The same for every combination of widths.
+    amount:
+        The absolute limit, from the budget's name, what the user gave, and what the dense model costs.
+    tell:
+        Writes a cost down.
+    """
+
+    measure: Callable[[Problem, Flags], float]
+    meter: Callable[[Problem, Stairs], Meter]
+    amount: Callable[[str, Any, float], float] = _share
+    tell: Callable[[float], str] = "{:,}".format
+
+
+def _predicted(problem: Problem) -> Latency:
+    assert problem.latency is not None, "a budget of time needs a latency table"
+    return problem.latency
+
+
+#: Budgets that limit a cost from above.
+LIMITS: dict[str, Limit] = {
+    "max_macs": Limit(lambda p, kept: p.cost.macs(kept), lambda p, stairs: counted(stairs, p.cost, "macs")),
+    "max_params": Limit(lambda p, kept: p.cost.params(kept), lambda p, stairs: counted(stairs, p.cost, "params")),
+    "max_activations": Limit(
+        lambda p, kept: p.cost.activations(kept), lambda p, stairs: counted(stairs, p.cost, "activations")
+    ),
+    "max_latency": Limit(
+        lambda p, kept: _predicted(p).seconds(kept),
+        lambda p, stairs: timed(stairs, _predicted(p)),
+        seconds_of,
+        lambda seconds: f"{1000 * seconds:.3g} ms",
+    ),
+}
+#: The one that is measured, not counted.
+TIME = "max_latency"
+
+
+def absolute(problem: Problem, limits: dict[str, Any]) -> dict[str, float]:
+    """The limits as numbers."""
+    dense = problem.cost.everything()
+    return {
+        name: LIMITS[name].amount(name, given, LIMITS[name].measure(problem, dense)) for name, given in limits.items()
+    }
 
 
 def take_until(problem: Problem, limits: dict[str, Any]) -> Taken:
     """The fewest moves, least useful first, after which every cost is within its limit."""
-    absolute = {n: _limit(n, a, LIMITS[n](problem.cost, problem.cost.everything())) for n, a in limits.items()}
+    numbers = absolute(problem, limits)
     moves = problem.order()
 
     def within(count: int) -> bool:
         kept = problem.kept(moves.first(count))
-        return all(LIMITS[name](problem.cost, kept) <= limit for name, limit in absolute.items())
+        return all(LIMITS[name].measure(problem, kept) <= limit for name, limit in numbers.items())
 
     if not within(len(moves)):
-        raise BudgetError(_out_of_reach(problem, absolute, moves))
+        raise BudgetError(out_of_reach(problem, numbers))
     low, high = 0, len(moves)
     while low < high:
         middle = (low + high) // 2
@@ -147,15 +230,59 @@ def take_until(problem: Problem, limits: dict[str, Any]) -> Taken:
     return moves.first(low)
 
 
-def _out_of_reach(problem: Problem, absolute: dict[str, int], moves: Moves) -> str:
-    dense, kept = problem.cost.everything(), problem.kept(moves.first(len(moves)))
+def allocate(problem: Problem, limits: dict[str, Any]) -> Taken:
+    """The moves that keep the most score within the limits; where none of them is of time, also as fast as can be.
+
+    Then time falls at least to the problem's goal, by default the tightest of the limits as a share of the dense
+    model's, if the widths can do that at all.
+    """
+    numbers = absolute(problem, limits)
+    stairs = Stairs(problem.stairs, problem.graph.structure.count)
+    meters = {name: LIMITS[name].meter(problem, stairs) for name in {*numbers, TIME}}
+    search = Allocator(stairs, meters, numbers)
+    if TIME in numbers:
+        state = search.best()
+    else:
+        dense = search.dense()
+        share = problem.time_goal or tightest(problem, limits)
+        state = search.fastest(TIME, share * meters[TIME].total(dense))
+    if not search.within(state):
+        raise BudgetError(out_of_reach(problem, numbers))
+    return {bundle: count for bundle, count in enumerate(state) if count}
+
+
+def tightest(problem: Problem, limits: dict[str, Any]) -> float:
+    """The limit that asks for most, as a share of what the dense model has."""
+    dense = problem.cost.everything()
+    numbers = absolute(problem, limits)
+    return min(limit / LIMITS[name].measure(problem, dense) for name, limit in numbers.items())
+
+
+def out_of_reach(problem: Problem, limits: dict[str, float]) -> str:
+    """Which limits can't be held, and what can be reached."""
+    dense, kept = problem.cost.everything(), problem.kept(problem.everything())
     lines = []
-    for name, limit in absolute.items():
-        least, whole = LIMITS[name](problem.cost, kept), LIMITS[name](problem.cost, dense)
+    for name, limit in limits.items():
+        row = LIMITS[name]
+        least, whole = row.measure(problem, kept), row.measure(problem, dense)
         if least > limit:
-            reach = f"{least:,} is the least that can be reached ({least / whole:.1%} of {whole:,})"
-            lines.append(f"{name}: {limit:,} asked, {reach}")
-    return "the budget is out of reach; " + "; ".join(lines)
+            reach = f"{row.tell(least)} is the least that can be reached ({least / whole:.1%} of {row.tell(whole)})"
+            told = ", as predicted from what was measured on this device" if name == TIME else ""
+            lines.append(f"{name}: {row.tell(limit)} asked, {reach}{told}")
+    return "the budget is out of reach; " + ("; ".join(lines) or "no widths hold all limits together")
+
+
+def reachable(problem: Problem, limits: dict[str, Any]) -> None:
+    """Refuse limits that not even the smallest widths hold, before anything is scored.
+
+    Raises
+    ------
+    BudgetError
+        It says what can be reached.
+    """
+    numbers, kept = absolute(problem, limits), problem.kept(problem.everything())
+    if any(LIMITS[name].measure(problem, kept) > limit for name, limit in numbers.items()):
+        raise BudgetError(out_of_reach(problem, numbers))
 
 
 def choose(problem: Problem, amounts: dict[str, Any]) -> Taken:
@@ -168,7 +295,8 @@ def choose(problem: Problem, amounts: dict[str, Any]) -> Taken:
     """
     given = {name: amount for name, amount in amounts.items() if amount is not None}
     if not given:
-        raise BudgetError("say how much to cut: filters=N, ratio=0.5, or max_macs=, max_params= (a share or a number)")
+        names = ", ".join(f"{name}=" for name in LIMITS)
+        raise BudgetError(f"say how much to cut: filters=N, ratio=0.5, or {names} (a share or a number)")
     if len(given) > 1 and ({"filters", "ratio"} & given.keys()):
         names = " and ".join(given)
         raise BudgetError(f"{names} exclude each other: filters alone, ratio alone, or max_* together")
@@ -176,10 +304,6 @@ def choose(problem: Problem, amounts: dict[str, Any]) -> Taken:
         return take_filters(problem, given["filters"])
     if "ratio" in given:
         return take_ratio(problem, given["ratio"])
+    if problem.latency is not None and problem.scope == "global":
+        return allocate(problem, given)
     return take_until(problem, given)
-
-
-def smallest(problem: Problem) -> dict[str, int]:
-    """The least that the model can be cut down to: MACs and parameters."""
-    kept = problem.kept({index: len(stair) for index, stair in enumerate(problem.stairs)})
-    return {name.removeprefix("max_"): int(np.int64(measure(problem.cost, kept))) for name, measure in LIMITS.items()}

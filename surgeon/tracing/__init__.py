@@ -6,9 +6,10 @@ from surgeon.tracing.guard import check_model, in_mode, outside_inference_mode, 
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recording import Trace, Unfinished, record, trace
 from surgeon.tracing.replay import Call, Replay, plain_call
-from surgeon.tracing.source import COPIES, Site, Source, error_site, operator_name
+from surgeon.tracing.source import COPIES, Site, Source, error_site, moves_numbers, operator_name
 
 __all__ = [
     "COPIES", "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model",
-    "error_site", "in_mode", "operator_name", "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
+    "error_site", "in_mode", "moves_numbers", "operator_name", "outside_inference_mode", "plain_call", "record",
+    "trace", "unwrap",
 ]  # fmt: skip

@@ -41,6 +41,17 @@ def operator_name(node: fx.Node) -> str:
     return name if space in _OWN_SPACES else f"{space}::{name}"
 
 
+_NO_COPY = frozenset({"_unsafe_view", "alias", "detach", "lift_fresh", "lift_fresh_copy"})
+
+
+def moves_numbers(node: fx.Node) -> bool:
+    """Whether a recorded call makes numbers of its own in the program: views and the recording's aliases don't."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or operator_name(node) in _NO_COPY:
+        return False
+    return all(result.alias_info is None for result in schema.returns)
+
+
 @dataclass(frozen=True)
 class Source:
     """A place in the user's program: the innermost line outside of torch and surgeon.

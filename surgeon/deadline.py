@@ -1,0 +1,186 @@
+"""Keeping a budget of time: the cut model itself is timed, and the plan corrected by what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+from surgeon.errors import BudgetError, NothingToCutError
+from surgeon.measure import Comparison
+from surgeon.planning import TIME, seconds_of
+
+#: How far the measured time may be above the limit, and how far below it without another try.
+TOLERANCE = 0.05
+_TRIES = 7
+_FAST_TRIES = 4
+#: The least and the most that a try may change the share that is planned for.
+_STRIDE = (0.6, 1.5)
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Time before and after, in seconds of one forward on the example inputs.
+
+    Attributes
+    ----------
+    asked:
+        The limit as it was given; None where none was.
+    limit:
+        The same in seconds.
+    predicted:
+        ``dense`` and ``small``, from the latency table.
+    measured:
+        Medians, quartiles and samples of both, interleaved (:meth:`surgeon.measure.Comparison.to_dict`).
+    speed_up:
+        Ratio of the paired medians with its 95 % interval.
+    noisy:
+        Whether the spread of either is above 10 %.
+    tries:
+        How many plans were made and timed.
+    """
+
+    asked: float | str | None
+    limit: float | None
+    predicted: Mapping[str, float]
+    measured: Mapping[str, Any]
+    speed_up: Mapping[str, Any]
+    noisy: bool
+    tries: int
+
+    @classmethod
+    def of(cls, asked: float | str | None, predicted: Mapping[str, float], found: Comparison, tries: int = 1) -> Timing:
+        """Put it together."""
+        dense, _ = found.latencies
+        limit = None if asked is None else seconds_of(TIME, asked, dense.median)
+        noisy = any(latency.noisy for latency in found.latencies)
+        speed_up = found.speed_up("small", "dense").to_dict()
+        return cls(asked, limit, dict(predicted), found.to_dict(), speed_up, noisy, tries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Candidate(Generic[Made]):
+    """A cut model, its predicted seconds and its measured ones.
+
+    Attributes
+    ----------
+    use:
+        Measured time as a share of the limit.
+    """
+
+    made: Made
+    predicted: Mapping[str, float]
+    measured: Comparison
+    use: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within the limit, as far as a measurement can say."""
+        return self.use <= 1 + TOLERANCE
+
+    @property
+    def merit(self) -> tuple[bool, bool, float]:
+        """The nearest to the limit, best from below."""
+        return self.holds, self.use <= 1, self.use if self.use <= 1 else -self.use
+
+
+def within_time(
+    amount: float | str,
+    make: Callable[[float], tuple[Made, Mapping[str, float]]],
+    time: Callable[[Made], Comparison],
+    first: float,
+) -> tuple[Candidate[Made], int]:
+    """Make and time models until one takes what was asked for; gives the best one and the number of tries.
+
+    Parameters
+    ----------
+    amount:
+        The limit: a share, or a time with its unit.
+    make:
+        Cuts down to a share of the predicted time; gives the model and its predicted seconds (``dense``, ``small``).
+    time:
+        Times "dense" and "small" side by side.
+    first:
+        The share to begin with.
+
+    Raises
+    ------
+    BudgetError
+        If no model was within the limit; it says what was reached.
+    """
+    share, best, problem = first, None, None
+    tried = 0
+    for _ in range(_TRIES):
+        try:
+            made, predicted = make(min(share, 1.0))
+        except (BudgetError, NothingToCutError) as stop:
+            problem = stop
+            break
+        found, tried = _timed(made, predicted, time(made), amount), tried + 1
+        if best is None or found.merit > best.merit:
+            best = found
+        if 1 - TOLERANCE <= found.use <= 1 or (share >= 1 and found.use <= 1):
+            break
+        reached = predicted["small"] / predicted["dense"]
+        low, high = _STRIDE
+        # aim a hair below the limit: above it is a promise broken
+        share = min(reached if found.use > 1 else 1.0, share) * min(high, max(low, 0.98 / found.use))
+    if best is None:
+        assert problem is not None
+        raise problem
+    if not best.holds:
+        raise BudgetError(_missed(amount, best)) from problem
+    return best, tried
+
+
+def as_fast(
+    share: float,
+    make: Callable[[float | None], tuple[Made, Mapping[str, float]]],
+    time: Callable[[Made], Comparison],
+) -> tuple[Candidate[Made], int]:
+    """Make and time models until one takes no larger share of the time than `share`; else the fastest of some tries.
+
+    Parameters
+    ----------
+    share:
+        What the counted budget leaves.
+    make:
+        Cuts within the budget towards a share of the predicted time (None: its own); gives the model and its predicted
+        seconds.
+    time:
+        Times "dense" and "small" side by side.
+    """
+    goal, best, tried = None, None, 0
+    for _ in range(_FAST_TRIES):
+        made, predicted = make(goal)
+        found, tried = _timed(made, predicted, time(made), share), tried + 1
+        stuck = best is not None and predicted["small"] >= best.predicted["small"]
+        if best is None or found.use < best.use:
+            best = found
+        if found.use <= 1 or stuck:
+            break
+        reached = predicted["small"] / predicted["dense"]
+        goal = min(goal or 1.0, reached) * max(_STRIDE[0], 0.98 / found.use)
+    assert best is not None
+    return best, tried
+
+
+def _timed(made: Made, predicted: Mapping[str, float], measured: Comparison, amount: float | str) -> Candidate[Made]:
+    dense, small = measured.latencies
+    return Candidate(made, predicted, measured, small.median / seconds_of(TIME, amount, dense.median))
+
+
+def _missed(amount: float | str, best: Candidate[Any]) -> str:
+    dense, small = best.measured.latencies
+    limit = seconds_of(TIME, amount, dense.median)
+    busy = "; the machine was busy (spread above 10 %): try again" if small.noisy or dense.noisy else ""
+    return (
+        f"the budget is out of reach; {TIME}: {1000 * limit:.3g} ms asked, {1000 * small.median:.3g} ms is the least "
+        f"that was measured ({small.median / dense.median:.1%} of {1000 * dense.median:.3g} ms){busy}"
+    )

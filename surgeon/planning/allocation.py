@@ -1,0 +1,165 @@
+"""How far each bundle is cut, so that the most score is kept within what the widths may cost.
+
+What is gone of the score plus a price for every cost is made least: coordinate descent over the bundles (what a layer
+costs depends on the widths on both its sides), the price raised until the limits hold, then repaired: whatever fits
+again is taken back, what costs nothing first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from surgeon.planning.meters import Meter, Stairs, State
+
+_SWEEPS = 12
+_HALVINGS = 24
+_REWEIGHTS = 6
+#: Prices of the counted budgets in units of that of time, from "time is free" to "what was counted may be spent".
+PRICES = (math.inf, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.0, -0.15, -0.3, -0.45, -0.6)
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """Searches combinations of widths.
+
+    Attributes
+    ----------
+    stairs:
+        The staircases.
+    meters:
+        Costs, by name.
+    limits:
+        What may not be exceeded, by name of a meter.
+    """
+
+    stairs: Stairs
+    meters: Mapping[str, Meter]
+    limits: Mapping[str, float]
+
+    def dense(self) -> State:
+        """No move taken."""
+        return [0] * len(self.stairs.lengths)
+
+    def smallest(self) -> State:
+        """All moves taken."""
+        return [length - 1 for length in self.stairs.lengths]
+
+    def loss(self, state: State) -> float:
+        """Score that is gone."""
+        return float(sum(losses[k] for losses, k in zip(self.stairs.losses, state, strict=True)))
+
+    def within(self, state: State) -> bool:
+        """Whether every limit holds."""
+        return self.excess(state) <= 1
+
+    def excess(self, state: State) -> float:
+        """The cost that is nearest to its limit or most above it, as a share of it."""
+        return max(self.meters[name].total(state) / limit for name, limit in self.limits.items())
+
+    def best(self) -> State:
+        """The most score within the limits. If none can be met, the nearest to them that was found."""
+        prices = {name: 1.0 / limit for name, limit in self.limits.items()}
+        best: State | None = None
+        for _ in range(_REWEIGHTS if len(prices) > 1 else 1):
+            state = self.repaired(self.priced(prices))
+            if best is None or (self.within(state), -self.loss(state)) > (self.within(best), -self.loss(best)):
+                best = state
+            use = {name: self.meters[name].total(state) / limit for name, limit in self.limits.items()}
+            # a limit that is met by far needs no price of its own
+            prices = {name: price * max(use[name], 0.05) ** 3 for name, price in prices.items()}
+        assert best is not None
+        return best
+
+    def fastest(self, time: str, goal: float) -> State:
+        """Within the limits, a state in which the meter `time` shows at most `goal` and the most score is kept.
+
+        Budgets that only count say nothing of the time, which has other places to fall. The limits stay met while time
+        gets dearer against what they count; where the goal is out of reach, the least time is taken.
+        """
+        chosen: State | None = None
+        for state in self._frontier(time):
+            if not self.within(state):
+                continue
+            if chosen is None or self.meters[time].total(state) < self.meters[time].total(chosen):
+                chosen = state
+            if self.meters[time].total(state) <= goal:
+                break
+        return self.best() if chosen is None else chosen
+
+    def _frontier(self, time: str) -> Iterator[State]:
+        """States within the limits, from the most score to the least time."""
+        whole = self.meters[time].total(self.dense())
+        for price in PRICES:
+            counted = 1.0 if math.isinf(price) else price
+            prices = {name: counted / self.meters[name].total(self.dense()) for name in self.limits}
+            if not math.isinf(price):
+                prices[time] = 1.0 / whole
+            state = self.priced(prices)
+            most = math.inf if math.isinf(price) else self.meters[time].total(state) * 1.002
+            yield self.repaired(state, {time: most})
+
+    def priced(self, prices: Mapping[str, float]) -> State:
+        """The state at the lowest common factor on `prices` at which the limits hold."""
+        unit = max(self.loss(self.smallest()), 1e-12)
+        low, high = 1e-4 * unit, 1e-4 * unit
+        state = over = self.dense()
+        while high < 1e8 * unit:
+            state = self.descend(over, prices, high)
+            if self.within(state):
+                break
+            low, over, high = high, state, high * 4
+        for _ in range(_HALVINGS if self.within(state) else 0):
+            middle = math.sqrt(low * high)
+            tried = self.descend(over, prices, middle)
+            if self.within(tried):
+                high, state = middle, tried
+            else:
+                low, over = middle, tried
+        return state
+
+    def descend(self, start: State, prices: Mapping[str, float], factor: float) -> State:
+        """From `start`, each bundle to its best state, one after the other, until none moves."""
+        state = list(start)
+        for _ in range(_SWEEPS):
+            before = list(state)
+            for bundle, losses in enumerate(self.stairs.losses):
+                cost = sum(price * self.meters[name].along(bundle, state) for name, price in prices.items() if price)
+                state[bundle] = int(np.argmin(losses + factor * cost))
+            if state == before:
+                break
+        return state
+
+    def repaired(self, state: State, most: Mapping[str, float] | None = None) -> State:
+        """Moves taken back as long as all limits, and `most` of other meters, hold; cheap ones first."""
+        bounds = {**self.limits, **(most or {})}
+        state = list(state)
+        if not self.within(state):
+            return state
+        while True:
+            choices = [c for bundle in range(len(state)) for c in self._takings(bundle, state, bounds)]
+            if not choices:
+                return state
+            _, bundle, position = max(choices)
+            state[bundle] = position
+
+    def _takings(self, bundle: int, state: State, bounds: Mapping[str, float]) -> Iterator[tuple[float, int, int]]:
+        """What a bundle could take back: score for its share of the room that is left, the bundle, its new state."""
+        here = state[bundle]
+        gains = self.stairs.losses[bundle][here] - self.stairs.losses[bundle][:here]
+        if not here or not (gains > 0).any():
+            return
+        price, fits = np.zeros(here), gains > 0
+        for name, bound in bounds.items():
+            if math.isinf(bound):
+                continue
+            along = np.broadcast_to(self.meters[name].along(bundle, state), self.stairs.lengths[bundle])
+            more = along[:here] - along[here]
+            room = bound - self.meters[name].total(state)
+            fits &= (more <= room) | (more <= 0)
+            price += np.maximum(more, 0) / bound
+        for position in np.flatnonzero(fits).tolist():
+            yield float(gains[position] / (price[position] + 1e-9)), bundle, position
