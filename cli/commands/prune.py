@@ -247,8 +247,9 @@ class Options:
 def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
-    Say how much with --filters alone, --ratio alone, or any of --max-macs, --max-params and --max-latency. With
-    --epochs it trains after each of the --steps; what is interrupted then goes on with --resume.
+    Say how much with --filters alone, --ratio alone, or any of --max-macs, --max-params, --max-activations and
+    --max-latency. With --epochs it trains after each of the --steps; what is interrupted then goes on
+    with --resume.
 
     Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
     """
@@ -315,7 +316,9 @@ def _check_budget(options: Options) -> None:
     """Refuse contradictory amounts before anything is loaded."""
     given = [f"--{name.replace('_', '-')}" for name in options.budget]
     if not given:
-        raise click.UsageError("say how much: --filters N, --ratio R, --max-macs AMOUNT or --max-params AMOUNT")
+        raise click.UsageError(
+            "say how much: --filters N, --ratio R, --max-macs AMOUNT, --max-params AMOUNT, --max-latency TIME"
+        )
     if len(given) > 1 and (options.filters is not None or options.ratio is not None):
         both = " and ".join(given)
         raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
@@ -334,6 +337,10 @@ def _check_steps(options: Options) -> None:
         for flag in ("dry_run", "as_graph"):
             if getattr(options, flag):
                 raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
+        if options.max_latency is not None or options.max_activations is not None or options.round_to == "auto":
+            raise click.UsageError(
+                "--max-latency, --max-activations and --round-to auto are kept in one cut, without --epochs"
+            )
         return
     if options.schedule in ("one-shot", "per-step"):
         raise click.UsageError(f"--schedule {options.schedule} is for cuts with training between: give --epochs N")
