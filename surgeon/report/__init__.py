@@ -12,10 +12,7 @@ from torch import nn
 from surgeon.channels import ChannelGraph, Pin, layer_of
 from surgeon.channels.structure import Flags
 from surgeon.cost import Cost
-<<<<<<< HEAD:surgeon/report/__init__.py
 from surgeon.criteria import Scores
-=======
->>>>>>> latency:surgeon/report.py
 from surgeon.deadline import Timing
 from surgeon.healing import LayerHealing
 from surgeon.report.groups import GroupRow, ScoreHistogram, flow_of, group_rows
@@ -38,12 +35,9 @@ class LayerRow:
 class Report:
     """What happened. MACs count one multiply-add as 1, on the example inputs; bytes are of parameters and buffers.
 
-<<<<<<< HEAD:surgeon/report/__init__.py
     `timing` is there where time was planned with: what was predicted, and what was measured. `flow` names the layers in
     the order in which the forward calls them.
-=======
     `timing` is there where time was planned with: what was predicted, and what was measured.
->>>>>>> latency:surgeon/report.py
     """
 
     layers: tuple[LayerRow, ...]
@@ -61,11 +55,8 @@ class Report:
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     healing: tuple[LayerHealing, ...] = ()
-<<<<<<< HEAD:surgeon/report/__init__.py
     groups: tuple[GroupRow, ...] = ()
     flow: tuple[str, ...] = ()
-=======
->>>>>>> latency:surgeon/report.py
     timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
