@@ -694,7 +694,7 @@ def _meetings() -> list[Sample]:
         Sample("roll", lambda x: x.roll(1, 1) * x, "3c 4k", "on itself"),
         Sample("roll", lambda x: x.roll(1), "4c", "flat"),
         Sample("cat", lambda x: torch.cat([x, x], 1), "3c 4c", "twice"),
-        Sample("cat", lambda x: torch.cat(_halves(x)[::-1], 1), "3c 4c", "halves swapped"),
+        Sample("cat", lambda x: torch.cat(_halves(x)[::-1], 1), "3c 4bc", "halves swapped"),
         Sample("cat", lambda x: torch.cat([x.flatten(), torch.empty(0, dtype=x.dtype)]), "3c 1-", "with nothing"),
         Sample("cat", lambda x, y, z: torch.cat([x, y], 1) + z, "2c 4c, 2c 2c, 2c 6c", "meets a third"),
         Sample("cat", lambda x, y: torch.cat([x, torch.zeros_like(y)], 1) * 2, "2k 4c, 2k 2k", "with zeros"),

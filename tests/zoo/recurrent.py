@@ -163,7 +163,8 @@ class PackedSequence(Recurrent):
 
     @classmethod
     def example(cls) -> tuple[Any, ...]:
-        return draw(*cls.shape), torch.tensor([6, 4])
+        lengths = torch.tensor([6, 6, 6, 5, 4, 4, 3, 2, 1])
+        return draw(len(lengths), *cls.shape[1:]), lengths
 
     def forward(self, x: Tensor, lengths: Tensor) -> Any:  # type: ignore[override]  # its lengths come as well
         packed = nn.utils.rnn.pack_padded_sequence(F.relu(self.embed(x)), lengths, batch_first=True)
