@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "python": ".py"}
 
 
-@click.command(name="export", short_help="Write a model as ONNX, as a torch.export archive, or as Python source.")
+@click.command(name="export", short_help="Write a model as ONNX, pt2 archive or Python source.")
 @click.argument("model_or_file")
 @click.option("--format", "kind", type=click.Choice(list(_SUFFIXES)), required=True, help="What to write.")
 @click.option(
