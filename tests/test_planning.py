@@ -167,6 +167,24 @@ def test_both_limits_hold_together() -> None:
     assert found["max_params"][1] <= 0.3 * found["max_params"][0]
 
 
+@pytest.mark.parametrize("seed", [2, 4, 6, 7])  # in the first three the last move saves more than is needed
+def test_no_channel_goes_that_a_limit_lets_stay(seed: int) -> None:
+    torch.manual_seed(seed)
+    graph = graph_of(chain(8, 50, 3, 50, 4))
+    scores = surgeon.score(graph, "random", seed=seed)
+    kept = surgeon.make_plan(graph, scores, max_macs=0.5).kept(graph)
+    cost = Cost(graph)
+    limit = int(0.5 * cost.macs(cost.everything()))
+    assert cost.macs(kept) <= limit
+    for group in graph.groups:
+        removed = group.numbers[~kept[group.numbers]]
+        if len(removed):
+            best = removed[np.argmax(scores.raw[removed])]
+            more = kept.copy()
+            more[best] = True
+            assert cost.macs(more) > limit, group.name
+
+
 def test_parameters_counted_are_those_of_the_real_model() -> None:
     model = chain(10, 12, 8, 4)
     graph = graph_of(model)

@@ -213,21 +213,34 @@ def absolute(problem: Problem, limits: dict[str, Any]) -> dict[str, float]:
 
 
 def take_until(problem: Problem, limits: dict[str, Any]) -> Taken:
-    """The fewest moves, least useful first, after which every cost is within its limit."""
+    """The fewest moves, least useful first, after which every cost is within its limit; then those that weren't needed
+    are undone, the most useful first: the last one may have saved more than was left to save.
+    """
     numbers = absolute(problem, limits)
     moves = problem.order()
 
-    def within(count: int) -> bool:
-        kept = problem.kept(moves.first(count))
+    def within(taken: Taken) -> bool:
+        kept = problem.kept(taken)
         return all(LIMITS[name].measure(problem, kept) <= limit for name, limit in numbers.items())
 
-    if not within(len(moves)):
+    if not within(moves.first(len(moves))):
         raise BudgetError(out_of_reach(problem, numbers))
     low, high = 0, len(moves)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if within(middle) else (middle + 1, high)
-    return moves.first(low)
+        low, high = (low, middle) if within(moves.first(middle)) else (middle + 1, high)
+    # locally, all bundles are to lose the same share
+    return moves.first(low) if problem.scope == "local" else _without_needless(moves, low, within)
+
+
+def _without_needless(moves: Moves, count: int, within: Callable[[Taken], bool]) -> Taken:
+    """The first `count` moves less those that the limits don't need; of each bundle the last taken go first."""
+    taken = moves.first(count)
+    for bundle, number in zip(moves.bundles[:count][::-1].tolist(), moves.counts[:count][::-1].tolist(), strict=True):
+        if taken[bundle] == number:
+            less = {**taken, bundle: number - 1}
+            taken = less if within(less) else taken
+    return {bundle: number for bundle, number in taken.items() if number}
 
 
 def allocate(problem: Problem, limits: dict[str, Any]) -> Taken:
