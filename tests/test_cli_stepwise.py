@@ -119,6 +119,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "no data": (("--data", "nowhere"), "no such folder"),
     "other classes": (("--model", "tests.factories:small"), "give it a head for them first: surgeon train"),
     "a dry run": (("--dry-run",), "--dry-run and --epochs exclude each other"),
+    "a page": (("--report", "page.html"), "--report and --epochs exclude each other"),
     "no run": (("--resume",), "holds no run"),
     "a ratio per step": (("--schedule", "per-step"), "filters=N"),
 }

@@ -334,7 +334,7 @@ def _check_budget(options: Options) -> None:
 def _check_steps(options: Options) -> None:
     """Refuse what belongs to training where there is none, and the other way round."""
     if options.epochs or options.final_epochs:
-        for flag in ("dry_run", "as_graph"):
+        for flag in ("dry_run", "as_graph", "report"):
             if getattr(options, flag):
                 raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
         if options.max_latency is not None or options.max_activations is not None or options.round_to == "auto":
