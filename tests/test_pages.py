@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 import surgeon
+from surgeon.deadline import Timing
 from surgeon.errors import InputError
+from surgeon.measure import latency
 from surgeon.pages import numbers, render
 from surgeon.pages.lanes import lanes
 from tests import factories, pages
@@ -73,6 +76,17 @@ def test_several_steps_have_no_one_score(result: surgeon.Result) -> None:
     report = surgeon.prune(factories.small().eval(), X, ratio=0.5, steps=2, criterion="magnitude", verify=False).report
     assert all(group.scores is None for group in report.groups)
     assert "cut at" not in render(pages.facts(report))
+
+
+def test_what_a_cut_was_timed_by_is_on_its_page(result: surgeon.Result, tmp_path: Path) -> None:
+    times = {"dense": torch.nn.Linear(3, 3), "small": torch.nn.Linear(3, 2)}
+    found = latency(times, torch.ones(1, 3), rounds=2, warmup=0, threads=1)
+    timing = Timing.of(0.5, {"dense": 1.0, "small": 0.4}, found)
+    page = tmp_path / "page.html"
+    surgeon.write_report(page, dataclasses.replace(result.report, timing=timing))
+    text = page.read_text(encoding="utf-8")
+    assert 'id="latency' in text
+    assert "1 thread" in text
 
 
 def test_a_file_tells_what_its_plan_did(result: surgeon.Result, tmp_path: Path) -> None:

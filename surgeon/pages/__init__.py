@@ -52,7 +52,8 @@ def write_report(
     title:
         Heading of the page.
     measured:
-        What was timed, as ``surgeon bench --json`` has it under ``results``, or ``Comparison.to_dict()``.
+        What was timed, as ``surgeon bench --json`` has it under ``results``, or ``Comparison.to_dict()``. What a cut
+        with a budget of time was itself timed by comes first.
     accuracy:
         What was measured, by its name: ``{"dense, top-1": 0.918, "cut": 0.703, "healed": 0.886}``, as shares of 1.
     about:
@@ -70,10 +71,11 @@ def write_report(
         If `path` can't be written.
     """
     report, name = _report(what, factory)
+    timed = [] if report is None or report.timing is None else [report.timing.measured]
     facts = {
         "title": title or name,
         "report": None if report is None else report.to_dict(),
-        "measured": [dict(result) for result in measured],
+        "measured": [dict(result) for result in (*timed, *measured)],
         "accuracy": dict(accuracy or {}),
         "about": {**_surroundings(), **(about or {})},
     }

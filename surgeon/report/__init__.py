@@ -37,7 +37,6 @@ class Report:
 
     `timing` is there where time was planned with: what was predicted, and what was measured. `flow` names the layers in
     the order in which the forward calls them.
-    `timing` is there where time was planned with: what was predicted, and what was measured.
     """
 
     layers: tuple[LayerRow, ...]
