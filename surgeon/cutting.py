@@ -14,7 +14,7 @@ from torch import nn
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.cost import Latency
 from surgeon.criteria import Scores, score
-from surgeon.deadline import TOLERANCE, Timing, as_fast, within_time
+from surgeon.deadline import TOLERANCE, Candidate, Timing, as_fast, within_time
 from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError
 from surgeon.measure import Comparison, latency
 from surgeon.planning import AUTO, TIME, Device, Plan, check_reach, make_plan, seconds_of, share_of, timing_of
@@ -137,17 +137,8 @@ class Cutter:
             plan = self._plan(graph, scores, {**budget, "time_goal": goal}, predicted)
             return Cut(plan, self._rewrite(module, plan), None, ()), plan.budget["predicted_latency"]
 
-        def time(cut: Cut) -> Comparison:
-            assert cut.small is not None
-            return self._measure(module, cut.small)
-
-        best, tries = as_fast(share_of(graph, budget), make, time)
-        cut = best.made
-        assert cut.small is not None
-        checked = self._checked(module, cut.plan, cut.small, scores, budget, predicted)
-        if checked.plan is not cut.plan:
-            return self._timed(module, checked)
-        return replace(checked, timing=Timing.of(None, best.predicted, best.measured, tries))
+        best, tries = as_fast(share_of(graph, budget), make, lambda cut: self._measure(module, cut))
+        return self._best(module, best, tries, scores, budget, predicted)
 
     def _in_time(
         self, module: nn.Module, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], device: Device
@@ -161,31 +152,36 @@ class Cutter:
             plan = replace(plan, budget={**plan.budget, TIME: amount})
             return Cut(plan, self._rewrite(module, plan), None, ()), plan.budget["predicted_latency"]
 
-        def time(cut: Cut) -> Comparison:
-            assert cut.small is not None
-            return self._measure(module, cut.small)
+        first = seconds_of(TIME, amount, dense) / dense
+        best, tries = within_time(amount, make, lambda cut: self._measure(module, cut), first)
+        return self._best(module, best, tries, scores, budget, device.latency)
 
-        best, tries = within_time(amount, make, time, seconds_of(TIME, amount, dense) / dense)
+    def _best(
+        self, module: nn.Module, best: Candidate[Cut], tries: int, scores: Scores, budget: Mapping[str, Any],
+        predicted: Latency,
+    ) -> Cut:  # fmt: skip
+        """The cut that was chosen by its time, checked; one that had to be planned again is timed again."""
         cut = best.made
         assert cut.small is not None
-        checked = self._checked(module, cut.plan, cut.small, scores, budget, device.latency)
+        checked = self._checked(module, cut.plan, cut.small, scores, budget, predicted)
         if checked.plan is not cut.plan:
             return self._timed(module, checked)
-        return replace(checked, timing=Timing.of(amount, best.predicted, best.measured, tries))
+        return replace(checked, timing=Timing.of(budget.get(TIME), best.predicted, best.measured, tries))
 
     def _timed(self, module: nn.Module, cut: Cut) -> Cut:
         """The cut with its measured time, where time was planned with."""
         predicted = cut.plan.budget.get("predicted_latency")
         if predicted is None or cut.small is None:
             return cut
-        timing = Timing.of(cut.plan.budget.get(TIME), predicted, self._measure(module, cut.small))
+        timing = Timing.of(cut.plan.budget.get(TIME), predicted, self._measure(module, cut))
         if timing.limit is not None and timing.measured["latencies"][1]["median"] > timing.limit * (1 + TOLERANCE):
             raise BudgetError(f"{TIME}: out of reach without the channels that could not be cut exactly")
         return replace(cut, timing=timing)
 
-    def _measure(self, module: nn.Module, small: nn.Module) -> Comparison:
+    def _measure(self, module: nn.Module, cut: Cut) -> Comparison:
+        assert cut.small is not None
         with self.clock("time"):
-            return latency({"dense": module, "small": small}, Inputs.of(self.example_inputs), rounds=TIMED_ROUNDS)
+            return latency({"dense": module, "small": cut.small}, Inputs.of(self.example_inputs), rounds=TIMED_ROUNDS)
 
     def _checked(
         self, module: nn.Module, plan: Plan, small: nn.Module, scores: Scores, budget: Mapping[str, Any],

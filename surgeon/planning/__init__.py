@@ -165,7 +165,7 @@ def timing_of(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Device:
     """Measure what these amounts and `round_to` need to know of the device, and no more."""
-    limited = [name for name in LIMITS if asked.get(name) is not None]
+    limited = _limits(asked)
     timed = TIME in limited
     if latency is None and round_to != AUTO and not timed:
         return Device(None, 1 if round_to is None else int(round_to))
@@ -178,8 +178,12 @@ def timing_of(
 
 def share_of(graph: ChannelGraph, asked: Mapping[str, Any]) -> float:
     """The tightest of the counted budgets, as a share of what the dense model has."""
-    limits = {name: amount for name, amount in asked.items() if name in LIMITS and amount is not None}
-    return tightest(Problem(graph, [], Cost(graph), "global"), limits)
+    return tightest(Problem(graph, [], Cost(graph), "global"), _limits(asked))
+
+
+def _limits(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The amounts that limit a cost."""
+    return {name: asked[name] for name in LIMITS if asked.get(name) is not None}
 
 
 def check_reach(
@@ -196,8 +200,7 @@ def check_reach(
         return
     flat = np.zeros(graph.structure.count)
     stairs = staircases(graph, Scores("none", flat, flat, graph), Steps(timing.step, min_channels, {}))
-    limits = {name: amount for name, amount in asked.items() if name in LIMITS and amount is not None}
-    reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), limits)
+    reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), _limits(asked))
 
 
 def _chosen(
