@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from surgeon.channels.labelled import is_labelled
 from surgeon.rules import POINTWISE, TABLE, Ledger, Marked, Plane, compact, reasons
 from surgeon.rules.marks import replace
 from surgeon.tracing import COPIES, Trace, operator_name
@@ -91,6 +92,8 @@ class Guide:
 
     dense: Labels
     nodes: Mapping[fx.Node, fx.Node]
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    """What tensors of channel numbers hold at the cut widths, by name: a recording on the meta device can't tell."""
 
 
 class LabelPass(fx.Interpreter):
@@ -162,15 +165,13 @@ class LabelPass(fx.Interpreter):
     def _parameter(self, node: fx.Node) -> Marked:
         name, shape = str(node.target), tuple(node.meta["shape"])
         value = self._value(node)
-        dtype = node.meta["dtype"]
-        labelled = not name.startswith("_constant_") and (dtype.is_floating_point or dtype.is_complex)
-        planes = self._weight_planes(node, name, shape) if labelled else ()
+        planes = self._weight_planes(node, name, shape) if is_labelled(self._ledger.dense) else ()
         return Marked(shape, tuple(self._ledger.dense.meta["shape"]), planes, constant=True, value=value)
 
     def _value(self, node: fx.Node) -> Tensor | None:
-        """An index tensor's numbers; a recording on the meta device has none, so the dense one's stand in."""
-        for source in (node, self._ledger.dense):
-            value = source.meta.get("value")
+        """An index tensor's numbers; a recording on the meta device has none, so those given or the dense one's do."""
+        given = self._guide.numbers.get(str(node.target)) if self._guide is not None else None
+        for value in (node.meta.get("value"), given, self._ledger.dense.meta.get("value")):
             if isinstance(value, Tensor) and value.device.type != "meta":
                 return value
         return None

@@ -1,17 +1,104 @@
-"""Reading and writing at places told by an index tensor: fine along axes that the index leaves alone."""
+"""Reading and writing at places told by an index tensor: fine along axes that the index leaves alone.
+
+Along the others where every number is known: from the data it may be another channel each time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import lift
-from surgeon.rules.marks import Ledger, Marked, replace
+from surgeon.rules.algebra import lift, move, on_axis
+from surgeon.rules.marks import Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 from surgeon.tracing import MASKS
+
+
+def _given(call: fx.Node) -> bool:
+    """Whether no index of this call is worked out from weights, which may hold other numbers another time."""
+    reached = set(pytree.tree_leaves(call.args[1:]))
+    pending = [node for node in reached if isinstance(node, fx.Node)]
+    while pending:
+        node = pending.pop()
+        if (
+            node.op == "get_attr"
+            and node.meta["dtype"].is_floating_point
+            and not str(node.target).startswith("_constant_")
+        ):
+            return False
+        pending += [source for source in node.all_input_nodes if source not in reached]
+        reached.update(node.all_input_nodes)
+    return True
+
+
+@rule("index")
+def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked:
+    nodes: Any = ledger.node.args[1]
+    return _pick(ledger, x, indices, nodes)
+
+
+def _pick(ledger: Ledger, x: Marked, indices: Sequence[Marked | None], nodes: Sequence[fx.Node | None]) -> Marked:
+    values = [None if i is None else i.value for i in indices]
+    axis = 0
+    order = _order(ledger, x, indices, nodes)
+    for marked, node in zip(indices, nodes, strict=True):
+        mask = marked is not None and node is not None and node.meta["dtype"] in MASKS
+        after = axis + (len(marked.shape) if marked is not None and mask else 1)
+        if marked is not None and not (marked.constant and marked.value is not None and _given(ledger.node)):
+            # which channel is where is for the data to say: they stay, and nobody behind can tell them apart
+            picked = [p for p in x.planes if p.axes & set(range(axis, after))]
+            ledger.pin(picked, reasons.mixes(ledger.node))
+            x = replace(x, planes=tuple(p for p in x.planes if p not in picked))
+        axis = after
+    # what a mask picked in the dense run is picked in every other
+    values = ledger.dense.meta.get("decision", values)
+    if any(v is None and i is not None for v, i in zip(values, indices, strict=False)):
+        ledger.pin(x.planes, reasons.mixes(ledger.node))
+        return Marked((), ())
+    places = [None if v is None else (v if v.numel() else v.new_zeros([s or 1 for s in v.shape])).cpu() for v in values]
+    result = move(ledger, torch.ops.aten.index, x, places)
+    if order is not None:
+        for plane, moved in zip(x.planes, result.planes, strict=True):
+            if order.axes <= plane.axes:
+                ledger.couple(moved, order)
+    return result
+
+
+def _order(
+    ledger: Ledger, x: Marked, indices: Sequence[Marked | None], nodes: Sequence[fx.Node | None]
+) -> Plane | None:
+    """The labels, along the axis of `x` that it orders, of a tensor of the model: its places go with theirs.
+
+    Where it isn't as simple as that, the tensor stays whole.
+    """
+    labelled = [i for i, marked in enumerate(indices) if marked is not None and marked.planes]
+    if not labelled:
+        return None
+    given = [i for i, marked in enumerate(indices) if marked is not None]
+    number, order, node = labelled[0], indices[labelled[0]], nodes[labelled[0]]
+    along = [plane for plane in x.planes if number in plane.axes]
+    simple = len(given) == 1 and node is not None and node.op == "get_attr" and node.meta["dtype"] not in MASKS
+    if simple and order is not None and len(order.shape) == 1 and [plane.axes for plane in along] == [{number}]:
+        assert node is not None
+        ledger.number_by(node, along[0].labels.flatten())
+        return on_axis(order, number, len(x.shape)).planes[0]
+    for i in labelled:
+        ledger.pin(indices[i].planes, reasons.mixes(ledger.node))  # type: ignore[union-attr]  # labelled: not None
+    return None
+
+
+@rule("index_select")
+def index_select(ledger: Ledger, x: Marked, dim: int, chosen: Marked) -> Marked:
+    indices: list[Marked | None] = [None] * len(x.shape)
+    indices[dim] = chosen
+    nodes: list[fx.Node | None] = [None] * len(x.shape)
+    nodes[dim] = ledger.node.all_input_nodes[-1]
+    return _pick(ledger, x, indices, nodes)
 
 
 def _hold(ledger: Ledger, value: Marked, axes: Sequence[int]) -> Marked:

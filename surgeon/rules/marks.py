@@ -147,6 +147,7 @@ class Ledger:
     consumed: list[Tensor] = field(default_factory=list)
     work: list[Work] = field(default_factory=list)
     slices: dict[tuple[fx.Node, int], list[tuple[int, int, Tensor, fx.Node]]] = field(default_factory=dict)
+    indexed: list[tuple[fx.Node, Tensor]] = field(default_factory=list)
     node: fx.Node = None  # type: ignore[assignment]  # set by the label pass before each rule
     dense: fx.Node = None  # type: ignore[assignment]  # the same call in the dense recording
 
@@ -185,6 +186,10 @@ class Ledger:
     def keep_part(self, part: Tensor, number: int = 0) -> None:
         """These labels, and no others of their axis, are taken by the running call as part `number`."""
         self.anchors.append(Anchor(part, torch.full_like(part, number), self.node, "part"))
+
+    def number_by(self, index: fx.Node, labels: Tensor) -> None:
+        """The numbers in `index`, a tensor of the model, are places on an axis with these labels."""
+        self.indexed.append((index, labels))
 
     def tie(self, parts: Sequence[Tensor]) -> None:
         """Equally many places of each part must stay."""

@@ -6,14 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
 from surgeon.rules import algebra, reasons
 from surgeon.rules.algebra import lift, move
 from surgeon.rules.marks import Ledger, Marked, Plane, compact, replace
 from surgeon.rules.registry import rule
-from surgeon.tracing import MASKS
 
 
 def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
@@ -184,53 +182,6 @@ def constant_pad_nd(ledger: Ledger, x: Marked, pad: Sequence[int], value: Any = 
         labels = torch.constant_pad_nd(plane.labels, amounts, 0)
         planes.append(replace(plane, labels=labels))
     return replace(x, planes=tuple(planes), free=False)
-
-
-def _given(call: fx.Node) -> bool:
-    """Whether no index of this call is worked out from weights, which may hold other numbers another time."""
-    reached = set(pytree.tree_leaves(call.args[1:]))
-    pending = [node for node in reached if isinstance(node, fx.Node)]
-    while pending:
-        node = pending.pop()
-        if (
-            node.op == "get_attr"
-            and node.meta["dtype"].is_floating_point
-            and not str(node.target).startswith("_constant_")
-        ):
-            return False
-        pending += [source for source in node.all_input_nodes if source not in reached]
-        reached.update(node.all_input_nodes)
-    return True
-
-
-@rule("index")
-def index(ledger: Ledger, x: Marked, indices: Sequence[Marked | None]) -> Marked:
-    nodes: Any = ledger.node.args[1] if len(ledger.node.args) == 2 else [None] * len(indices)
-    values = [None if i is None else i.value for i in indices]
-    axis = 0
-    for marked, node in zip(indices, nodes, strict=True):
-        mask = marked is not None and node is not None and node.meta["dtype"] in MASKS
-        after = axis + (len(marked.shape) if marked is not None and mask else 1)
-        if marked is not None and not (marked.constant and marked.value is not None and _given(ledger.node)):
-            # which channel is where is for the data to say: they stay, and nobody behind can tell them apart
-            picked = [p for p in x.planes if p.axes & set(range(axis, after))]
-            ledger.pin(picked, reasons.mixes(ledger.node))
-            x = replace(x, planes=tuple(p for p in x.planes if p not in picked))
-        axis = after
-    # what a mask picked in the dense run is picked in every other
-    values = ledger.dense.meta.get("decision", values)
-    if any(v is None and i is not None for v, i in zip(values, indices, strict=False)):
-        ledger.pin(x.planes, reasons.mixes(ledger.node))
-        return Marked((), ())
-    places = [None if v is None else (v if v.numel() else v.new_zeros([s or 1 for s in v.shape])).cpu() for v in values]
-    return move(ledger, torch.ops.aten.index, x, places)
-
-
-@rule("index_select")
-def index_select(ledger: Ledger, x: Marked, dim: int, chosen: Marked) -> Marked:
-    indices: list[Marked | None] = [None] * len(x.shape)
-    indices[dim] = chosen
-    return index(ledger, x, indices)  # type: ignore[no-any-return]  # rules are untyped in the table
 
 
 @rule("embedding")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from surgeon.trial.bindings import Binding, settings
 from surgeon.trial.blame import Misfit, find_misfit, find_other_way
 from surgeon.trial.folding import Fold
 from surgeon.trial.places import find_places
+from surgeon.trial.renumbering import Numbers
 from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
 from surgeon.trial.skeleton import named_tensors
 from surgeon.trial.targets import Settings
@@ -41,6 +42,8 @@ class Fit:
         Numbers that the user's own program holds and that follow the widths.
     folds:
         Numbers in the forward that follow the widths, folded into weights.
+    numbers:
+        What the small model's tensors of channel numbers hold.
     """
 
     graph: ChannelGraph
@@ -50,6 +53,7 @@ class Fit:
     kept: Flags
     bindings: tuple[Binding, ...] = ()
     folds: tuple[Fold, ...] = ()
+    numbers: Numbers = field(default_factory=dict)
 
     def positions(self, name: str, axis: int) -> Tensor:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
@@ -66,7 +70,12 @@ class Fit:
         return torch.from_numpy(result)
 
     def gather(self, name: str, tensor: Tensor) -> Tensor:
-        """The small tensor: `tensor`, a dense parameter or buffer called `name`, indexed once per axis."""
+        """The small tensor: `tensor`, a dense parameter or buffer called `name`, indexed once per axis.
+
+        Of channel numbers those that the small model's own were tried with.
+        """
+        if name in self.numbers:
+            return self.numbers[name].to(tensor.device, tensor.dtype)
         tensor = self._folded(name, tensor)
         for plane in self.graph.structure.labels.space.planes.get(name, ()):
             axis = max(plane.axes)
@@ -162,7 +171,7 @@ def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
         raise find_misfit(
             graph, run.nodes, kept, disorder, "other channels arrive here than in the dense model", exactly=True
         )
-    return Fit(graph, run.structure, run.nodes, channel, kept, folds=run.folds)
+    return Fit(graph, run.structure, run.nodes, channel, kept, folds=run.folds, numbers=run.numbers)
 
 
 def _disorder(graph: ChannelGraph, run: Run, channel: Ints) -> fx.Node | None:

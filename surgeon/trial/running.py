@@ -18,20 +18,23 @@ from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold, find_fold
 from surgeon.trial.numbers import changed_numbers
+from surgeon.trial.renumbering import Numbers, renumbered
 from surgeon.trial.skeleton import with_tensors
 from surgeon.trial.targets import Settings
 
+_NONE: Numbers = {}
 #: New size of each axis: (tensor name, axis) -> places kept on it.
 Widths = Mapping[tuple[str, int], int]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One successful trial: the small channels (slots), the dense node of each small node, and numbers to fold."""
+    """One successful trial: the small channels (slots), the dense node of each, numbers to fold or to set."""
 
     structure: Structure
     nodes: dict[fx.Node, fx.Node]
     folds: tuple[Fold, ...]
+    numbers: Numbers
 
 
 def widths_of(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, int], int]:
@@ -95,7 +98,7 @@ def _same_on_meta(graph: ChannelGraph) -> bool:
 
 
 def _for_real(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings) -> Trace:
-    small = _skeleton(graph, widths, settings, None)
+    small = _skeleton(graph, widths, settings, None, renumbered(graph, kept))
     try:
         return record(small, graph.trace.inputs, graph.trace)
     except Unfinished as stop:
@@ -111,10 +114,13 @@ def _stopped(graph: ChannelGraph, stop: Unfinished, kept: Flags) -> Misfit:
     return misfit
 
 
-def _skeleton(graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None) -> nn.Module:
-    """A copy of the model with tensors of these widths."""
+def _skeleton(
+    graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None, numbers: Numbers = _NONE
+) -> nn.Module:
+    """A copy of the model with tensors of these widths, and these numbers in those that hold numbers of channels."""
     named = {name: t for name, t in graph.trace.tensors.items() if not name.startswith("_constant_")}
     tensors = {name: _resized(graph, name, t, widths, device) for name, t in named.items()}
+    tensors |= {name: value.to(tensors[name].device, tensors[name].dtype) for name, value in numbers.items()}
     return with_tensors(graph.trace.model, tensors, settings, share=True)
 
 
@@ -122,8 +128,9 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
     """Label the small model's recording along the dense one."""
     nodes = align(recording.graph, graph.trace.graph)
     _leave_open(nodes)
+    numbers = renumbered(graph, kept)
     try:
-        labels = label(recording, Guide(graph.structure.labels, nodes))
+        labels = label(recording, Guide(graph.structure.labels, nodes, numbers))
     except Mismatch as stop:
         elsewhere = strays(recording.graph, graph.trace.graph)  # what comes behind another way is only its consequence
         raise find_misfit(graph, nodes, kept, elsewhere or stop.node, stop.why, exactly=elsewhere is not None) from stop
@@ -140,7 +147,7 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
             misfit.numeric = True
             raise misfit
         folds.append(found)
-    return Run(analyse(labels, nodes), nodes, tuple(folds))
+    return Run(analyse(labels, nodes), nodes, tuple(folds), numbers)
 
 
 def _leave_open(nodes: dict[fx.Node, fx.Node]) -> None:

@@ -176,7 +176,7 @@ class FrozenNorm(ZooNetwork):
 class IndexBuffer(ZooNetwork):
     """A buffer of channel numbers: renumbered, never sliced."""
 
-    keeps = ("fc",)
+    cuts, keeps = ("conv", "last"), ("fc",)
     order: Tensor
 
     def __init__(self) -> None:
@@ -186,6 +186,64 @@ class IndexBuffer(ZooNetwork):
 
     def forward(self, x: Tensor) -> Any:
         return self.fc(F.relu(self.last(F.relu(self.conv(x))[:, self.order])).mean((2, 3)))
+
+
+@zoo
+class IndexedPart(ZooNetwork):
+    """Some channels, picked by their numbers, go another way; one of them twice."""
+
+    cuts, keeps = ("conv", "picked", "all"), ("fc",)
+    chosen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.picked, self.all, self.fc = conv(3, 12), conv(6, 8), conv(12, 8), nn.Linear(8, 5)
+        self.register_buffer("chosen", torch.tensor([9, 2, 5, 2, 11, 0]))
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.conv(x))
+        y = self.picked(torch.index_select(x, 1, self.chosen)) + self.all(x)
+        return self.fc(F.relu(y).mean((2, 3)))
+
+
+@zoo
+class OrderAndBack(ZooNetwork):
+    """Another order, a layer for each channel, and the old order again, by two buffers, around a shortcut."""
+
+    cuts, keeps = ("conv", "last"), ("fc",)
+    order: Tensor
+    back: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.own, self.last, self.fc = conv(3, 12), conv(12, 12, groups=12), conv(12, 8), nn.Linear(8, 5)
+        self.register_buffer("order", torch.tensor([3, 11, 0, 7, 1, 9, 2, 10, 4, 6, 5, 8]), persistent=False)
+        self.register_buffer("back", self.order.argsort())
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.conv(x))
+        x = x + self.own(x[:, self.order])[:, self.back]
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+@zoo
+class MaskBuffer(ZooNetwork):
+    """A buffer of flags and one of whole numbers, a value for each channel."""
+
+    cuts, keeps = ("conv", "last"), ("fc",)
+    flags: Tensor
+    powers: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last, self.fc = conv(3, 12), conv(12, 8), nn.Linear(8, 5)
+        self.register_buffer("flags", (torch.arange(12) % 3 > 0).view(1, 12, 1, 1))
+        self.register_buffer("powers", torch.arange(12) % 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.conv(x)
+        x = torch.where(self.flags, x, -0.5 * x) * self.powers.view(-1, 1, 1)
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
 
 
 @zoo
