@@ -124,9 +124,12 @@ class ChannelGraph:
         return tuple(group for bundle in self._bundled for group in bundle.groups if not bundle.stuck)
 
     @functools.cached_property
-    def group_of(self) -> dict[int, str]:
-        """Name of the group of each channel that may go."""
-        return {int(number): group.name for group in self.groups for number in group.numbers}
+    def group_of(self) -> Ints:
+        """Index into :attr:`groups` of each channel that may go, -1 of the others (and of -1, no channel)."""
+        found = np.full(self.structure.count + 1, -1, dtype=np.int64)
+        for index, group in enumerate(self.groups):
+            found[group.numbers] = index
+        return found
 
     @functools.cached_property
     def bundles(self) -> tuple[Bundle, ...]:

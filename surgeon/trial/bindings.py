@@ -8,7 +8,7 @@ carried over to all calls of the same line, where each has a width of its own.
 from __future__ import annotations
 
 import operator
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -83,12 +83,14 @@ def guesses(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> list[Gues
     site = node.meta.get("site")
     if site is None:
         return []
-    by_size = _changing(graph, node, kept)
+    widths = list(_widths(graph, node))
+    wholes = {where.value: where for where, _ in widths if where.unit == "places" and where.axis is None}
+    by_size = _changing(widths, kept)
     given = set(_given(node.args))
     found = []
     for up, path in enumerate(_paths(site.path)):
         for rank, (target, value) in enumerate(held_numbers(graph.trace.model, path, _line(node))):
-            readings = (*_one_each(graph, node, value), *_readings(value, by_size))
+            readings = (*_one_each(wholes, value), *_readings(value, by_size))
             same = not given.isdisjoint([value] if isinstance(value, int) else value)
             found += [Guess(up, rank, target, parts, value, same) for parts in readings]
     return found
@@ -125,19 +127,17 @@ def _readings(value: Any, by_size: dict[int, list[Where]]) -> Iterator[tuple[Whe
         yield tuple(ways[min(choice, len(ways) - 1)] if ways else None for ways in options)
 
 
-def _one_each(graph: ChannelGraph, node: fx.Node, value: Any) -> Iterator[tuple[Where | None, ...]]:
-    """The sizes of the parts that a call gives, in their order."""
-    if not isinstance(value, int) and len(value) > 1:
-        wholes = {w.value: w for w, channels in _widths(graph, node) if w.unit == "places" and w.axis is None}
-        if all(number in wholes for number in range(len(value))):
-            yield tuple(wholes[number] for number in range(len(value)))
+def _one_each(wholes: Mapping[str | int, Where], value: Any) -> Iterator[tuple[Where | None, ...]]:
+    """The sizes of the parts that a call gives, in their order; `wholes` are the values around it."""
+    if not isinstance(value, int) and len(value) > 1 and all(number in wholes for number in range(len(value))):
+        yield tuple(wholes[number] for number in range(len(value)))
 
 
-def _changing(graph: ChannelGraph, node: fx.Node, kept: Flags | None) -> dict[int, list[Where]]:
-    """Widths at `node` by their dense size; of those with the same dense and small size the first."""
+def _changing(widths: Sequence[tuple[Where, Ints]], kept: Flags | None) -> dict[int, list[Where]]:
+    """Widths around a call by their dense size; of those with the same dense and small size the first."""
     flags = np.append(kept, True) if kept is not None else None
     found: dict[int, dict[int, Where]] = {}
-    for where, channels in _widths(graph, node):
+    for where, channels in widths:
         small = int(flags[channels].sum()) if flags is not None else 0
         if small != len(channels):
             found.setdefault(len(channels), {}).setdefault(small, where)
@@ -150,10 +150,9 @@ def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
         for index, plane in enumerate(mark.planes if mark is not None else ()):
             for axis in (None, *(sorted(plane.axes) if len(plane.axes) > 1 else ())):
                 channels = _along(graph, plane, axis)
-                units = ("places", "channels", *range(len(_by_group(graph, channels))))
-                yield from ((where, _counted(graph, channels, where.unit))
-                            for where in (Where(number, index, axis, unit) for unit in units))  # fmt: skip
-
+                ways: dict[str | int, Ints] = {"places": channels, "channels": np.unique(channels)}
+                ways |= dict(enumerate(_by_group(graph, channels)))
+                yield from ((Where(number, index, axis, unit), counted) for unit, counted in ways.items())
     yield from _bounds(graph, node)
     path = node.meta["site"].path
     for (name, axis), channels in _own_widths(graph, path):
@@ -224,9 +223,9 @@ def _counted(graph: ChannelGraph, channels: Ints, unit: str | int) -> Ints:
 def _by_group(graph: ChannelGraph, channels: Ints) -> list[Ints]:
     """The channels of each group, where there is more than one kind."""
     unique = np.unique(channels)
-    names = [graph.group_of.get(int(number), "") for number in unique]
-    kinds = dict.fromkeys(names)
-    return [unique[[name == kind for name in names]] for kind in kinds if kind] if len(kinds) > 1 else []
+    group = graph.group_of[unique]
+    kinds = dict.fromkeys(group.tolist())
+    return [unique[group == kind] for kind in kinds if kind >= 0] if len(kinds) > 1 else []
 
 
 def _line(node: fx.Node) -> int | None:

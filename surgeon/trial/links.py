@@ -74,7 +74,7 @@ class _Groups:
 
     def names(self, numbers: Ints) -> frozenset[str]:
         """The groups of these channels."""
-        return frozenset(self.graph.group_of[int(n)] for n in np.unique(numbers) if int(n) in self.graph.group_of)
+        return frozenset(self.graph.groups[i].name for i in np.unique(self.graph.group_of[numbers]).tolist() if i >= 0)
 
     def around(self, node: fx.Node) -> Link:
         """The groups at a call and at what it takes."""
