@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints, flat
+from surgeon.rules import Marked
 from surgeon.tracing import operator_name
 
 #: Operators through which a positive factor passes unchanged.
@@ -59,6 +61,10 @@ class Fold:
             if hit.any():
                 return torch.from_numpy(np.where(hit, self.factor, 1.0))
         return self.factor
+
+
+#: The different labels of each value that was asked for: one is, many times over, wherever many numbers change.
+_different: WeakKeyDictionary[Marked, Ints] = WeakKeyDictionary()
 
 
 def find_fold(graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> Fold | None:
@@ -202,10 +208,15 @@ def _picks(node: fx.Node) -> bool:
 
 
 def _labels_at(graph: ChannelGraph, node: fx.Node) -> Ints:
+    """The different labels of a value, in ascending order."""
     mark = graph.structure.labels.marks.get(node)
-    found = [flat(p.labels) for p in mark.planes if not p.example] if mark is not None else []
-    labels = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
-    return labels[labels > 0]
+    if mark is None:
+        return np.zeros(0, dtype=np.int64)
+    if mark not in _different:
+        found = [flat(p.labels) for p in mark.planes if not p.example]
+        labels = np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+        _different[mark] = labels[labels > 0]
+    return _different[mark]
 
 
 def _labels_of(graph: ChannelGraph, place: tuple[str, int], positions: Ints) -> Ints:
