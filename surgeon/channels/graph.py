@@ -152,13 +152,13 @@ class ChannelGraph:
         if not len(numbers):
             return []
         kind = rows(s.signature[numbers])
-        order = np.argsort(s.lead[numbers], kind="stable")
-        by_kind: dict[int, list[int]] = {}
-        for index in order:
-            by_kind.setdefault(int(kind[index]), []).append(int(numbers[index]))
-        members = self._members([found[0] for found in by_kind.values()])
+        numbers, kind = (values[np.argsort(s.lead[numbers], kind="stable")] for values in (numbers, kind))
+        _, first, counts = np.unique(kind, return_index=True, return_counts=True)
+        by_kind = np.split(numbers[np.argsort(kind, kind="stable")], np.cumsum(counts)[:-1])
+        found = [by_kind[index] for index in np.argsort(first)]  # in the order in which the forward makes them
+        members = self._members([int(own[0]) for own in found])
         taken: Counter[str] = Counter()
-        return [self._group(np.asarray(found), members[found[0]], taken) for found in by_kind.values()]
+        return [self._group(own, members[int(own[0])], taken) for own in found]
 
     def _group(self, numbers: Ints, labels: Ints, taken: Counter[str]) -> Group:
         s = self.structure
@@ -168,7 +168,7 @@ class ChannelGraph:
         layer = layer_of(tensor)
         taken[layer] += 1
         name = layer if taken[layer] == 1 else f"{layer}#{taken[layer]}"
-        positions = tuple(int(p) for p in leads - s.labels.space.starts[place])
+        positions = tuple((leads - s.labels.space.starts[place]).tolist())
         return Group(name, positions, self._roles(labels), int(s.filters[labels].sum()), numbers)
 
     def _members(self, numbers: list[int]) -> dict[int, Ints]:

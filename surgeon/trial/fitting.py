@@ -76,26 +76,29 @@ class Fit:
         """
         if name in self.numbers:
             return self.numbers[name].to(tensor.device, tensor.dtype)
-        tensor = self._folded(name, tensor)
+        small = tensor
         for plane in self.graph.structure.labels.space.planes.get(name, ()):
             axis = max(plane.axes)
             index = self.positions(name, axis).to(tensor.device)
             if len(plane.axes) == 1:
-                if len(index) != tensor.shape[axis]:
-                    tensor = tensor.index_select(axis, index)
+                if len(index) != small.shape[axis]:
+                    small = small.index_select(axis, index)
             else:
-                tensor = self._gather_groups(name, tensor, index)
-        return tensor
+                small = self._gather_groups(name, small, index)
+        return self._folded(name, small.clone() if small is tensor and self._folds(name) else small)
 
-    def _folded(self, name: str, tensor: Tensor) -> Tensor:
-        """The dense tensor with the folds' factors on its rows; indices (integers) are left alone."""
-        for fold in self.folds if tensor.is_floating_point() else ():
-            for (owner, axis), positions in fold.rows.items():
-                if owner == name:
-                    rows = torch.from_numpy(positions).to(tensor.device)
-                    scaled = tensor.index_select(axis, rows).double() * fold.factor
-                    tensor = tensor.index_copy(axis, rows, scaled.to(tensor.dtype))
-        return tensor
+    def _folds(self, name: str) -> list[tuple[int, Ints, float]]:
+        """Of each factor on a tensor the axis, the dense rows and the factor."""
+        rows = ((fold.factor, place, rows) for fold in self.folds for place, rows in fold.rows.items())
+        return [(axis, found, factor) for factor, (owner, axis), found in rows if owner == name]
+
+    def _folded(self, name: str, small: Tensor) -> Tensor:
+        """The folds' factors on the rows of a small tensor, in place; indices (integers) are left alone."""
+        for axis, dense_rows, factor in self._folds(name) if small.is_floating_point() else ():
+            rows = torch.from_numpy(np.flatnonzero(np.isin(self.positions(name, axis).numpy(), dense_rows)))
+            rows = rows.to(small.device)
+            small.index_copy_(axis, rows, (small.index_select(axis, rows).double() * factor).to(small.dtype))
+        return small
 
     def _gather_groups(self, name: str, tensor: Tensor, index: Tensor) -> Tensor:
         """The second axis of a grouped convolution's weight: every group keeps channels of its own."""
