@@ -66,29 +66,29 @@ def finished(path: Path, code: str) -> dict[int, Row]:
 
 @contextmanager
 def limit(seconds: int) -> Iterator[None]:
-    """Raise `Overdue` in the main thread after `seconds`."""
+    """Raise `Overdue` in the main thread after `seconds` of the processor's time: a busy machine is no fault here."""
 
     def overdue(*_: Any) -> None:
         raise Overdue
 
-    before = signal.signal(signal.SIGALRM, overdue)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, overdue)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def run(seed: int, extended: bool, code: str) -> Row:
     """Judge one seed."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with limit(SEED_SECONDS):
             outcome = judge_seed(seed, extended)
     except Overdue:
-        outcome = Outcome("crash", f"took longer than {SEED_SECONDS} s")
-    row: Row = {"seed": seed, **asdict(outcome), "seconds": round(time.perf_counter() - start, 3), "code": code}
+        outcome = Outcome("crash", f"took longer than {SEED_SECONDS} CPU seconds")
+    row: Row = {"seed": seed, **asdict(outcome), "seconds": round(time.process_time() - start, 3), "code": code}
     if outcome.status != "exact":
         row |= {"spec": json.loads(sample_network(seed, extended).to_json()), "cut": asdict(sample_cut(seed, extended))}
     return row
