@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, ROOT, say, write_text
+from coverage_table import coverage
 from tables import Results, grid, level_cell, ranged
 from training_table import training
 
@@ -444,6 +445,10 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "shared-values": ("finegrained", shared_values),
     "packing": ("packing", packing),
     "families": ("families", families),
+    "coverage-torchvision": ("coverage_torchvision", coverage),
+    "coverage-timm": ("coverage_timm", coverage),
+    "coverage-huggingface": ("coverage_huggingface", coverage),
+    "oracle-extended": ("oracle_extended", oracle),
     "latency": ("latency", latency),
 }
 
