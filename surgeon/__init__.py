@@ -14,6 +14,7 @@ from surgeon.errors import (
     ModelError,
     NothingToCutError,
     PlanError,
+    ProcessError,
     ScoreError,
     SelectionError,
     SurgeonError,
@@ -38,11 +39,11 @@ from surgeon.verification import Check, verify
 __version__ = "0.1.0"
 
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment", "ExportError",
-    "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError",
-    "NothingToCutError", "Pin", "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError",
-    "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError",
-    "VerificationError", "carry", "channel_graph", "compare", "export", "finegrained", "heal", "load", "make_plan",
-    "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "sensitivity", "trace", "train", "tune",
-    "verify", "write_report",
+    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
+    "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing",
+    "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned", "Report",
+    "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace",
+    "Trained", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "compare", "export",
+    "finegrained", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all",
+    "sensitivity", "trace", "train", "tune", "verify", "write_report",
 ]  # fmt: skip

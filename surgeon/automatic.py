@@ -26,6 +26,7 @@ from surgeon.criteria.table import mixture
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.healing import heal
 from surgeon.planning import make_plan
+from surgeon.processes import Own, kept, share, total
 from surgeon.rewriting import rewrite
 from surgeon.tracing import Inputs, in_mode
 
@@ -101,24 +102,28 @@ class Automatic:
     def _scored(self, graph: ChannelGraph) -> Mapping[str, Scores]:
         """``obs`` and ``fisher``; where there are no targets, the latter of what the model itself expects."""
         scoring = dict(self.scoring)
-        if not any(scoring.values()) and not all(has_targets(batch) for batch in self.batches):
+        given = scoring.get("loss_fn") or scoring.get("forward_loss")
+        (bare,) = total(torch.tensor([sum(not has_targets(batch) for _, batch in share(self.batches))]))
+        if not given and bool(bare):
             scoring["forward_loss"] = expected_loss(graph.trace.inputs, self.seed)
         return score_all(graph, ["obs", "fisher"], self.batches, seed=self.seed, progress=self.progress, **scoring)
 
     def _distance(self, model: nn.Module, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any]) -> float:
         plan = make_plan(graph, scores, seed=self.seed, **budget, **self.planning)
         small = rewrite(model, plan)
-        learned, judges = _split(list(self.calibration))
+        learned, judges = _split(kept(self.calibration))
         heal(model, small, plan, learned, self.level, seed=self.seed)
         found = distance_between(model, small, graph.trace.inputs, judges)
         return found if math.isfinite(found) else sys.float_info.max
 
 
-def _split(batches: list[Any]) -> tuple[list[Any], list[Any]]:
+def _split(batches: Own[Any]) -> tuple[Own[Any], Own[Any]]:
     """What to heal on, and what to judge by: a single batch does both."""
-    judges = batches[_JUDGED - 1 :: _JUDGED] or batches[-1:]
-    learned = [batch for batch in batches if not any(batch is judge for judge in judges)]
-    return learned or batches, judges
+    last = min(_JUDGED, batches.of_all) - 1
+    judges = Own((number, batch) for number, batch in batches if number % _JUDGED == last)
+    # those that are left are numbered anew
+    learned = Own((number - number // _JUDGED, batch) for number, batch in batches if number % _JUDGED != last)
+    return learned if learned.of_all else batches, judges
 
 
 def _search(graph: ChannelGraph, distance: Callable[[Way], float]) -> Way:
@@ -158,14 +163,15 @@ def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: 
     The squared error in units of the dense output's variance, a mean over batches; of class scores as well, before any
     softmax: a divergence of their softmax comes from few examples, and a hundred of them rank ways by chance.
     """
-    total, count = 0.0, 0
+    summed, count = 0.0, 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with in_mode(model, False), in_mode(small, False):
-        for batch in batches:
+        for _, batch in share(batches):
             inputs = Inputs.from_batch(batch, like).to(device)
             pairs = zip(_outputs(model, inputs), _outputs(small, inputs), strict=True)
-            total, count = total + sum(_apart(a, b) for a, b in pairs), count + 1
-    return total / max(count, 1)
+            summed, count = summed + sum(_apart(a, b) for a, b in pairs), count + 1
+    (sums,) = total(torch.tensor([summed, count], dtype=torch.float64))
+    return float(sums[0] / sums[1].clamp_min(1))
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:

@@ -18,6 +18,7 @@ from surgeon.deadline import TOLERANCE, Candidate, Timing, as_fast, within_time
 from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError
 from surgeon.measure import Comparison, latency
 from surgeon.planning import AUTO, TIME, Device, Plan, check_reach, make_plan, seconds_of, share_of, timing_of
+from surgeon.processes import agree, from_first
 from surgeon.rewriting import rewrite
 from surgeon.rules import reasons
 from surgeon.tracing import Inputs, error_site, trace
@@ -180,8 +181,9 @@ class Cutter:
 
     def _measure(self, module: nn.Module, cut: Cut) -> Comparison:
         assert cut.small is not None
+        models, inputs = {"dense": module, "small": cut.small}, Inputs.of(self.example_inputs)
         with self.clock("time"):
-            return latency({"dense": module, "small": cut.small}, Inputs.of(self.example_inputs), rounds=TIMED_ROUNDS)
+            return Comparison.from_dict(from_first(lambda: latency(models, inputs, rounds=TIMED_ROUNDS).to_dict()))
 
     def _checked(
         self, module: nn.Module, plan: Plan, small: nn.Module, scores: Scores, budget: Mapping[str, Any],
@@ -199,6 +201,7 @@ class Cutter:
     def _plan(self, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], predicted: Latency | None) -> Plan:
         with self.clock("plan"):
             plan = make_plan(graph, scores, seed=self.seed, latency=predicted, **budget, **self.planning)
+            agree("plans", plan.to_json())
         if self.strict and plan.fitted is not None:
             _refuse_pinned(plan.fitted.graph)
         return plan

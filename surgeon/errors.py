@@ -62,3 +62,7 @@ class ExportError(SurgeonError, ValueError):
 
 class TuningError(SurgeonError, ValueError):
     """Training that can't be done as asked: an option, the data, or a loss that is not finite."""
+
+
+class ProcessError(SurgeonError, RuntimeError):
+    """Several processes that were to work as one: another one failed or was lost, or they were given different work."""

@@ -21,6 +21,7 @@ from surgeon.cost import Cost
 from surgeon.errors import ModelError, TuningError
 from surgeon.planning import Plan
 from surgeon.planning.steps import goals_of, remaining
+from surgeon.processes import first, from_first, start, together
 from surgeon.pruning import prune
 from surgeon.report import layer_rows, sizes
 from surgeon.rewriting import fit
@@ -78,7 +79,8 @@ def prune_and_tune(
 
     With a `directory`, a run that was interrupted at any moment and is called again with the same arguments goes on
     from the last finished epoch or cut, and on the CPU ends as one that was not interrupted (see :func:`surgeon.tune`
-    for what that asks of the loaders). The small models are saved there with all cuts so far as one plan:
+    for what that asks of the loaders). Of several processes all must see the
+    `directory`. The small models are saved there with all cuts so far as one plan:
     ``step-N-cut.safetensors`` before training, ``step-N.safetensors`` after it; :func:`surgeon.load` opens them.
 
     Parameters
@@ -110,11 +112,12 @@ def prune_and_tune(
     Raises
     ------
     TuningError, CheckpointError
-        As :func:`surgeon.tune`; also if run in several processes (cut in one, and train with ``tune`` in many).
+        As :func:`surgeon.tune`.
     ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError
         As :func:`surgeon.prune`.
     """
     _check(steps, epochs_per_step, final_epochs, options)
+    start()
     module = check_model(model)
     budget = {name: options.pop(name) for name in _BUDGETS if options.get(name) is not None}
     dense = _graph(module, example_inputs)
@@ -130,7 +133,8 @@ def prune_and_tune(
         after_cut, carry_optimizer, None if directory is None else Path(directory), origin,
         on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
-    return run.finish(json.loads(json.dumps(asked)), dense)
+    with together("pruning and tuning"):
+        return run.finish(json.loads(json.dumps(asked)), dense)
 
 
 _BUDGETS = ("filters", "ratio", "max_macs", "max_params")
@@ -144,8 +148,6 @@ def _check(steps: Any, epochs_per_step: Any, final_epochs: Any, options: Mapping
             raise TuningError(f"{name}={value!r}: expected a whole number, {least} or more")
     if options.get("inplace") or options.get("as_graph"):
         raise ModelError("cutting in steps makes new models: leave inplace and as_graph out (a graph can be passed)")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise TuningError("prune_and_tune runs in one process: cut in one with prune, and train in many with tune")
 
 
 def _graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -201,7 +203,7 @@ class _Run:
             history, best, notes = tuned.history, tuned.best_epoch, tuned.notes
             row = dataclasses.replace(row, history=history, best_epoch=best, notes=notes)
             rows = [*rows[: number - 1], row]
-            if self.directory is not None:
+            if self.directory is not None and first():
                 save(self.directory / f"step-{number}.safetensors", model, plan, self.origin)
                 write_rows(self.directory, asked, rows)
             self.on_step(row, model)
@@ -225,8 +227,9 @@ class _Run:
         """The last step whose training has begun; 0 if none has."""
         if self.directory is None:
             return 0
-        begun = [n for n in range(1, len(self.goals) + 1) if (self.directory / f"step-{n}" / FILE).exists()]
-        return max(begun, default=0)
+        folder = self.directory
+        begun = [n for n in range(1, len(self.goals) + 1) if (folder / f"step-{n}" / FILE).exists()]
+        return from_first(lambda: max(begun, default=0))
 
     def _load(self, number: int, nothing: Plan) -> tuple[nn.Module, Plan]:
         """The model as it was when the step's training began."""
@@ -257,7 +260,7 @@ class _Run:
             plan = compose(self.dense, plan, fitted, self.example_inputs)
             plan = dataclasses.replace(plan, budget=result.plan.budget, criterion=result.plan.criterion)
             optimizer = None if optimizer is None else carry(optimizer, fitted, before, small)
-        if self.directory is not None:
+        if self.directory is not None and first():
             save(self.directory / f"step-{number}-cut.safetensors", small, plan, self.origin)
         return small, plan, optimizer
 

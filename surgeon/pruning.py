@@ -19,10 +19,12 @@ from surgeon.healing import LEVELS, LayerHealing
 from surgeon.healing import heal as run_healing
 from surgeon.planning import Plan
 from surgeon.planning.steps import goals_of, remaining
+from surgeon.processes import agree, fingerprint, kept, together
 from surgeon.report import Report, make_report, sizes, tensor_bytes
 from surgeon.rewriting import fit, rewrite
 from surgeon.tracing import as_graph as to_graph
 from surgeon.tracing import check_model, outside_inference_mode
+from surgeon.trial import named_tensors
 from surgeon.verification import Check
 
 
@@ -36,6 +38,7 @@ class Result:
 
 
 @outside_inference_mode
+@together("pruning")
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -63,10 +66,14 @@ def prune(
     strict: bool = False,
     inplace: bool = False,
     as_graph: bool = False,
+    micro_batch: int | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
     """Cut the least useful channels out of `model` and prove that the cut is right.
+
+    In several processes (of ``torch.distributed``) each goes through its share of the batches, and all get the same
+    plan and the same model; all must call this, with the same model, data and options.
 
     Parameters
     ----------
@@ -96,6 +103,8 @@ def prune(
         Make it a ``torch.fx.GraphModule`` first. Widths that the forward spells out (``x.view(-1, 8 * 36)``) are then
         rewritten, where else their channels stay; the class is the only other thing that changes, and
         :func:`surgeon.load` needs no class of yours.
+    micro_batch:
+        Rank with at most so many examples in memory at once: see :func:`surgeon.score`.
     seed:
         For everything that draws.
     progress:
@@ -106,6 +115,8 @@ def prune(
     ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError,
     HealingError
         Each says where, what came, what was expected and what to do next. The model is untouched then.
+    ProcessError
+        If the call failed in another process, or the processes were given different models.
     """
     module, calibration = check_model(model), _repeatable(calibration)
     _check_early(criterion, dataloader, steps)
@@ -113,8 +124,9 @@ def prune(
     if as_graph:
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
     batches = _repeatable(dataloader) if heal != "none" or steps > 1 or criterion == "auto" else dataloader
+    agree("weights", fingerprint(named_tensors(module)))
     clock = Clock(progress)
-    scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss}
+    scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss, "micro_batch": micro_batch}
     planning = {
         "scope": scope, "round_to": round_to, "min_channels": min_channels,
         "ignored_layers": _by_name(check_model(model), ignored_layers), "units": _by_name(module, units),
@@ -220,7 +232,7 @@ def _all_of(checks: list[Check]) -> Check | None:
 
 def _repeatable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
     """Batches that can be gone through again: what runs out is kept."""
-    return list(batches) if isinstance(batches, Iterator) else batches
+    return kept(batches) if isinstance(batches, Iterator) else batches
 
 
 def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None, steps: Any) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from surgeon.checkpoint import write_beside
 from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
+from surgeon.processes import first, from_first, start
 from surgeon.tracing import check_model, in_mode
 from surgeon.tuning import Epoch, Tuned, Validation, evaluate, tune
 from surgeon.tuning.objectives import scores_of
@@ -123,6 +124,7 @@ def train(
         If `directory` holds another run.
     """
     module = check_model(model)
+    start()
     parts = data.with_validation(val_share, seed)
     assert parts.val is not None
     run = _Run(
@@ -164,9 +166,10 @@ class _Run:
         self.directory.mkdir(parents=True, exist_ok=True)
         asked = json.loads(json.dumps({**self._asked, **options}))
         path = self.directory / "train.json"
-        if not path.exists():
-            with write_beside(path) as temporary:
-                temporary.write_text(json.dumps(asked, indent=2), encoding="utf-8")
+        if not from_first(path.exists):
+            if first():
+                with write_beside(path) as temporary:
+                    temporary.write_text(json.dumps(asked, indent=2), encoding="utf-8")
             return
         _check_same(path, asked)
 
@@ -176,7 +179,7 @@ class _Run:
 
         def finished(history: tuple[Epoch, ...]) -> None:
             self._rows = [*before, *(Row(name, epoch) for epoch in history)]
-            if self.directory is not None:
+            if self.directory is not None and first():
                 write_rows(self.directory / "metrics.jsonl", [row.to_dict() for row in self._rows])
             self._on_epoch(tuple(self._rows))
 
@@ -192,7 +195,7 @@ class _Run:
         """The final weights on what is kept apart."""
         val = evaluate(self.model, self._val)
         test = None if self._test is None else evaluate(self.model, self._test)
-        if self.directory is not None:
+        if self.directory is not None and first():
             last = [{"phase": "final", "val": asdict(val), "test": None if test is None else asdict(test)}]
             write_rows(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])
         return Trained(self.model, tuple(self._rows), tuned.best_epoch, val, test, tuned.notes)

@@ -184,10 +184,18 @@ def test_labels_are_drawn_as_the_model_says() -> None:
     for label in range(CLASSES):
         F.cross_entropy(gated(x), torch.full((2,), label), reduction="sum").backward()  # type: ignore[no-untyped-call]
         expected = expected + chances[:, label, None] * gated.gates.square()
-    loss, total, draws = expected_loss(Inputs((x,)), 0), torch.zeros_like(expected), 3000
-    for _ in range(draws):
-        loss(gated, x).sum().backward()  # type: ignore[no-untyped-call]
+    total, draws = torch.zeros_like(expected), 3000
+    for seed in range(draws):
+        expected_loss(Inputs((x,)), seed)(gated, x).sum().backward()  # type: ignore[no-untyped-call]
         total += gated.gates.square() / draws
     large = expected > expected.max() / 10
     torch.testing.assert_close(total[large], expected[large], rtol=0.2, atol=0)
     assert math.isfinite(float(total.sum()))
+
+
+def test_what_is_drawn_for_an_example_does_not_depend_on_the_others() -> None:
+    dense, x = model(), inputs()[0]
+    gated = GatedModel(read_graph(dense, x).structure, dense)
+    loss = expected_loss(Inputs((x,)), 0)
+    apart = torch.cat([loss(gated, x[number : number + 1]) for number in range(len(x))])
+    torch.testing.assert_close(loss(gated, x), apart)

@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "agreement",
     "files",
+    "processes",
     "models",
     "data",
     "tracing",

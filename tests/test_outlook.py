@@ -57,7 +57,7 @@ def pair_of(name: str) -> tuple[Any, Pair]:
     result = surgeon.prune(
         model, x[:2], ratio=0.5, scope="local", criterion="magnitude", ignored_layers=["reader", "short"]
     )
-    pairs, _ = read_batches(model, result.model, result.plan, [x], None)
+    pairs, _ = read_batches(model, result.model, result.plan, [(0, surgeon.Inputs.of(x))])
     (number,) = [n for n, site in enumerate(pairs[0].sites) if site.product.weight.name == "reader.weight"]
     pairs[0].arrive(number)
     return model, pairs[0]

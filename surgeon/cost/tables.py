@@ -24,6 +24,7 @@ from torch import Tensor
 
 from surgeon.files import write_beside
 from surgeon.measure import LAYOUTS, stopwatch_for
+from surgeon.processes import count, first, from_first
 from surgeon.tracing import Inputs
 
 FORMAT = 1
@@ -108,7 +109,7 @@ def cache_folder() -> Path:
 
 
 class Table:
-    """Seconds by key. What is known is never measured again.
+    """Seconds by key. What is known is never measured again; of several processes the first one measures.
 
     Parameters
     ----------
@@ -128,31 +129,39 @@ class Table:
     def open(cls, place: Place) -> Table:
         """The table of a place with what is in its file; a damaged or foreign file is left aside, with a warning."""
         table = cls(place)
-        table.entries = _read(place)
+        table.entries = from_first(lambda: _read(place))
         return table
 
     def seconds(self, key: str, build: Callable[[], Callable[[], Any]]) -> float:
         """What a piece of work takes; `build` makes the call where it isn't known. Infinite if it can't be run."""
         if key not in self.entries:
             self.measured += 1
-            try:
-                self.entries[key] = self.timer(build())
-            except (RuntimeError, ValueError, TypeError, IndexError):
-                self.entries[key] = math.inf
+            self.entries[key] = from_first(lambda: self._time(build))
         return self.entries[key]
+
+    def _time(self, build: Callable[[], Callable[[], Any]]) -> float:
+        try:
+            return self.timer(build())
+        except (RuntimeError, ValueError, TypeError, IndexError):
+            return math.inf
 
     def least(self, builds: Mapping[str, Callable[[], Callable[[], Any]]], passes: int) -> dict[str, float]:
         """The least time of each of several pieces of work that are compared with each other, over several passes."""
         missing = {key: build() for key, build in builds.items() if key not in self.entries}
         self.measured += len(missing)
-        for _ in range(passes):
-            for key, call in missing.items():
-                self.entries[key] = min(self.timer(call), self.entries.get(key, math.inf))
+        self.entries |= from_first(lambda: self._least(missing, passes)) if missing else {}
         return {key: self.entries[key] for key in builds}
+
+    def _least(self, calls: Mapping[str, Callable[[], Any]], passes: int) -> dict[str, float]:
+        found = dict.fromkeys(calls, math.inf)
+        for _ in range(passes):
+            for key, call in calls.items():
+                found[key] = min(self.timer(call), found[key])
+        return found
 
     def save(self) -> None:
         """Write it beside and rename; a folder that can't be written to costs the next run some time, and no more."""
-        if not self.measured:
+        if not self.measured or not first():
             return
         path = self.place.file
         kept = {**_read(self.place), **self.entries}
@@ -201,21 +210,21 @@ def least_time(place: Place, clock: Callable[[], float] | None = None) -> Timer:
         with torch.inference_mode(False), torch.no_grad():
             call()
             once = stopwatch(call, 1)
-            count = max(1, min(100, math.ceil(_ENOUGH_SECONDS / most / max(once, 1e-7))))
-            left = _ENOUGH_SECONDS / max(once * count, 1e-7)
+            calls = max(1, min(100, math.ceil(_ENOUGH_SECONDS / most / max(once, 1e-7))))
+            left = _ENOUGH_SECONDS / max(once * calls, 1e-7)
             rounds = max(fewest, min(most, math.ceil(left)))
-            return min(stopwatch(call, count) / count for _ in range(rounds))
+            return min(stopwatch(call, calls) / calls for _ in range(rounds))
 
     return seconds
 
 
 #: Tables of this process, by place.
-_OPEN: dict[tuple[Path, Place], Table] = {}
+_OPEN: dict[tuple[Path, Place, int], Table] = {}
 
 
 def open_table(place: Place) -> Table:
     """The table of a place, read once in a process."""
-    key = (place.file, place)
+    key = (place.file, place, count())
     if key not in _OPEN:
         _OPEN[key] = Table.open(place)
     return _OPEN[key]

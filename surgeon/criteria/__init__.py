@@ -8,14 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from surgeon.channels import ChannelGraph
 from surgeon.criteria.filters import channel_bytes, channel_macs
 from surgeon.criteria.gates import GatedModel
 from surgeon.criteria.gradients import Floats, ForwardLoss, Gradients, Statistic, default_forward_loss, means
+from surgeon.criteria.pieces import check_micro_batch
 from surgeon.criteria.table import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
+from surgeon.processes import kept, same, together
 from surgeon.tracing import outside_inference_mode
 
 #: Criteria that go through the batches themselves, apart from the pass that the others share.
@@ -87,6 +90,7 @@ def score(
     *,
     forward_loss: ForwardLoss | None = None,
     macs_weight: float = 0.0,
+    micro_batch: int | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores:
@@ -106,6 +110,10 @@ def score(
     macs_weight:
         Subtract this times the channel's MACs in millions (Molchanov et al. 2017, section 2.3: their
         regularisation with the FLOPs of the layer); off by default.
+    micro_batch:
+        Run at most so many examples of a batch at once, so that their activations alone are in memory. The scores are
+        those of whole batches, by every criterion, if the loss of a batch is the sum (or mean) of its examples'. (Only
+        ``obs`` draws other places of large feature maps.)
 
     Raises
     ------
@@ -116,13 +124,14 @@ def score(
     """
     found = score_all(
         graph, [criterion], dataloader, loss_fn,
-        forward_loss=forward_loss, macs_weight=macs_weight, seed=seed, progress=progress,
+        forward_loss=forward_loss, macs_weight=macs_weight, micro_batch=micro_batch, seed=seed, progress=progress,
     )  # fmt: skip
     (scores,) = found.values()
     return scores
 
 
 @outside_inference_mode
+@together("scoring")
 def score_all(
     graph: ChannelGraph,
     criteria: Iterable[str | Callable[[Request], Floats]],
@@ -131,6 +140,7 @@ def score_all(
     *,
     forward_loss: ForwardLoss | None = None,
     macs_weight: float = 0.0,
+    micro_batch: int | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Scores]:
@@ -144,11 +154,13 @@ def score_all(
         If a criterion needs data and gets none, or the loss is not finite.
     """
     chosen = _find_all(criteria)
+    check_micro_batch(micro_batch)
     if isinstance(dataloader, Iterator) and any(name in chosen for name in _REREADING):
-        dataloader = list(dataloader)
+        dataloader = kept(dataloader)
     request = Request(
-        graph, dataloader, forward_loss or default_forward_loss(loss_fn), seed, progress or (lambda *_: None)
-    )
+        graph, dataloader, forward_loss or default_forward_loss(loss_fn), seed, progress or (lambda *_: None),
+        micro_batch=micro_batch,
+    )  # fmt: skip
     statistics = dict.fromkeys(statistic for entry in chosen.values() for statistic in entry.statistics)
     missing = [name for name, entry in chosen.items() if entry.needs_data]
     if dataloader is None and missing:
@@ -156,7 +168,7 @@ def score_all(
             f"criterion {missing[0]!r} needs data: pass dataloader=..., or criterion='magnitude', which needs none"
         )
     if statistics and dataloader is not None:
-        found = means(graph, statistics, dataloader, request.forward_loss, request.progress)
+        found = means(graph, statistics, dataloader, request.forward_loss, request.progress, micro_batch)
         request = replace(request, means=found)
     return {name: _scores(name, entry, request, macs_weight) for name, entry in chosen.items()}
 
@@ -173,6 +185,7 @@ def _find_all(criteria: Iterable[str | Callable[[Request], Floats]]) -> dict[str
 def _scores(name: str, entry: Criterion, request: Request, macs_weight: float) -> Scores:
     graph = request.graph
     raw = np.array(entry.score(request), dtype=np.float64)
+    raw = same(torch.from_numpy(raw)).numpy()  # processors of another kind round otherwise
     if raw.shape != (graph.structure.count,) or not np.isfinite(raw[graph.removable]).all():
         raise ScoreError(f"criterion {name!r} gave no finite number for each of the {graph.structure.count} channels")
     values = raw.copy()

@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from surgeon.channels import ChannelGraph
 from surgeon.criteria.filters import filters, producing, total
 from surgeon.criteria.gates import GatedModel
+from surgeon.criteria.pieces import pieces
 from surgeon.errors import ScoreError
+from surgeon.processes import count, seed_of, share
+from surgeon.processes import total as total_of_all
 from surgeon.tracing import Inputs
 
 Floats = NDArray[np.float64]
@@ -71,25 +74,34 @@ def means(
     batches: Iterable[Any],
     forward_loss: ForwardLoss,
     progress: Progress,
+    micro_batch: int | None = None,
 ) -> Mapping[Statistic, Floats]:
     """The mean of every statistic, ``(channels,)`` each, from one pass over the batches.
+
+    Of several processes each goes through its share of the batches. With a `micro_batch` no more than so many examples
+    are run at once; a statistic sees whole batches all the same.
 
     Channels that the loss doesn't depend on (auxiliary heads, which eval mode skips) get the median of those that may
     be removed: the data says nothing of them, so they are neither the first to go nor the last.
     """
-    sums = {statistic: np.zeros(graph.structure.count) for statistic in statistics}
+    sums = {statistic: torch.zeros(graph.structure.count, dtype=torch.float64) for statistic in statistics}
     wanted = producing(graph.structure) if any(statistic.weights for statistic in sums) else []
     gated = GatedModel(graph.structure, graph.trace.model, wanted)
     examples = number = 0
-    for found in _passes(graph, gated, batches, forward_loss, progress):
+    for found in _passes(graph, gated, batches, forward_loss, progress, micro_batch):
         number += 1
         examples += len(found.gates)
         for statistic, summed in sums.items():
-            summed += statistic.of(found).numpy()
-    for statistic, summed in sums.items():
-        summed /= number if statistic.per_batch else examples
-        _fill(summed, graph.removable, gated.reached.numpy())
-    return sums
+            summed += statistic.of(found)
+    counts, reached, *summed_up = total_of_all(torch.tensor([number, examples]), gated.reached, *sums.values())
+    number, examples = (int(value) for value in counts)
+    if not number:
+        raise ScoreError("the dataloader gave no batch; pass one that yields (inputs, targets)")
+    results = {}
+    for statistic, summed in zip(sums, summed_up, strict=True):
+        results[statistic] = summed.numpy() / (number if statistic.per_batch else examples)
+        _fill(results[statistic], graph.removable, reached.numpy() > 0)
+    return results
 
 
 def _fill(values: Floats, removable: NDArray[np.int64], reached: NDArray[np.bool_]) -> None:
@@ -99,19 +111,20 @@ def _fill(values: Floats, removable: NDArray[np.int64], reached: NDArray[np.bool
 
 
 def _passes(
-    graph: ChannelGraph, gated: GatedModel, batches: Iterable[Any], forward_loss: ForwardLoss, progress: Progress
-) -> Iterator[Gradients]:
-    """The gradients of each batch in turn."""
-    count = len(batches) if isinstance(batches, Sized) else 0
-    number = 0
-    for number, batch in enumerate(batches, 1):
-        loss = forward_loss(gated, batch)
-        _check(loss, number)
-        (loss.sum() if loss.ndim else loss * len(gated.gates)).backward()  # type: ignore[no-untyped-call]
-        yield Gradients(gated.gates, _times_weights(graph, gated.leaves))
-        progress("score", number, count)
-    if not number:
-        raise ScoreError("the dataloader gave no batch; pass one that yields (inputs, targets)")
+    graph: ChannelGraph, gated: GatedModel, batches: Iterable[Any], forward_loss: ForwardLoss, progress: Progress,
+    micro_batch: int | None,
+) -> Iterator[Gradients]:  # fmt: skip
+    """The gradients of each batch in turn; of this process's."""
+    length = len(batches) if isinstance(batches, Sized) else 0
+    for index, batch in share(batches):
+        gates = []
+        for piece in pieces(batch, micro_batch):
+            loss = forward_loss(gated, piece)
+            _check(loss, index + 1)
+            (loss.sum() if loss.ndim else loss * len(gated.gates)).backward()  # type: ignore[no-untyped-call]
+            gates.append(gated.gates)
+        yield Gradients(torch.cat(gates), _times_weights(graph, gated.leaves))
+        progress("score", min(index + count(), length) if length else index + 1, length)
 
 
 def _times_weights(graph: ChannelGraph, leaves: Mapping[str, Tensor]) -> Tensor:
@@ -168,19 +181,29 @@ def has_targets(batch: Any) -> bool:
 def expected_loss(like: Inputs, seed: int) -> ForwardLoss:
     """Cross entropy of labels drawn from what the model itself says, so that its mean square is Fisher's information.
 
-    For batches without targets; `like` says what the model takes of them.
+    For batches without targets; `like` says what the model takes of them. What is drawn for an example depends on
+    `seed` and its own numbers, not on those beside it in the batch.
     """
-    generator = torch.Generator().manual_seed(seed)
 
     def forward_loss(model: nn.Module, batch: Any) -> Tensor:
         device = next((p.device for p in model._inner[0].parameters()), torch.device("cpu"))  # type: ignore[index, union-attr]
         inputs = Inputs.from_batch(batch, like).map(_trackable).to(device)
         scores = _class_scores(model(*inputs.args, **inputs.kwargs))
         chances = scores.detach().float().softmax(1).movedim(1, -1)
-        drawn = torch.multinomial(chances.flatten(0, -2).cpu(), 1, generator=generator)
-        return _cross_entropy(scores, drawn.view(chances.shape[:-1]).to(device))
+        return _cross_entropy(scores, _drawn(chances.cpu(), inputs, seed).to(device))
 
     return forward_loss
+
+
+def _drawn(chances: Tensor, inputs: Inputs, seed: int) -> Tensor:
+    """A class for each place of each example, ``(N, ...)``, from their chances ``(N, ..., classes)``."""
+    first = next(leaf for leaf in inputs.leaves() if isinstance(leaf, Tensor) and leaf.ndim)
+    drawn = []
+    for own, numbers in zip(chances, first.detach().cpu(), strict=True):
+        digest = numbers.contiguous().view(-1).view(torch.uint8).numpy().tobytes().hex()
+        generator = torch.Generator().manual_seed(seed_of(seed, digest))
+        drawn.append(torch.multinomial(own.reshape(-1, own.shape[-1]), 1, generator=generator).view(own.shape[:-1]))
+    return torch.stack(drawn)
 
 
 def _trackable(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ weights at once as in Frantar & Alistarh 2022, arXiv 2208.11580, section 4.2). N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import Tensor, fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints
+from surgeon.criteria.pieces import pieces
 from surgeon.errors import ScoreError
+from surgeon.processes import gathered, seed_of, share, total
 from surgeon.products import Product, find_products
 from surgeon.tracing import Inputs, Replay, Trace, plain_call, record
 
@@ -77,13 +79,13 @@ class Reader:
         self.inverse[gone, gone] = 1
 
 
-def removal_costs(graph: ChannelGraph, batches: Iterable[Any]) -> Floats:
+def removal_costs(graph: ChannelGraph, batches: Iterable[Any], micro_batch: int | None = None) -> Floats:
     """The cost of each channel at the time when it is the least costly one left, summed over its readers.
 
     Within a bundle they go greedily, cheapest first, so the costs rise. Channels that no product with a weight reads
     (queries and keys, heads that only train mode runs) get the median of the others: nothing is known of them.
     """
-    readers = read_moments(graph, batches)
+    readers = read_moments(graph, batches, micro_batch)
     found = np.zeros(graph.structure.count)
     for bundle in graph.bundles:
         numbers = np.concatenate([group.numbers for group in bundle.groups])
@@ -111,17 +113,28 @@ def _take_apart(readers: Sequence[Reader], numbers: Ints, found: Floats) -> None
 class _Moments:
     """Running sums of one product's inputs."""
 
-    def __init__(self) -> None:
+    @classmethod
+    def of(cls, product: Product) -> _Moments:
+        """Of none of its inputs yet."""
+        groups, inputs, _ = product.form.matrix(product.weight.index).shape
+        return cls(groups, inputs if inputs <= _MOST_INPUTS else inputs // _pooled(inputs))
+
+    def __init__(self, groups: int, inputs: int) -> None:
         self.count = 0
-        self.total: Any = 0.0
-        self.products: Any = 0.0
+        self.total = torch.zeros(groups, inputs, dtype=torch.float64)
+        self.products = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
 
     def add(self, rows: Tensor) -> None:
         """Rows ``(groups, rows, inputs)``."""
         rows = rows.double()
         self.count += rows.shape[1]
-        self.total = self.total + rows.sum(1)
-        self.products = self.products + rows.mT @ rows
+        self.total = self.total.to(rows.device) + rows.sum(1)
+        self.products = self.products.to(rows.device).add_(rows.mT @ rows)
+
+    def over_processes(self) -> None:
+        """Those of all processes."""
+        count, self.total, self.products = total(torch.tensor([self.count]), self.total, self.products)
+        self.count = int(count)
 
     def covariance(self) -> Tensor:
         """``(groups, inputs, inputs)``."""
@@ -130,27 +143,59 @@ class _Moments:
         return found
 
 
-def read_moments(graph: ChannelGraph, batches: Iterable[Any]) -> list[Reader]:
+#: A product, and the moments of what it is given.
+Entry = tuple[Product, _Moments]
+
+
+def read_moments(graph: ChannelGraph, batches: Iterable[Any], micro_batch: int | None = None) -> list[Reader]:
     """Run the model on all batches and read the moments of every product's inputs.
+
+    Of several processes each runs its share; no more than `micro_batch` examples are run at once.
 
     Raises
     ------
     ScoreError
         If there is no batch.
     """
-    known: dict[tuple[str, bytes], tuple[Product, _Moments]] = {}
+    known: dict[tuple[str, bytes], Entry] = {}
     recordings: dict[Any, tuple[Trace, dict[fx.Node, Product]]] = {}
-    generator = torch.Generator().manual_seed(0)
-    for batch in batches:
-        _read(graph, batch, recordings, known, generator)
+    for index, batch in share(batches):
+        for number, piece in enumerate(pieces(batch, micro_batch)):
+            _read(graph, piece, recordings, known, torch.Generator().manual_seed(seed_of(index, number)))
+    _over_processes(graph, known)
     if not known:
         raise ScoreError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
     return [reader for product, moments in known.values() for reader in _readers(graph, product, moments)]
 
 
+def _over_processes(graph: ChannelGraph, known: dict[tuple[str, bytes], Entry]) -> None:
+    """The moments of all processes' batches; one that had none of its own takes part with nothing."""
+    own = _by_name(known)
+    names = list(dict.fromkeys(name for listed in gathered(list(own)) for name in listed))
+    if len(names) > len(own):  # the example's layers stand for those of the batches
+        products = [product for product in find_products(graph.trace) if _reads(product)]
+        own = _by_name({product.key: (product, _Moments.of(product)) for product in products}) | own
+    known.clear()
+    for name in names:
+        if name not in own:
+            raise ScoreError(f"the batches of another process run {name}, which those of this one don't")
+        product, moments = own[name]
+        moments.over_processes()
+        known[product.key] = product, moments
+
+
+def _by_name(known: Mapping[Any, Entry]) -> dict[str, Entry]:
+    """By the names of the weights; parts of one in the order in which they are read."""
+    found: dict[str, Entry] = {}
+    for (weight, _), entry in known.items():
+        number = sum(name.rpartition("#")[0] == weight for name in found)
+        found[f"{weight}#{number}"] = entry
+    return found
+
+
 def _read(
     graph: ChannelGraph, batch: Any, recordings: dict[Any, tuple[Trace, dict[fx.Node, Product]]],
-    known: dict[tuple[str, bytes], tuple[Product, _Moments]], generator: torch.Generator,
+    known: dict[tuple[str, bytes], Entry], generator: torch.Generator,
 ) -> None:  # fmt: skip
     device = next((p.device for p in graph.trace.model.parameters()), torch.device("cpu"))
     inputs = Inputs.from_batch(batch, graph.trace.inputs).to(device)
@@ -166,7 +211,7 @@ def _read(
         value = plain_call(node, args, kwargs)
         if node in products:
             product = products[node]
-            moments = known.setdefault(product.key, (product, _Moments()))[1]
+            moments = known.setdefault(product.key, (product, _Moments.of(product)))[1]
             moments.add(_rows(product, args[node.args.index(product.operand)], value, generator))
         return value
 

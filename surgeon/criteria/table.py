@@ -37,6 +37,8 @@ class Request:
         Called as ``progress(stage, done, total)``; total is 0 where it isn't known.
     means:
         The statistics that the criterion asked for, each ``(channels,)``, from the one pass over the data.
+    micro_batch:
+        How many examples may be run at once; None: whole batches.
     """
 
     graph: ChannelGraph
@@ -45,6 +47,7 @@ class Request:
     seed: int
     progress: Progress
     means: Mapping[Statistic, Floats] = field(default_factory=dict)
+    micro_batch: int | None = None
 
 
 # ---------------------------------------------------------------- normalisation across groups
@@ -297,7 +300,7 @@ def mixture(graph: ChannelGraph, removal: Floats, squares: Floats, power: float)
 
 def _reconstruction(request: Request) -> Floats:
     assert request.batches is not None
-    return removal_costs(request.graph, request.batches)
+    return removal_costs(request.graph, request.batches, request.micro_batch)
 
 
 # ---------------------------------------------------------------- the control

@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from surgeon.errors import HealingError
-from surgeon.healing.calibration import read_batches, read_inputs
+from surgeon.healing.calibration import example_of, read_batches, read_inputs
 from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
 from surgeon.healing.recalibration import recalibrate
 from surgeon.planning import Plan
-from surgeon.tracing import check_model, outside_inference_mode, unwrap
+from surgeon.processes import Own, share, together
+from surgeon.tracing import Inputs, check_model, outside_inference_mode, unwrap
 from surgeon.trial import named_tensors
 
 __all__ = ["LEVELS", "LayerHealing", "heal"]
@@ -33,6 +34,7 @@ _MEASURED = ("bn", "bias", "gram")
 
 
 @outside_inference_mode
+@together("healing")
 def heal(
     dense: nn.Module,
     small: nn.Module,
@@ -85,15 +87,17 @@ def heal(
     if level not in LEVELS:
         raise HealingError(f"level={level!r}: expected one of {', '.join(LEVELS)}")
     model, other = check_model(dense), unwrap(small)
-    batches = list(dataloader) if level != "none" else []
-    if level != "none" and not batches:
+    if level == "none":
+        return small
+    batches = Own((number, read_inputs(batch, plan, inputs_of)) for number, batch in share(dataloader))
+    if not batches.of_all:
         raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
     with _untouched_if_it_fails(other):
         if level in FITTERS:
-            _fit_layers(model, other, plan, batches, level, inputs_of, seed, on_layer, progress)
+            _fit_layers(model, other, plan, batches, level, seed, on_layer, progress)
         if level in _MEASURED:
             device = next((p.device for p in other.parameters()), torch.device("cpu"))
-            recalibrate(other, [read_inputs(batch, plan, inputs_of).to(device) for batch in batches])
+            recalibrate(other, [inputs.to(device) for _, inputs in batches])
     return small
 
 
@@ -110,13 +114,12 @@ def _untouched_if_it_fails(model: nn.Module) -> Iterator[None]:
 
 
 def _fit_layers(
-    dense: nn.Module, small: nn.Module, plan: Plan, batches: list[Any], level: str,
-    inputs_of: Callable[[Any], Any] | None, seed: int, on_layer: Callable[[LayerHealing], None] | None,
-    progress: Callable[[str, int, int], None] | None,
+    dense: nn.Module, small: nn.Module, plan: Plan, batches: Own[Inputs], level: str, seed: int,
+    on_layer: Callable[[LayerHealing], None] | None, progress: Callable[[str, int, int], None] | None,
 ) -> None:  # fmt: skip
-    pairs, tensors = read_batches(dense, small, plan, batches, inputs_of)
+    pairs, tensors = read_batches(dense, small, plan, batches or [(None, example_of(plan))])
     with torch.no_grad():
-        healer = Healer(pairs, tensors, level, seed)
+        healer = Healer(pairs, tensors, level, seed, batches.of_all)
         for number, row in enumerate(healer.run(), 1):
             if on_layer is not None:
                 on_layer(row)

@@ -38,6 +38,9 @@ class Pair:
         What is to be healed; batches of other shapes have recordings of their own, with the same layers in order.
     dense, small:
         Where each of them is.
+    number:
+        That of the batch among those of all processes; None for one that stands in where this process has none of its
+        own: it runs along, and nothing is learned from it.
     given:
         What the dense layer multiplies.
     """
@@ -46,6 +49,7 @@ class Pair:
     sites: list[Site]
     dense: Walk
     small: Walk
+    number: int | None
     given: Tensor | None = None
 
     def arrive(self, number: int) -> None:
@@ -103,18 +107,16 @@ class Pair:
         assert found is not None
         return found
 
-    def rows(
-        self, number: int, quota: int, generator: torch.Generator, *, judges: bool = False
-    ) -> Iterator[tuple[bool, Tensor, Goal]]:
+    def rows(self, number: int, quota: int, seed: int, *, judges: bool = False) -> Iterator[tuple[bool, Tensor, Goal]]:
         """Rows of inputs and what they should give: ``(held out, x, goal)``; at most `quota`, from all over the batch.
 
-        `judges`: whether to hold out the row of a batch that has but one.
+        `seed`: of which they are. `judges`: whether to hold out the row of a batch that has but one.
         """
         site = self.sites[number]
         form, goal, count = site.product.form, self.goal(number), self.count(number)
         chosen = torch.arange(count)
         if count > quota:
-            chosen = torch.randperm(count, generator=generator)[:quota].sort().values
+            chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:quota].sort().values
         edge = count - max(count // HELD_OUT, 1) if count > 1 else count - judges
         x = self.small.value(site.product.operand.name)
         size = max(_MOST_NUMBERS // form.matrix(site.product.weight.index).shape[1], 1)
@@ -125,9 +127,11 @@ class Pair:
 
 
 def read_batches(
-    dense: nn.Module, small: nn.Module, plan: Plan, batches: Iterable[Any], inputs_of: Callable[[Any], Any] | None
+    dense: nn.Module, small: nn.Module, plan: Plan, batches: Iterable[tuple[int | None, Inputs]]
 ) -> tuple[list[Pair], dict[str, Tensor]]:
     """Both models recorded on every batch, and the small model's tensors, which all pairs share.
+
+    `batches`: with the number of each (:attr:`Pair.number`).
 
     Raises
     ------
@@ -138,8 +142,8 @@ def read_batches(
     tensors: dict[str, Tensor] = {}
     pairs: list[Pair] = []
     device = next((p.device for p in dense.parameters()), torch.device("cpu"))
-    for batch in batches:
-        inputs = read_inputs(batch, plan, inputs_of).to(device)
+    for index, given in batches:
+        inputs = given.to(device)
         fitted = known.get(inputs.key) or _fit(dense, small, plan, inputs)
         if fitted.graph.trace.reusable:
             known[inputs.key] = fitted
@@ -147,7 +151,7 @@ def read_batches(
         if not pairs:
             tensors |= {name: t for name, t in traces[1].tensors.items() if not name.startswith("_constant_")}
         walks = Walk(replace(traces[0], inputs=inputs), {}), Walk(replace(traces[1], inputs=inputs), tensors)
-        pairs.append(Pair(fitted, find_sites(fitted), *walks))
+        pairs.append(Pair(fitted, find_sites(fitted), *walks, index))
         if [site.key for site in pairs[0].sites] != [site.key for site in pairs[-1].sites]:
             raise HealingError(
                 f"batch {len(pairs)} runs other layers than the first one (a forward that goes through its input step "
@@ -173,3 +177,8 @@ def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) 
         return Inputs.of(inputs_of(batch))
     takes = plan.inputs or {"args": {"list": [None]}, "kwargs": {"dict": {}}}
     return Inputs.from_batch(batch, Inputs(tuple(takes["args"]["list"]), takes["kwargs"]["dict"]))
+
+
+def example_of(plan: Plan) -> Inputs:
+    """What the plan was made with, or the like of it."""
+    return Inputs.from_spec(plan.inputs) if plan.fitted is None else plan.fitted.graph.trace.inputs

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from surgeon.healing.calibration import HELD_OUT, Pair
 from surgeon.healing.levels import FITTERS
-from surgeon.healing.regression import Regression, Solution
+from surgeon.healing.regression import Regression
 from surgeon.healing.sites import Site
+from surgeon.processes import same, seed_of, total
 
 #: Rows per layer: so many for each input, and no fewer than this.
 _ROWS_PER_INPUT, _LEAST_ROWS = 20, 50_000
@@ -61,12 +62,14 @@ class Healer:
         The small model's parameters and buffers, which are replaced one by one.
     level:
         An entry of :data:`FITTERS`.
+    batches:
+        How many calibration batches all processes have.
     """
 
-    def __init__(self, pairs: list[Pair], tensors: dict[str, Tensor], level: str, seed: int) -> None:
+    def __init__(self, pairs: list[Pair], tensors: dict[str, Tensor], level: str, seed: int, batches: int) -> None:
         self.changed: set[str] = set()
         self._pairs, self._tensors, self._fit = pairs, tensors, FITTERS[level]
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed, self._batches = seed, batches
         self._sites = pairs[0].sites
         self._calls: dict[Any, list[int]] = {}
         for number, site in enumerate(self._sites):
@@ -117,7 +120,8 @@ class Healer:
         site = self._sites[number]
         product = site.product
         groups, inputs, _ = product.form.matrix(product.weight.index).shape
-        rows = sum(pair.count(number) for pair in self._pairs) * len(self._calls[site.key])
+        (count,) = total(torch.tensor([sum(pair.count(number) for pair in self._pairs if pair.number is not None)]))
+        rows = int(count) * len(self._calls[site.key])
         taken = min(rows, max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS)) * groups * inputs
         return Regression(
             product.bias is not None or product.mean is not None,
@@ -129,11 +133,17 @@ class Healer:
     def _collect(self, number: int, regression: Regression) -> None:
         site = self._sites[number]
         inputs = site.product.form.matrix(site.product.weight.index).shape[1]
-        quota = max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // (len(self._pairs) * len(self._calls[site.key])) + 1
-        for turn, pair in enumerate(self._pairs):
-            judges = len(self._pairs) > 1 and turn % HELD_OUT == min(len(self._pairs), HELD_OUT) - 1
-            for held, x, goal in pair.rows(number, quota, self._generator, judges=judges):
-                (regression.hold_out if held else regression.add)(x, goal)
+        quota = max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS) // (self._batches * len(self._calls[site.key])) + 1
+        for pair in self._pairs:
+            if pair.number is None:
+                continue
+            judges = self._batches > 1 and pair.number % HELD_OUT == min(self._batches, HELD_OUT) - 1
+            seed = seed_of(self._seed, number, pair.number)
+            for piece, (held, x, goal) in enumerate(pair.rows(number, quota, seed, judges=judges)):
+                if held:
+                    regression.hold_out(x, goal)
+                else:
+                    regression.add(x, goal, seed_of(seed, piece))
 
     def _solve(self, site: Site, regression: Regression) -> LayerHealing:
         product = site.product
@@ -142,7 +152,8 @@ class Healer:
         found = list(self._fit(site, regression, self._pairs, weight)) if regression.count else []
         best = min([sliced, *found], key=lambda solution: solution.error)
         if best is not sliced:
-            self._write(site, regression.on_all_rows(weight, best))
+            solution = regression.on_all_rows(weight, best)
+            self._write(site, same(solution.weight), same(solution.intercept))
         shifted = found[0] if found and regression.centred else sliced  # what every level tries first
         return LayerHealing(product.weight.name, sliced.error, shifted.error, best.error)
 
@@ -160,13 +171,13 @@ class Healer:
         assert found is not None
         return found
 
-    def _write(self, site: Site, solution: Solution) -> None:
+    def _write(self, site: Site, weight: Tensor, intercept: Tensor) -> None:
         product = site.product
-        self._set(product.weight.name, product.form.matrix(product.weight.index), solution.weight)
+        self._set(product.weight.name, product.form.matrix(product.weight.index), weight)
         if product.bias is not None:
-            self._set(product.bias.name, product.bias.index, solution.intercept)
+            self._set(product.bias.name, product.bias.index, intercept)
         elif product.mean is not None:
-            self._set(product.mean.name, product.mean.index, self._dense_mean(site) - solution.intercept.reshape(-1))
+            self._set(product.mean.name, product.mean.index, self._dense_mean(site) - intercept.reshape(-1))
         for pair in self._pairs:
             pair.small.refresh()
 

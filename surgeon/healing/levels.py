@@ -11,6 +11,7 @@ from torch import Tensor
 from surgeon.healing.calibration import Pair
 from surgeon.healing.regression import PENALTIES, Regression, Solution, ridge_factor
 from surgeon.healing.sites import Site
+from surgeon.processes import total
 
 #: Candidates for a layer's new weights ``(groups, inputs, outputs)``, given the sliced ones.
 Fitter = Callable[[Site, Regression, list[Pair], Tensor], Iterator[Solution]]
@@ -66,10 +67,13 @@ def _compensation(site: Site, pairs: list[Pair], weight: Tensor) -> Tensor | Non
 
 def _gram(pairs: list[Pair]) -> Tensor:
     """Mean products of the dense layer's input channels, ``(channels, channels)``."""
-    total, count = torch.zeros(()), 0
+    assert pairs[0].given is not None
+    channels, device = pairs[0].given.shape[1], pairs[0].given.device
+    products, count = torch.zeros(channels, channels, dtype=torch.float64, device=device), 0
     for pair in pairs:
         x = pair.given
-        assert x is not None
-        rows = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
-        total, count = total + rows.mT @ rows, count + len(rows)
-    return total / count
+        if pair.number is not None and x is not None:
+            rows = x.movedim(1, -1).reshape(-1, channels).double()
+            products, count = products + rows.mT @ rows, count + len(rows)
+    products, counts = total(products, torch.tensor([count]))
+    return products / counts.to(device)

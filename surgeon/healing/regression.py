@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from surgeon.healing.moments import Moments
 from surgeon.healing.outlook import Goal
+from surgeon.processes import rows_of_all, total
 
 #: Penalties that are tried, in units of the mean variance of the inputs; the held-out rows choose.
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
@@ -42,7 +44,7 @@ class Solution:
 
 @dataclass
 class Regression:
-    """One problem per group of a layer.
+    """One problem per group of a layer; of several processes each has some of its rows, and all solve it alike.
 
     Parameters
     ----------
@@ -60,25 +62,42 @@ class Regression:
     dual: bool
     dtype: torch.dtype = torch.float64
     share: float = 1.0
-    count: int = 0
     _opened: int = 0
-    _means: tuple[Tensor, Tensor] | None = None
-    _moments: tuple[Tensor, Tensor] | None = None
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _open: list[tuple[Tensor, Goal]] = field(default_factory=list)
     _held: list[tuple[Tensor, Goal]] = field(default_factory=list)
 
-    def add(self, x: Tensor, goal: Goal) -> None:
-        """Take in rows ``x`` (groups, rows, inputs) and what they should give (groups, rows, outputs)."""
+    def __post_init__(self) -> None:
+        self._own = Moments(self.centred, with_products=not self.dual)  # a dual one keeps the rows themselves
+        self._all: Moments | None = None
+
+    def add(self, x: Tensor, goal: Goal, seed: int | None = None) -> None:
+        """Take in rows ``x`` (groups, rows, inputs) and what they should give (groups, rows, outputs).
+
+        `seed`: of which of them are kept to ease on; default: how many there were before.
+        """
         if not x.shape[1]:
             return
         if goal.least is not None and not self.dual:
             self._opened += x.shape[1]
-            some = _some(x.shape[1], self.share, len(self._open)).to(x.device)
+            some = _some(x.shape[1], self.share, len(self._open) if seed is None else seed).to(x.device)
             self._open.append((x[:, some].float(), goal.map(lambda part: part[:, some].float())))
         if self.dual:
             self._rows.append((x.double(), goal.wanted.double()))
-        self._merge(x.to(self._working), goal.wanted.to(self._working))
+        self._own.add(x.to(self._working), goal.wanted.to(self._working))
+        self._all = None
+
+    @property
+    def moments(self) -> Moments:
+        """Of the rows of all processes."""
+        if self._all is None:
+            self._all = self._own.over_processes()
+        return self._all
+
+    @property
+    def count(self) -> int:
+        """How many rows all processes have."""
+        return self.moments.count
 
     @property
     def _working(self) -> torch.dtype:
@@ -90,28 +109,17 @@ class Regression:
         if x.shape[1]:
             self._held.append((x.float(), goal.map(Tensor.float)))
 
-    def _merge(self, x: Tensor, y: Tensor) -> None:
-        """Pairwise merging of means and centred moments (Chan, Golub & LeVeque 1979, section 3)."""
-        count, total = x.shape[1], self.count + x.shape[1]
-        middles = (x.mean(1), y.mean(1)) if self.centred else (x.new_zeros(x.shape[::2]), y.new_zeros(y.shape[::2]))
-        means = middles[0].double(), middles[1].double()
-        known = self._means or means
-        shift = means[0] - known[0], means[1] - known[1]
-        if not self.dual:  # which keeps the rows themselves
-            left, right = x - middles[0][:, None], y - middles[1][:, None]
-            across = [torch.einsum("gi,gj->gij", shift[0], part) * (self.count * count / total) for part in shift]
-            inner, outer = (left.mT @ left).double() + across[0], (left.mT @ right).double() + across[1]
-            self._moments = (
-                (inner, outer) if self._moments is None else (inner + self._moments[0], outer + self._moments[1])
-            )
-        self._means = known[0] + shift[0] * (count / total), known[1] + shift[1] * (count / total)
-        self.count = total
+    @property
+    def _means(self) -> tuple[Tensor, Tensor]:
+        means = self.moments.means
+        assert means is not None
+        return means
 
     def shifted(self, weight: Tensor) -> Solution:
         """The same weights with the intercept that fits them best."""
-        assert self._means is not None
+        means = self._means
         weight = weight.to(self.dtype).double()
-        intercept = self._means[1] - torch.einsum("gi,gio->go", self._means[0], weight)
+        intercept = means[1] - torch.einsum("gi,gio->go", means[0], weight)
         return self.judged(weight, intercept)
 
     def solved(self, weight: Tensor) -> Iterator[Solution]:
@@ -125,6 +133,7 @@ class Regression:
             return chosen
         for x, goal in self._held:
             self.add(x, goal)
+        self._all = None  # also where this process had none of them
         found = self._at(weight.double(), chosen.penalty)
         if found is not None and chosen.rounds:
             found = self.eased(found, chosen)
@@ -135,70 +144,112 @@ class Regression:
 
         `near`: a solution that isn't far from there.
         """
-        if not self._open or self._means is None or linear.penalty is None:
+        if linear.penalty is None:
             return None
-        x, middle, goal, part, factor = self._ease(linear.penalty)
-        if factor is None:
+        easing = self._easing(linear.penalty)
+        if easing is None:
             return None
         base = linear.weight.double(), linear.intercept.double()
         now = last = base if near is None else (near.weight.double(), near.intercept.double())
         rounds = _ROUNDS if near is None else _MORE_ROUNDS
         for turn in range(rounds):
             weight, intercept = (a + (a - b) * (turn / (turn + 3)) for a, b in zip(now, last, strict=True))
-            given = x @ weight.float() + (intercept[:, None] + middle.double() @ weight).float()
-            off = (goal.nearest(given) - goal.wanted) * part
-            mean = off.mean(1) * self.centred
-            across = x.mT @ (off - mean[:, None] if self.share < 1 else off)
-            change = torch.cholesky_solve(across.double() / x.shape[1], factor)
-            shift = mean.double() - torch.einsum("gi,gio->go", self._means[0], change)
+            mean, across = easing.off(weight, intercept)
+            change = torch.cholesky_solve(across, easing.factor)
+            shift = mean - torch.einsum("gi,gio->go", self._means[0], change)
             last, now = now, (base[0] + change, base[1] + shift * self.centred)
         return replace(self.judged(*now), penalty=linear.penalty, rounds=rounds)
 
-    def _ease(self, penalty: float) -> tuple[Tensor, Tensor, Goal, float, Tensor | None]:
-        """The rows that may give anything in an interval, centred, and where; their part of all; the factor for them.
+    def _easing(self, penalty: float) -> _Easing | None:
+        """The rows that may give anything in an interval, centred; None where there are none.
 
         What is majorised must not vary more than what majorises it: of a sample, its own moments count.
         """
-        assert self._means is not None
-        assert self._moments is not None
-        x = torch.cat([rows for rows, _ in self._open], 1)
-        goal = Goal.joined([goal for _, goal in self._open])
-        middle, part = self._means[0].to(x)[:, None], self._opened / self.count
-        if self.share < 1:
-            middle = x.mean(1, keepdim=True) * self.centred
-        x -= middle
-        inner = self._moments[0] / self.count
-        if self.share < 1:
-            inner = inner * (1 - part) + (x.mT @ x).double() * (part / x.shape[1])
-        return x, middle, goal, part, ridge_factor(inner, penalty)
+        kept, opened = (int(n) for n in total(torch.tensor([sum(x.shape[1] for x, _ in self._open), self._opened]))[0])
+        moments = self.moments
+        if not kept or moments.products is None:
+            return None
+        middle, part, sampled = self._means[0], opened / moments.count, self.share < 1
+        if sampled:
+            sums = sum((x.double().sum(1) for x, _ in self._open), start=torch.zeros_like(middle))
+            middle = total(sums)[0] / kept * self.centred
+        rows = [(x - middle[:, None].float(), goal) for x, goal in self._open]
+        inner = moments.products[0] / moments.count
+        if sampled:
+            own = sum(((x.mT @ x).double() for x, _ in rows), start=torch.zeros_like(inner))
+            inner = inner * (1 - part) + total(own)[0] * (part / kept)
+        factor = ridge_factor(inner, penalty)
+        return None if factor is None else _Easing(rows, middle[:, None].float(), part, factor, kept, self.centred)
 
     def _at(self, weight: Tensor, penalty: float) -> Solution | None:
         change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)
         return None if change is None else replace(self.shifted(weight + change), penalty=penalty)
 
     def _primal_change(self, weight: Tensor, penalty: float) -> Tensor | None:
-        assert self._moments is not None
-        inner, outer = self._moments[0] / self.count, self._moments[1] / self.count
+        assert self.moments.products is not None
+        inner, outer = (products / self.count for products in self.moments.products)
         factor = ridge_factor(inner, penalty)
         return None if factor is None else torch.cholesky_solve(outer - inner @ weight, factor)
 
     def _dual_change(self, weight: Tensor, penalty: float) -> Tensor | None:
-        assert self._means is not None
-        x = torch.cat([rows for rows, _ in self._rows], 1) - self._means[0][:, None]
-        y = torch.cat([rows for _, rows in self._rows], 1) - self._means[1][:, None]
+        x, y = self._all_rows()
         gram = x @ x.mT / self.count
         factor = ridge_factor(gram, penalty, x.square().mean((1, 2)))
         return None if factor is None else x.mT @ torch.cholesky_solve((y - x @ weight) / self.count, factor)
 
+    def _all_rows(self) -> list[Tensor]:
+        """Inputs and targets of all processes, centred."""
+        found = []
+        for index, mean in enumerate(self._means):
+            none = mean.new_zeros(mean.shape[0], 0, mean.shape[1])
+            own = torch.cat([none, *(rows[index] for rows in self._rows)], 1)
+            found.append(rows_of_all(own) - mean[:, None])
+        return found
+
     def judged(self, weight: Tensor, intercept: Tensor) -> Solution:
         """How far these are off: mean squared distance from what is as good, on the held-out rows."""
         weight, intercept = weight.to(self.dtype), intercept.to(self.dtype)
-        total, count = 0.0, 0
+        error, count = 0.0, 0
         for x, goal in self._held:
             given = x @ weight.to(x.dtype) + intercept[:, None].to(x.dtype)
             wrong = goal.nearest(given) - given
-            total, count = total + float(wrong.double().square().sum()), count + given.numel()
-        return Solution(weight, intercept, total / max(count, 1))
+            error, count = error + float(wrong.double().square().sum()), count + given.numel()
+        (sums,) = total(torch.tensor([error, count], dtype=torch.float64))
+        return Solution(weight, intercept, float(sums[0] / sums[1].clamp_min(1)))
+
+
+@dataclass(frozen=True)
+class _Easing:
+    """The rows that may give anything in an interval.
+
+    Attributes
+    ----------
+    rows:
+        Those of this process: inputs less `middle`, and goals.
+    part:
+        Their part of all rows.
+    factor:
+        Of the ridge that majorises them.
+    count:
+        How many rows all processes have here.
+    """
+
+    rows: list[tuple[Tensor, Goal]]
+    middle: Tensor
+    part: float
+    factor: Tensor
+    count: int
+    centred: bool
+
+    def off(self, weight: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+        """How far these are from what is as good as the targets: the mean, and the mean product with the inputs."""
+        mean, across = torch.zeros_like(intercept), torch.zeros_like(weight)
+        start = (intercept[:, None] + self.middle.double() @ weight).float()
+        for x, goal in self.rows:
+            off = (goal.nearest(x @ weight.float() + start) - goal.wanted) * self.part
+            mean, across = mean + off.sum(1).double(), across + (x.mT @ off).double()
+        sums = total(mean, across)
+        return sums[0] * (self.centred / self.count), sums[1] / self.count
 
 
 def _some(count: int, share: float, seed: int) -> Tensor:

@@ -125,6 +125,13 @@ class Comparison:
             "differences": dict(self.differences),
         }
 
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Comparison:
+        """Read :meth:`to_dict` back."""
+        latencies = tuple(Latency(**latency) for latency in found["latencies"])
+        samples = {name: tuple(values) for name, values in found["samples"].items()}
+        return cls(latencies, samples, found["device"], found["threads"], found["conditions"], found["differences"])
+
 
 def compare(
     name: str, samples: tuple[float, ...], base: str, base_samples: tuple[float, ...], *, seed: int = 0

@@ -78,7 +78,10 @@ def tune(
         mode again afterwards; it comes back on the device on which it was.
     train_loader, val_loader:
         Batches ``(inputs, targets)``; `inputs` is a tensor or a tuple of arguments. `val_loader` chooses the epoch
-        whose weights stay: never give it the data that you report on.
+        whose weights stay: never give it the data that you report on. Of several processes each trains on its part of
+        every batch of a ``DataLoader``, and batch norms take their statistics over the whole batch: together they do
+        what one would. Any other iterable (also a ``DataLoader`` with a ``DistributedSampler``, or of an
+        ``IterableDataset``) is each process's own; a batch of all is then as many times larger.
     epochs:
         How many passes over `train_loader`; 0 trains nothing.
     optimizer:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import TuningError
+from surgeon.processes import share, together, total
 from surgeon.tracing import in_mode
 from surgeon.tuning.objectives import Objective, Outcome, count_examples, scores_of
 
@@ -44,6 +45,7 @@ def moved(batch: Any, device: torch.device) -> Any:
 
 
 @torch.no_grad()
+@together("evaluation")
 def evaluate(
     model: nn.Module,
     loader: Iterable[Any],
@@ -52,6 +54,8 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> Validation:
     """Mean loss and accuracy of `model` on `loader`, on the device that the model is on.
+
+    Of several processes each goes through its share, and all get the figures of the whole.
 
     Parameters
     ----------
@@ -72,7 +76,7 @@ def evaluate(
     loss, examples, right, asked = 0.0, 0, torch.zeros(2, dtype=torch.int64), 0
     five = False
     with in_mode(model, False):
-        for given in loader:
+        for _, given in share(loader):
             batch = moved(given, device)
             with autocast():
                 outcome = objective(model, batch)
@@ -80,9 +84,11 @@ def evaluate(
             loss, examples = loss + float(outcome.loss) * count, examples + count
             hits, of = _hits(outcome)
             right, asked, five = right + hits, asked + of, five or _classes(outcome) > _FEW
+    figures = torch.tensor([loss, examples, *right, asked, five], dtype=torch.float64)
+    loss, examples, *hits_of_all, asked, five = total(figures)[0].tolist()
     if not examples:
         raise TuningError("the validation loader gave no batch; pass one that can be iterated again every epoch")
-    first, among = (hits / asked for hits in right.tolist()) if asked else (None, None)
+    first, among = (hits / asked for hits in hits_of_all) if asked else (None, None)
     return Validation(loss / examples, first, among if five else None)
 
 

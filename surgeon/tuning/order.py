@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+
+from surgeon.processes import seed_of
 
 __all__ = ["own_randomness", "seed_epoch"]
 
@@ -35,23 +36,17 @@ def seed_epoch(loader: Any, seed: int, epoch: int, process: int = 0) -> None:
     A ``DataLoader`` draws its order and its workers' seeds from its generators, or else from torch's, and all are
     seeded here; samplers with ``set_epoch`` are told the epoch. Any other iterable is taken as it comes.
     """
-    common = _number(seed, epoch)
+    common = seed_of(seed, epoch)
     for part in _parts(loader):
         generator = getattr(part, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(common)
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
-    own = _number(seed, epoch, process) if process else common
+    own = seed_of(seed, epoch, process) if process else common
     torch.manual_seed(own)
     random.seed(own)
     np.random.seed(own % 2**32)  # noqa: NPY002
-
-
-def _number(*parts: int) -> int:
-    """A seed below 2^63 that differs in every bit from its neighbours'."""
-    digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def _parts(loader: Any) -> list[Any]:

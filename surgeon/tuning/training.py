@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from surgeon.errors import TuningError
+from surgeon.processes import from_first, total
 from surgeon.tracing import in_mode
 from surgeon.tuning.averaging import copy_into, snapshot
 from surgeon.tuning.evaluation import Validation, evaluate, moved
@@ -22,7 +22,9 @@ from surgeon.tuning.order import seed_epoch
 from surgeon.tuning.penalties import Penalty
 from surgeon.tuning.rates import rate
 from surgeon.tuning.recipe import Epoch, Recipe
+from surgeon.tuning.sharing import parts_of
 from surgeon.tuning.state import Run, write_state
+from surgeon.tuning.synchronised import Step, synchronised
 
 __all__ = ["Loop", "Metric", "on_device"]
 
@@ -83,11 +85,12 @@ class Loop:
 
     def _epoch(self, number: int) -> None:
         start = time.perf_counter()
-        loader = self._sharded()
-        seed_epoch(loader, self.recipe.seed, number, self.accelerator.process_index)
+        rank, size = self.accelerator.process_index, self.accelerator.num_processes
+        parts = parts_of(self.loader, rank, size, self.recipe.seed, number)
+        seed_epoch(parts, self.recipe.seed, number, rank)
         self.stepper.zero_grad()  # what the caller, or a step that was interrupted, has left
         with in_mode(self.run.model, True):
-            loss = self._train(loader, number)
+            loss = self._train(parts, number)
         getattr(self.penalty, "after_epoch", lambda _: None)(self.run.model)
         row = Epoch(number, self.run.optimizer.param_groups[0]["lr"], loss)
         with self._averaged():
@@ -98,39 +101,33 @@ class Loop:
             self.run.best_epoch = number
         self.run.history.append(replace(row, seconds=time.perf_counter() - start))
 
-    def _sharded(self) -> Iterable[Any]:
-        """In one of several processes, this one's share of a ``DataLoader``."""
-        if self.accelerator.num_processes == 1 or not isinstance(self.loader, DataLoader):
-            return self.loader
-        shared: Iterable[Any] = self.accelerator.prepare_data_loader(self.loader)
-        return shared
-
-    def _train(self, loader: Iterable[Any], number: int) -> float:
+    def _train(self, parts: Iterable[tuple[Any, float]], number: int) -> float:
         """The epoch's mean loss over the examples."""
-        total, examples = torch.zeros((), dtype=torch.float64, device=self._counts_on), 0
-        length = _length(loader)
-        for index, given in enumerate(loader):
-            batch = moved(given, self.device)
-            self._set_rates(number - 1 + (index + 0.5) / length if length else number - 0.5)
-            loss = self._step(batch)
-            if not index and number == 1:
-                _check_finite(float(loss), number)
-            count = count_examples(batch)
-            total, examples = total + loss.to(total) * count, examples + count
-            self.progress("tune", (number - 1) * length + index + 1, self.recipe.epochs * length)
-        if not examples:
+        summed, examples = torch.zeros((), dtype=torch.float64, device=self._counts_on), 0
+        length, step = _length(self.loader), Step()
+        with synchronised(self.run.model, step, self.accelerator.num_processes):
+            for index, (given, weight) in enumerate(parts):
+                batch, step.counts = moved(given, self.device), weight > 0
+                self._set_rates(number - 1 + (index + 0.5) / length if length else number - 0.5)
+                loss = self._step(batch, weight)
+                if not index and number == 1:
+                    _check_finite(float(loss), number)
+                count = count_examples(batch) if step.counts else 0
+                summed, examples = summed + loss.to(summed) * count, examples + count
+                self.progress("tune", (number - 1) * length + index + 1, self.recipe.epochs * length)
+        seen, of = (float(value) for value in total(summed, torch.tensor(examples)))
+        if not of:
             raise TuningError(
                 f"the training loader gave no batch in epoch {number}; pass one that can be iterated again every epoch"
             )
-        sums = torch.stack([total, torch.tensor(float(examples)).to(total)])
-        total, seen = self.accelerator.reduce(sums, "sum").tolist() if self._several else sums.tolist()
-        _check_finite(total, number)
-        return float(total / seen)
+        _check_finite(seen, number)
+        return seen / of
 
-    def _step(self, batch: Any) -> Tensor:
+    def _step(self, batch: Any, weight: float) -> Tensor:
         with self.accelerator.autocast():
             loss = self.objective(self.call, batch).loss
-        minimised = loss if self.penalty is None else loss + self.penalty(self.run.model)
+        minimised = loss if weight == 1 else loss * weight
+        minimised = minimised if self.penalty is None else minimised + self.penalty(self.run.model)
         self.accelerator.backward(minimised)
         if self.recipe.clip is not None:
             self.accelerator.clip_grad_norm_(self.run.model.parameters(), self.recipe.clip)
@@ -148,21 +145,16 @@ class Loop:
 
     def _validated(self, row: Epoch) -> Epoch:
         """The row with what validation says; all processes take the first one's word."""
-        found: list[float | None] = [None, None, None, None]
         if self.val_loader is not None and self.metric is None:
             seen: Validation = evaluate(
                 self.run.model, self.val_loader, self.objective.plain(), autocast=self.accelerator.autocast
             )
-            found[:3] = seen.loss, seen.accuracy, seen.top5
+            row = replace(row, val_loss=seen.loss, val_accuracy=seen.accuracy, val_top5=seen.top5)
         if self.metric is not None:
             with in_mode(self.run.model, False), torch.no_grad():
-                found[3] = float(self.metric(self.run.model))
-        if self._several:
-            from accelerate.utils import broadcast_object_list
-
-            broadcast_object_list(found)
-        loss, accuracy, top5, metric = found
-        return replace(row, val_loss=loss, val_accuracy=accuracy, val_top5=top5, val_metric=metric)
+                found = float(self.metric(self.run.model))
+            row = replace(row, val_metric=from_first(lambda: found))
+        return row
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         average = self.run.average
@@ -175,10 +167,6 @@ class Loop:
     @property
     def _best_rank(self) -> tuple[float, float] | None:
         return self.run.history[self.run.best_epoch - 1].rank if self.run.best_epoch else None
-
-    @property
-    def _several(self) -> bool:
-        return bool(self.accelerator.num_processes > 1)
 
     @property
     def _counts_on(self) -> torch.device:

@@ -1,0 +1,125 @@
+"""Several processes do what one does: sums, decisions, healed and trained weights; and none waits for a dead one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from surgeon import processes
+from tests.work_of_processes import ALONE, WORK
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What came out of all work in two processes."""
+    made = tmp_path_factory.mktemp("processes")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SURGEON_CACHE": str(made / "cache"), "PYTHONWARNINGS": ""}
+    command = [sys.executable, "-m", "tests.work_of_processes", str(made)]
+    started = [
+        subprocess.Popen([*command, str(rank), str(SIZE)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        for rank in range(SIZE)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * SIZE, told
+    return made
+
+
+def outcome(folder: Path, name: str, rank: int) -> dict[str, Any]:
+    stem = f"{name}-{rank}-of-{SIZE}"
+    return {**load_file(folder / f"{stem}.safetensors"), **json.loads((folder / f"{stem}.json").read_text())}
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, dict[str, Any]]:
+    return {}
+
+
+#: Scores and healed weights; what fifty steps of training make of rounding.
+TOLERANCE = dict.fromkeys(WORK, 1e-6) | {"trained": 1e-4, "trained on few": 1e-5, "cut in steps": 1e-4}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_two_processes_do_what_one_does(folder: Path, one: dict[str, dict[str, Any]], name: str) -> None:
+    torch.set_num_threads(1)
+    expected = WORK[name]()
+    found = outcome(folder, name, 0)
+    assert found.keys() == expected.keys()
+    assert found.get("plan") == expected.get("plan")
+    for key, value in expected.items():
+        if isinstance(value, Tensor):
+            scale = max(float(value.double().abs().max()), 1e-12)
+            assert float((found[key].double() - value.double()).abs().max()) <= TOLERANCE[name] * scale, key
+        elif isinstance(value, list):
+            assert torch.allclose(torch.tensor(found[key]), torch.tensor(value), rtol=TOLERANCE[name]), key
+
+
+@pytest.mark.parametrize("name", [*WORK, "in time"])
+def test_both_end_with_the_same_bits(folder: Path, name: str) -> None:
+    first, second = (outcome(folder, name, rank) for rank in range(SIZE))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert torch.equal(value, second[key]) if isinstance(value, Tensor) else value == second[key], key
+
+
+def test_pieces_of_a_batch_score_as_the_whole() -> None:
+    found = WORK["scored"]()
+    for name, whole in found.items():
+        if not name.endswith(" in pieces"):
+            torch.testing.assert_close(found[f"{name} in pieces"], whole, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_an_error_in_one_is_an_error_in_all(folder: Path) -> None:
+    assert outcome(folder, "fails", 1)["error"] == "ValueError: the second process can't read its image"
+    assert outcome(folder, "fails", 0)["error"].startswith("ProcessError: process 1 failed: ValueError: the second")
+
+
+def test_different_models_are_refused(folder: Path) -> None:
+    for rank in range(SIZE):
+        assert outcome(folder, "another model", rank)["error"].startswith(
+            "ProcessError: the processes have different w"
+        )
+
+
+def test_different_work_is_refused(folder: Path) -> None:
+    for rank in range(SIZE):
+        assert "have come apart" in outcome(folder, "something else", rank)["error"]
+
+
+def test_one_can_work_alone(folder: Path, one: dict[str, dict[str, Any]]) -> None:
+    expected = WORK["lstsq"]()
+    found = outcome(folder, "alone", 0)
+    assert found["plan"] == expected["plan"]
+    assert outcome(folder, "alone", 1) == {}
+    assert set(ALONE) == {"fails", "another model", "something else", "alone", "in time"}
+
+
+def test_one_process_is_asked_nothing() -> None:
+    value = torch.arange(3.0)
+    assert (processes.count(), processes.rank(), processes.first()) == (1, 0, True)
+    assert processes.same(value) is value
+    assert [part.tolist() for part in processes.total(value)] == [[0, 1, 2]]
+    assert processes.from_first(lambda: object) is object
+    assert processes.fingerprint({"weight": value}) == ""
+    assert list(processes.share("abc")) == [(0, "a"), (1, "b"), (2, "c")]
+    assert list(processes.kept(processes.Own([(3, "x")]))) == [(3, "x")]
+
+
+def test_loaders_that_are_shared_already_are_known() -> None:
+    data = TensorDataset(torch.arange(6))
+    sampler: DistributedSampler[Any] = DistributedSampler(data, 2, 0)
+    assert processes.is_shared(DataLoader(data, 2, sampler=sampler))
+    assert not processes.is_shared(DataLoader(data, 2))
+    assert not processes.is_shared([1, 2])
