@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from . import commands
+from .several import launched, refuse
 
 #: Distribution whose version `--version` shows.
 DISTRIBUTION = "filter-surgeon"
@@ -31,6 +33,13 @@ class Failure(click.ClickException):
     exit_code = 1
 
 
+class Elsewhere(Failure):
+    """Another process failed, and has said why."""
+
+    def show(self, file: Any = None) -> None:
+        """Say nothing a second time."""
+
+
 class Commands(click.Group):
     """A group whose commands are the modules of :mod:`surgeon_cli.commands`, imported when they are asked for."""
 
@@ -46,6 +55,11 @@ class Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_several(self, name: str) -> None:
+        """Refuse a command of one process in several; those that work together say SEVERAL in their modules."""
+        if not getattr(importlib.import_module(f"{commands.__name__}.{name}"), "SEVERAL", False):
+            refuse(name)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -55,6 +69,8 @@ class Commands(click.Group):
             near = difflib.get_close_matches(args[0], known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known commands: {', '.join(known)}."
             ctx.fail(f"No such command {args[0]!r}. {hint}")
+        if launched() > 1 and args[0] in known:
+            self.resolve_several(args[0])
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -83,6 +99,8 @@ def _wrap(problem: Exception) -> click.ClickException | None:
     """The message for an error, or None for a bug. Reads modules already loaded: this file imports no torch."""
     errors, torch = sys.modules.get("surgeon.errors"), sys.modules.get("torch")
     if errors is not None and isinstance(problem, errors.SurgeonError):
+        if isinstance(problem, errors.ProcessError):
+            return Failure(str(problem)) if os.environ.get("RANK", "0") == "0" else Elsewhere(str(problem))
         failed = isinstance(problem, errors.VerificationError)
         return Failure(str(problem)) if failed else Mistake(str(problem))
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):

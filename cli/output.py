@@ -1,4 +1,4 @@
-"""What the user sees: tables and progress on standard error, JSON on standard output."""
+"""What the user sees: tables and progress on standard error, JSON on standard output; of several processes once."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from surgeon.processes import first
+
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 _QUIET_SECONDS = 10.0  # between two plain progress lines
 _MOST_REASONS = 12
@@ -40,17 +42,20 @@ def console() -> Console:
 
 def say(message: str) -> None:
     """One line on standard error."""
-    click.echo(message, err=True)
+    if first():
+        click.echo(message, err=True)
 
 
 def warn(message: str) -> None:
     """A line that nobody can miss."""
-    click.secho(f"WARNING: {message}", err=True, fg="yellow", bold=True)
+    if first():
+        click.secho(f"WARNING: {message}", err=True, fg="yellow", bold=True)
 
 
 def emit_json(value: Any) -> None:
     """One JSON document on standard output; what is not finite becomes null, for JSON has no word for it."""
-    click.echo(json.dumps(_finite(value), indent=2, sort_keys=True, default=str, allow_nan=False))
+    if first():
+        click.echo(json.dumps(_finite(value), indent=2, sort_keys=True, default=str, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
@@ -68,7 +73,8 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
         grid.add_column(column, justify="left" if number < left else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(escape(cell if isinstance(cell, str) else f"{cell:,}") for cell in row))
-    console().print(grid)
+    if first():
+        console().print(grid)
 
 
 def share(before: float, after: float) -> str:
@@ -114,7 +120,7 @@ class Watch:
     """Progress as surgeon reports it: a bar on a terminal, a plain line now and then elsewhere."""
 
     def __init__(self) -> None:
-        self._bar = _bar() if sys.stderr.isatty() else None
+        self._bar = _bar() if sys.stderr.isatty() and first() else None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
         self._first: dict[str, tuple[float, int]] = {}

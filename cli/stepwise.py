@@ -15,6 +15,7 @@ import surgeon
 from surgeon.data import Data, batches, open_data
 from surgeon.errors import InputError, ModelError
 from surgeon.measure import latency
+from surgeon.processes import first, from_first
 from surgeon.trainer import write_rows
 from surgeon.tuning import evaluate
 from surgeon.tuning.record import Step
@@ -39,7 +40,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
         If there are no labelled images of the model's classes, or the model is cut already.
     """
     folder = options["folder"] or target.with_suffix("")
-    check_folder(folder, resume=options["resume"])
+    from_first(lambda: check_folder(folder, resume=options["resume"]))
     device = pick_device(options["device"])
     data = _data(options)
     subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
@@ -77,8 +78,11 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             seed=options["seed"],
             progress=watch,
         )
-    surgeon.save(target, result.model, result.plan, origin=subject.origin)
+    if first():
+        surgeon.save(target, result.model, result.plan, origin=subject.origin)
     test = None if data.test is None else evaluate(result.model, loaders["test"])
+    if not first():
+        return
     if options["as_json"]:
         emit_json(
             {
@@ -152,6 +156,9 @@ class _Rows:
         self._steps: list[Step] = []
 
     def __call__(self, step: Step, small: nn.Module) -> None:
+        self._steps.append(step)
+        if not first():
+            return
         measured = latency({"dense": self._dense, "small": small}, self._example, rounds=_ROUNDS)
         self._latencies[step.number] = {
             "threads": measured.threads,
@@ -160,7 +167,6 @@ class _Rows:
             **{timed.name: timed.to_dict() for timed in measured.latencies},
             "speed_up": measured.speed_up("small", "dense").to_dict(),
         }
-        self._steps.append(step)
         write_rows(self.path, self._saved(step))
         say(_line(step, self._latencies[step.number]))
 

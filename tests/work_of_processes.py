@@ -54,8 +54,9 @@ def net() -> Net:
     model = Net()
     with torch.no_grad():
         for norm in (model.norm, model.other):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 2)
+            for buffer in (norm.running_mean, norm.running_var):
+                assert buffer is not None
+                buffer.uniform_(0.5, 2)
     return model.eval()
 
 
@@ -66,7 +67,7 @@ def data(count: int = IMAGES) -> tuple[Tensor, Tensor]:
 
 def batches(count: int = IMAGES) -> list[tuple[Tensor, Tensor]]:
     x, y = data(count)
-    return list(zip(x.split(BATCH), y.split(BATCH), strict=True))
+    return list(zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True))
 
 
 def loader(count: int = IMAGES, size: int = BATCH, **kwargs: Any) -> DataLoader[Any]:
@@ -168,7 +169,7 @@ def fails_in_one() -> Outcome:
 def has_another_model() -> Outcome:
     model = net()
     with torch.no_grad():
-        model.head.bias += processes.rank()
+        model.head.bias.add_(processes.rank())
     result = surgeon.prune(model, data()[0][:2], ratio=0.4, criterion="magnitude")
     return weights(result.model)
 

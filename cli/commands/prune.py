@@ -10,6 +10,7 @@ import click
 
 from ..files import amount, check_writable, step
 from ..options import image_size_option
+from ..several import joined
 from ..training_options import split_training, training_options
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..models import Subject
     from ..output import Watch
 
+#: Several processes share the work.
+SEVERAL = True
 #: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
 SAMPLES, SAMPLES_WITH_DATA = 64, 256
 
@@ -48,6 +51,7 @@ class Options:
     data: str | None
     samples: int | None
     batch_size: int
+    micro_batch: int | None
     image_size: int | None
     output: Path | None
     device: str
@@ -173,6 +177,12 @@ class Options:
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Images at a time."
 )
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Rank with so many images in memory at once; the scores are those of whole batches.",
+)
 @image_size_option
 @click.option(
     "--output",
@@ -260,6 +270,11 @@ def command(**options: Any) -> None:
 def run(options: Options) -> None:
     """The whole command."""
     _check_budget(options)
+    with joined():
+        _run(options)
+
+
+def _run(options: Options) -> None:
     if not options.dry_run:
         check_writable(options.target)
     if options.report is not None:
@@ -271,6 +286,8 @@ def run(options: Options) -> None:
         return
     files = None if options.data is None else _scan(options.data)
     import torch
+
+    from surgeon.processes import first
 
     from ..models import resolve
     from ..output import Watch, warn
@@ -292,6 +309,8 @@ def run(options: Options) -> None:
         result = _prune(options, model, example, loader, watch)
     result = _with_remarks(_since_the_dense(result, subject), subject, images, loader)
     written = None
+    if not first():
+        return
     if not options.dry_run:
         import surgeon
 
@@ -401,6 +420,7 @@ def _prune(
         verify=options.verify,
         strict=options.strict,
         as_graph=options.as_graph,
+        micro_batch=options.micro_batch,
         seed=options.seed,
         progress=watch,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_writable
+from ..several import joined
 from ..training_options import augment_of, check_folder, percent, training_options, tuning_of
 from .compare import as_in_prune
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from ..models import Subject
 
+#: Several processes share the work.
+SEVERAL = True
 #: Peak learning rates of SGD where none is given.
 _SCRATCH, _PRETRAINED = 0.1, 0.01
 _PHASES = {"frozen": "head alone", "all": "all layers"}
@@ -104,18 +107,24 @@ def target_of(options: Mapping[str, Any]) -> Path:
 
 def run(options: Mapping[str, Any]) -> None:
     """The whole command."""
+    with joined():
+        _run(options)
+
+
+def _run(options: Mapping[str, Any]) -> None:
     target = target_of(options)
     folder = options["folder"] or target.with_suffix("")
     check_writable(target)
     for path in (options["plot"],) if options["plot"] else ():
         check_writable(path)
-    check_folder(folder, resume=options["resume"])
     import surgeon
     from surgeon.data import open_data
+    from surgeon.processes import first, from_first
 
     from ..output import Watch, emit_json, resumable, say, warn
     from ..runtime import pick_device, try_forward
 
+    from_first(lambda: check_folder(folder, resume=options["resume"]))
     device = pick_device(options["device"])
     data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
     subject, new = _subject(options, len(data.classes))
@@ -141,6 +150,8 @@ def run(options: Mapping[str, Any]) -> None:
         )
     for note in trained.notes:
         warn(note)
+    if not first():
+        return
     _write(target, subject, trained, data)
     if options["plot"]:
         from surgeon.plots import curves
