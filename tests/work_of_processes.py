@@ -54,9 +54,10 @@ def net() -> Net:
     model = Net()
     with torch.no_grad():
         for norm in (model.norm, model.other):
-            for buffer in (norm.running_mean, norm.running_var):
-                assert buffer is not None
-                buffer.uniform_(0.5, 2)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
     return model.eval()
 
 
@@ -133,7 +134,7 @@ def cut_in_steps() -> Outcome:
 
 def cut_in_time() -> Outcome:
     """What is timed is the first process's word."""
-    result = surgeon.prune(net(), data()[0][:2], max_macs=0.6, round_to="auto", criterion="magnitude", verify=False)
+    result = surgeon.prune(net(), data()[0][:2], max_macs=0.995, round_to="auto", criterion="magnitude", verify=False)
     return {**weights(result.model), "plan": result.plan.to_json()}
 
 

@@ -26,6 +26,9 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 _MOST_TRIES = 8
 #: Rounds of majorisation, each with Nesterov's step ahead; fewer once it is near.
 _ROUNDS, _MORE_ROUNDS = 8, 3
+#: Means of pixels and the like often lie just between two float32 numbers, where the last bit of a sum, and so the
+#: order in which it was taken, would say which it is. A hair further it can't.
+_OFF_THE_GRID = 1 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -173,13 +176,14 @@ class Regression:
         if sampled:
             sums = sum((x.double().sum(1) for x, _ in self._open), start=torch.zeros_like(middle))
             middle = total(sums)[0] / kept * self.centred
-        rows = [(x - middle[:, None].float(), goal) for x, goal in self._open]
+        middle = (middle[:, None] * _OFF_THE_GRID).float()
+        rows = [(x - middle, goal) for x, goal in self._open]
         inner = moments.products[0] / moments.count
         if sampled:
             own = sum(((x.mT @ x).double() for x, _ in rows), start=torch.zeros_like(inner))
             inner = inner * (1 - part) + total(own)[0] * (part / kept)
         factor = ridge_factor(inner, penalty)
-        return None if factor is None else _Easing(rows, middle[:, None].float(), part, factor, kept, self.centred)
+        return None if factor is None else _Easing(rows, middle, part, factor, kept, self.centred)
 
     def _at(self, weight: Tensor, penalty: float) -> Solution | None:
         change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)

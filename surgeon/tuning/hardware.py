@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon import processes
 from surgeon.errors import TuningError
 
 __all__ = ["PRECISIONS", "hardware", "place_of", "surroundings"]
@@ -39,6 +41,8 @@ def hardware(
     if not _several(PartialState):
         states.append(PartialState._shared_state)
     saved = [dict(state) for state in states]
+    told = _unknown_to_accelerate()
+    os.environ.update(told)
     try:
         for state in states:
             state.clear()
@@ -52,6 +56,8 @@ def hardware(
             raise TuningError("mixed_precision='fp16' needs a GPU, and this run is on the CPU: use 'bf16' or None")
         yield accelerator, place
     finally:
+        for name in told:
+            os.environ.pop(name, None)
         for state, content in zip(states, saved, strict=True):
             state.clear()
             state.update(content)
@@ -87,6 +93,16 @@ def surroundings(accelerator: Any, device: torch.device, *, wrapped: bool) -> di
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _unknown_to_accelerate() -> dict[str, str]:
+    """What accelerate reads off the environment, where a program has joined its processes without telling it there."""
+    if processes.count() == 1 or "WORLD_SIZE" in os.environ:
+        return {}
+    local = torch.cuda.current_device() if torch.cuda.is_available() else processes.rank()
+    known = {"WORLD_SIZE": processes.count(), "RANK": processes.rank(), "LOCAL_RANK": local}
+    # they are together already: nobody is called under this address
+    return {**{name: str(value) for name, value in known.items()}, "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
 
 
 def _is_cpu(wanted: torch.device | None) -> bool:
