@@ -30,6 +30,7 @@ from surgeon.planning import Plan, make_plan
 from surgeon.pruning import Result, prune
 from surgeon.report import Report
 from surgeon.rewriting import rewrite
+from surgeon.streaming import Streamed, load_shards, prune_shards
 from surgeon.sweeps import Sensitivity, sensitivity
 from surgeon.tracing import Inputs, Trace, trace
 from surgeon.trainer import Trained, train
@@ -42,8 +43,8 @@ __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
     "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing",
     "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned", "Report",
-    "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace",
-    "Trained", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "compare", "export",
-    "finegrained", "heal", "load", "make_plan", "prune", "prune_and_tune", "rewrite", "save", "score", "score_all",
-    "sensitivity", "trace", "train", "tune", "verify", "write_report",
+    "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "Streamed", "SurgeonError",
+    "Trace", "Trained", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "compare", "export",
+    "finegrained", "heal", "load", "load_shards", "make_plan", "prune", "prune_and_tune", "prune_shards", "rewrite",
+    "save", "score", "score_all", "sensitivity", "trace", "train", "tune", "verify", "write_report",
 ]  # fmt: skip

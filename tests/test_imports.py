@@ -45,6 +45,7 @@ ORDER = (
     "automatic",
     "cutting",
     "pruning",
+    "streaming",
     "iteration",
     "experiments",
     "plots",

@@ -91,6 +91,7 @@ def score(
     forward_loss: ForwardLoss | None = None,
     macs_weight: float = 0.0,
     micro_batch: int | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores:
@@ -114,6 +115,9 @@ def score(
         Run at most so many examples of a batch at once, so that their activations alone are in memory. The scores are
         those of whole batches, by every criterion, if the loss of a batch is the sum (or mean) of its examples'. (Only
         ``obs`` draws other places of large feature maps.)
+    weights:
+        The weights by name, for a model on the meta device, which has none; each is read when it is its turn. For
+        criteria that look at weights alone.
 
     Raises
     ------
@@ -124,7 +128,8 @@ def score(
     """
     found = score_all(
         graph, [criterion], dataloader, loss_fn,
-        forward_loss=forward_loss, macs_weight=macs_weight, micro_batch=micro_batch, seed=seed, progress=progress,
+        forward_loss=forward_loss, macs_weight=macs_weight, micro_batch=micro_batch, weights=weights, seed=seed,
+        progress=progress,
     )  # fmt: skip
     (scores,) = found.values()
     return scores
@@ -141,6 +146,7 @@ def score_all(
     forward_loss: ForwardLoss | None = None,
     macs_weight: float = 0.0,
     micro_batch: int | None = None,
+    weights: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Scores]:
@@ -159,7 +165,7 @@ def score_all(
         dataloader = kept(dataloader)
     request = Request(
         graph, dataloader, forward_loss or default_forward_loss(loss_fn), seed, progress or (lambda *_: None),
-        micro_batch=micro_batch,
+        micro_batch=micro_batch, weights=weights,
     )  # fmt: skip
     statistics = dict.fromkeys(statistic for entry in chosen.values() for statistic in entry.statistics)
     missing = [name for name, entry in chosen.items() if entry.needs_data]

@@ -74,12 +74,12 @@ def _slices(structure: Structure, tensor: Tensor, plane: Plane) -> Slices:
     return structure.of(labels), rows.reshape(len(labels), -1)
 
 
-def scales(graph: ChannelGraph) -> Iterator[Slices]:
-    """The scales (gamma) of the norms that channels pass through, each norm once."""
+def scales(graph: ChannelGraph, tensors: Mapping[str, Tensor] | None = None) -> Iterator[Slices]:
+    """The scales (gamma) of the norms that channels pass through, each norm once; `tensors` as in :func:`filters`."""
     structure = graph.structure
     for name in dict.fromkeys(_scale_names(graph)):
         for plane in structure.labels.space.planes.get(name, ()):
-            yield _slices(structure, graph.trace.tensors[name], plane)
+            yield _slices(structure, (graph.trace.tensors if tensors is None else tensors)[name], plane)
 
 
 def _scale_names(graph: ChannelGraph) -> Iterator[str]:

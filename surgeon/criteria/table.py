@@ -39,6 +39,8 @@ class Request:
         The statistics that the criterion asked for, each ``(channels,)``, from the one pass over the data.
     micro_batch:
         How many examples may be run at once; None: whole batches.
+    weights:
+        Stand in for the model's own, where it has none (on the meta device); each is read when it is asked for.
     """
 
     graph: ChannelGraph
@@ -48,6 +50,7 @@ class Request:
     progress: Progress
     means: Mapping[Statistic, Floats] = field(default_factory=dict)
     micro_batch: int | None = None
+    weights: Mapping[str, Tensor] | None = None
 
 
 # ---------------------------------------------------------------- normalisation across groups
@@ -183,13 +186,15 @@ def _norm(rows: Tensor, order: int) -> Tensor:
 @criterion("magnitude")
 def magnitude(request: Request) -> Floats:
     """Root mean square of the filter's weights (l2), averaged over the filters of a coupled channel."""
-    return average(request.graph, filters(request.graph), lambda rows: _norm(rows, 2) / math.sqrt(rows.shape[1]))
+    return average(
+        request.graph, filters(request.graph, request.weights), lambda rows: _norm(rows, 2) / math.sqrt(rows.shape[1])
+    )
 
 
 @criterion("magnitude-l1")
 def magnitude_l1(request: Request) -> Floats:
     """Mean absolute weight of the filter (Li et al. 2017, section 3.1), averaged over coupled filters."""
-    return average(request.graph, filters(request.graph), lambda rows: _norm(rows, 1) / rows.shape[1])
+    return average(request.graph, filters(request.graph, request.weights), lambda rows: _norm(rows, 1) / rows.shape[1])
 
 
 @criterion("magnitude-group")
@@ -198,7 +203,11 @@ def magnitude_group(request: Request) -> Floats:
 
     The filters that make it and the slices of the weights that read it, over all coupled layers; no biases or norms.
     """
-    return np.sqrt(total(request.graph, filters(request.graph, readers=True), lambda rows: _norm(rows, 2).square()))
+    return np.sqrt(
+        total(
+            request.graph, filters(request.graph, request.weights, readers=True), lambda rows: _norm(rows, 2).square()
+        )
+    )
 
 
 @criterion("bn-scale", normaliser=as_is)
@@ -210,8 +219,8 @@ def bn_scale(request: Request) -> Floats:
     times the factor that gives them the mean of all gammas (1 if there are none): they compete on equal terms.
     """
     graph = request.graph
-    scored = average(graph, scales(graph), lambda rows: rows.double().abs().mean(1))
-    bare = total(graph, scales(graph), lambda rows: torch.ones(len(rows))) == 0
+    scored = average(graph, scales(graph, request.weights), lambda rows: rows.double().abs().mean(1))
+    bare = total(graph, scales(graph, request.weights), lambda rows: torch.ones(len(rows))) == 0
     normed = graph.removable[~bare[graph.removable]]
     usual = float(scored[normed].mean()) if len(normed) else 1.0
     weights = magnitude(request)
@@ -229,7 +238,7 @@ def fpgm(request: Request) -> Floats:
 
     The filters nearest to the layer's geometric median can be replaced by the others. Averaged over coupled layers.
     """
-    return average(request.graph, filters(request.graph), _distances)
+    return average(request.graph, filters(request.graph, request.weights), _distances)
 
 
 def _distances(rows: Tensor, width: int = 4096) -> Tensor:
@@ -249,7 +258,7 @@ def lamp(request: Request) -> Floats:
     (for most, one group); w is the norm of a channel's filters, coupled ones together. The last one scores 1. Made to
     be compared across layers as it is.
     """
-    squares = total(request.graph, filters(request.graph), lambda rows: _norm(rows, 2).square())
+    squares = total(request.graph, filters(request.graph, request.weights), lambda rows: _norm(rows, 2).square())
     scored = np.zeros_like(squares)
     for bundle in request.graph.bundles:
         numbers = np.concatenate([group.numbers for group in bundle.groups])

@@ -17,6 +17,9 @@ UNREACHED = "not reached by the example inputs"
 #: Whole numbers can't be ranked.
 NOT_FLOAT = "not a float weight"
 
+#: A tensor that the model makes for itself can't be written with its weights.
+NOT_STORED = "a tensor that isn't among the stored weights"
+
 
 def without_rule(name: str) -> str:
     """The operator `name` isn't in the table."""

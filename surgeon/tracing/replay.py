@@ -46,7 +46,7 @@ class Replay(fx.Interpreter):
     trace:
         What to run.
     tensors:
-        Values of the ``get_attr`` targets; missing ones are taken from the trace.
+        Values of the ``get_attr`` targets, each asked for when its turn comes; missing ones are taken from the trace.
     call:
         Runs each operator call; may change its operands or its result.
     """
@@ -55,7 +55,7 @@ class Replay(fx.Interpreter):
         super().__init__(nn.Module(), graph=trace.graph)
         self.extra_traceback = False  # the recorded graph has no source text of its own
         self._trace = trace
-        self._tensors = {**trace.tensors, **(tensors or {})}
+        self._tensors = tensors or {}
         self._call = call
 
     def forward(self, inputs: Inputs | None = None) -> Any:
@@ -78,7 +78,8 @@ class Replay(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002  # fx's signature
         """The parameter, buffer or constant of that name."""
-        return self._tensors[target]
+        found = self._tensors if target in self._tensors else self._trace.tensors
+        return found[target]
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; calls go through the replay's own `call`."""

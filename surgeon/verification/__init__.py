@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ __all__ = ["OWN_TOLERANCE", "TWIN_TOLERANCE", "Check", "Difference", "Silencer",
 #: Largest relative error at any node, on redrawn weights in float64 and on the user's own in float32 and float64.
 TWIN_TOLERANCE, OWN_TOLERANCE, OWN_DOUBLE_TOLERANCE = 1e-9, 1e-4, 1e-9
 _DRAWS = 4
+#: Tensors by name, of the dense recording and of the small one.
+Pair = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
 
 
 class Difference(VerificationError):
@@ -77,10 +79,30 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
     dense, other = check_model(model), unwrap(small)
     inputs = Inputs.of(example_inputs)
     fitted = _read(dense, other, plan, inputs)
-    silenced = Silencer(fitted.graph, plan.kept(fitted.graph))
-    first = _on_twins(fitted, silenced, seed)
     own = {**fitted.graph.trace.tensors, **named_tensors(dense)}, fitted.small.labels.trace.tensors
-    second = _on_their_own(fitted, silenced, *own)
+    return check_fit(fitted, own, lambda draw: _twins(fitted, seed + draw))
+
+
+def check_fit(fitted: Fit, own: Pair, twins: Callable[[int], Pair], inputs: Inputs | None = None) -> Check:
+    """Compare the dense and the small recording on redrawn tensors, then on their own; see :func:`verify`.
+
+    Parameters
+    ----------
+    own:
+        The tensors of the dense one and of the small one, by name; each is read when its turn comes.
+    twins:
+        Gives redrawn ones, others for each number.
+    inputs:
+        What to run on; default: what was recorded.
+
+    Raises
+    ------
+    VerificationError
+        If they differ.
+    """
+    silenced = Silencer(fitted.graph, fitted.kept)
+    first = _on_twins(fitted, silenced, twins, inputs)
+    second = _on_their_own(fitted, silenced, own, inputs)
     _same_weights(fitted, *own)
     return _check(fitted, first, second)
 
@@ -109,28 +131,32 @@ def _same_weights(fitted: Fit, dense: Mapping[str, Tensor], small: Mapping[str, 
             raise VerificationError(f"{name} of the cut model doesn't hold the dense model's numbers{where}")
 
 
-def _on_their_own(
-    fitted: Fit, silenced: Silencer, dense: Mapping[str, Tensor], small: Mapping[str, Tensor]
-) -> Comparison:
+def _on_their_own(fitted: Fit, silenced: Silencer, own: Pair, inputs: Inputs | None) -> Comparison:
     """Compare on the user's weights; where they make much of rounding, double precision tells it from a difference."""
-    if not any(tensor.dtype == torch.float64 for tensor in dense.values()):
-        found = compare(fitted, silenced, dense, small, torch.float32, OWN_TOLERANCE)
+    kinds = {node.meta["dtype"] for node in fitted.graph.trace.graph.nodes if node.op == "get_attr"}
+    if torch.float64 not in kinds:
+        found = compare(fitted, silenced, *own, torch.float32, OWN_TOLERANCE, inputs)
         if found.failure is None:
             return found
-    found = compare(fitted, silenced, dense, small, torch.float64, OWN_DOUBLE_TOLERANCE)
+    found = compare(fitted, silenced, *own, torch.float64, OWN_DOUBLE_TOLERANCE, inputs)
     _raise(found, "on the model's own weights", OWN_DOUBLE_TOLERANCE)
     return found
 
 
-def _on_twins(fitted: Fit, silenced: Silencer, seed: int) -> Comparison:
-    """Compare on redrawn weights; where a draw silences a node (one channel behind a ReLU), another may prove it."""
-    result, trace = Comparison(), fitted.graph.trace
+def _twins(fitted: Fit, seed: int) -> Pair:
+    """Redrawn tensors of both recordings."""
+    trace = fitted.graph.trace
     kept_codes = codes(trace.graph)
     drawn = {name: tensor for name, tensor in trace.tensors.items() if name not in kept_codes}
+    twin = redraw(drawn, seed) | {name: trace.tensors[name].double() for name in kept_codes}
+    return twin, {name: fitted.gather(name, value) for name, value in twin.items()}
+
+
+def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inputs: Inputs | None) -> Comparison:
+    """Compare on redrawn weights; where a draw silences a node (one channel behind a ReLU), another may prove it."""
+    result = Comparison()
     for draw in range(_DRAWS):
-        twin = redraw(drawn, seed + draw) | {name: trace.tensors[name].double() for name in kept_codes}
-        twin_small = {name: fitted.gather(name, value) for name, value in twin.items()}
-        found = compare(fitted, silenced, twin, twin_small, torch.float64, TWIN_TOLERANCE)
+        found = compare(fitted, silenced, *twins(draw), torch.float64, TWIN_TOLERANCE, inputs)
         _raise(found, "on redrawn weights", TWIN_TOLERANCE)
         missing = set(found.unproven) if not draw else set(found.unproven) & set(result.unproven)
         result = Comparison(max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing))

@@ -56,11 +56,16 @@ def compare(
     small: Mapping[str, Tensor],
     dtype: torch.dtype,
     tolerance: float,
+    inputs: Inputs | None = None,
 ) -> Comparison:
-    """Run the silenced dense recording and the small one side by side on these tensors."""
+    """Run the silenced dense recording and the small one side by side on these tensors.
+
+    Each tensor is asked for when its turn comes, and not kept. `inputs`: default are those that were recorded.
+    """
     dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
-    run = Replay(dense_trace, _cast(dense, dtype), in_dtype(silenced, dtype)).steps(_in(dense_trace.inputs, dtype))
-    ours = Replay(small_trace, _cast(small, dtype), in_dtype(plain_call, dtype)).steps(_in(small_trace.inputs, dtype))
+    given = _in(inputs or dense_trace.inputs, dtype), _in(inputs or small_trace.inputs, dtype)
+    run = Replay(dense_trace, _Cast(dense, dtype), in_dtype(silenced, dtype)).steps(given[0])
+    ours = Replay(small_trace, _Cast(small, dtype), in_dtype(plain_call, dtype)).steps(given[1])
     partner = partners(fitted.nodes)
     result, waiting = Comparison(), _Waiting(ours)
     seen: set[fx.Node] = set()
@@ -114,8 +119,24 @@ class _Waiting:
         return self._values.pop(node)
 
 
-def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    return {name: t.detach().to(as_wide(t.dtype, dtype)) for name, t in tensors.items()}
+class _Cast(Mapping[str, Tensor]):
+    """Tensors in another type."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._tensors, self._dtype = tensors, dtype
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self._tensors[name]
+        return tensor.detach().to(as_wide(tensor.dtype, self._dtype))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def _in(inputs: Inputs, dtype: torch.dtype) -> Inputs:

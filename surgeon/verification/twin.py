@@ -75,9 +75,14 @@ def as_wide(kind: torch.dtype, dtype: torch.dtype) -> torch.dtype:
 
 
 def in_dtype(call: Call, dtype: torch.dtype) -> Call:
-    """`call` with every floating type that the recording names replaced, so that nothing is rounded on the way."""
+    """`call` with every floating type that the recording names replaced, so that nothing is rounded on the way.
+
+    What a recording of shapes alone made on the meta device is made on the CPU.
+    """
 
     def change(value: Any) -> Any:
+        if isinstance(value, torch.device) and value.type == "meta":
+            return torch.device("cpu")
         return as_wide(value, dtype) if isinstance(value, torch.dtype) else value
 
     def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,132 @@
+"""``surgeon shards``: cut a model that doesn't fit in memory, from safetensors shards to shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..files import amount
+
+if TYPE_CHECKING:
+    import surgeon
+
+
+@click.command(name="shards", short_help="Cut a model that doesn't fit in memory, from safetensors shards to shards.")
+@click.option("--model", required=True, metavar="package.module:factory", help="A callable that makes the dense model.")
+@click.option(
+    "--weights",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with model.safetensors.index.json and its shards, or model.safetensors.",
+)
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to make for the cut ones."
+)
+@click.option("--ratio", type=float, metavar="R", help="Remove this share of the channels, such as 0.5.")
+@click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5G.")
+@click.option(
+    "--max-macs",
+    callback=amount,
+    metavar="AMOUNT",
+    help="Keep within: 50%, 0.5, or a count such as 2G (1 multiply-add is 1).",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Length of the text that the model is recorded and checked with (input_ids and attention_mask).",
+)
+@click.option("--inputs", metavar="package.module:function", help="Gives what the model takes, in place of --tokens.")
+@click.option(
+    "--criterion", default="magnitude", show_default=True, metavar="NAME", help="One that looks at weights alone."
+)
+@click.option(
+    "--scope",
+    type=click.Choice(["global", "local"]),
+    default="global",
+    show_default=True,
+    help="Rank all channels together, or cut the same ratio in every group.",
+)
+@click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
+@click.option(
+    "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that keeps all its filters; repeatable."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="For everything that draws.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Check the cut at every node.")
+@click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
+def command(**options: Any) -> None:
+    """Cut a model whose weights are never in memory as a whole: one tensor at a time is read, cut and written.
+
+    Example: surgeon shards --model decoder:make --weights llama/ --max-params 70% --ignore model.embed_tokens
+    --output llama-small/
+    """
+    if options["ratio"] is None and options["max_params"] is None and options["max_macs"] is None:
+        raise click.UsageError("say how much: --ratio R, --max-params AMOUNT or --max-macs AMOUNT")
+    run(options)
+
+
+def run(options: dict[str, Any]) -> None:
+    """The whole command."""
+    from surgeon.streaming import prune_shards
+
+    from ..models import import_factory
+    from ..output import Watch
+
+    budget = {name: options[name] for name in ("ratio", "max_params", "max_macs") if options[name] is not None}
+    with Watch() as watch:
+        result = prune_shards(
+            import_factory(options["model"]),
+            _inputs(options),
+            options["weights"],
+            options["output"],
+            criterion=options["criterion"],
+            scope=options["scope"],
+            round_to=options["round_to"],
+            ignored_layers=options["ignore"],
+            verify=options["verify"],
+            seed=options["seed"],
+            progress=watch,
+            **budget,
+        )
+    _show(options, result)
+
+
+def _inputs(options: dict[str, Any]) -> Any:
+    import torch
+
+    import surgeon
+
+    from ..models import import_factory
+
+    if options["inputs"] is not None:
+        return import_factory(options["inputs"])()
+    tokens = torch.zeros(1, options["tokens"], dtype=torch.long)
+    return surgeon.Inputs((), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+
+
+def _show(options: dict[str, Any], result: surgeon.streaming.Streamed) -> None:
+    import json
+
+    from ..output import emit_json, reasons, say, share, table
+
+    report = result.report
+    if options["as_json"]:
+        plan = json.loads(result.plan.to_json())
+        emit_json({"report": report.to_dict(), "plan": plan, "output": str(result.folder), "left_out": result.left_out})
+    counts = {"MACs (1 multiply-add = 1)": "macs", "parameters": "params", "bytes": "bytes"}
+    rows = []
+    for name, key in counts.items():
+        before, after = (getattr(report, f"{key}_{when}") for when in ("before", "after"))
+        rows.append((name, f"{before:,}", f"{after:,}", share(before, after)))
+    table(f"{options['model']}, cut", ("", "before", "after", "change"), rows)
+    reasons([{"layer": p.layer, "reason": p.reason, "source": p.source} for p in report.pinned])
+    for name in result.left_out:
+        say(f"not written, since the model doesn't have it: {name}")
+    check = report.check
+    say("check: none" if check is None else f"check: {check.status} ({check.nodes} places compared)")
+    say(f"written: {result.folder}; surgeon.load_shards({str(result.folder)!r}, factory) opens it")
