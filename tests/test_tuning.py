@@ -782,7 +782,7 @@ save_file(model.state_dict(), f"{folder}/{os.environ['RANK']}.safetensors")
 """
 
 
-def test_two_processes_train_as_one_with_batches_twice_as_large(tmp_path: Path) -> None:
+def test_two_processes_divide_each_batch_and_train_as_one(tmp_path: Path) -> None:
     (tmp_path / "spread.py").write_text(SPREAD)
     root = Path(__file__).resolve().parent.parent
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -795,7 +795,7 @@ def test_two_processes_train_as_one_with_batches_twice_as_large(tmp_path: Path) 
     with torch.no_grad():
         for parameter in alone.parameters():
             parameter.fill_(0.01)
-    batches = loader(12, shuffle=False)
+    batches = loader(6, shuffle=False)
     surgeon.tune(alone, batches, batches, epochs=2, lr=0.1, schedule="constant", device="cpu")
     for rank in range(2):
         found = load_file(tmp_path / f"{rank}.safetensors")

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -134,7 +136,13 @@ def cut_in_steps() -> Outcome:
 
 def cut_in_time() -> Outcome:
     """What is timed is the first process's word."""
-    result = surgeon.prune(net(), data()[0][:2], max_macs=0.995, round_to="auto", criterion="magnitude", verify=False)
+    chance = random.Random(processes.rank())
+
+    def timer(_: Any) -> Callable[[Callable[[], Any]], float]:
+        return lambda _: chance.random()
+
+    with mock.patch("surgeon.cost.tables.least_time", timer):
+        result = surgeon.prune(net(), data()[0][:2], max_macs=0.995, round_to="auto", criterion="magnitude")
     return {**weights(result.model), "plan": result.plan.to_json()}
 
 

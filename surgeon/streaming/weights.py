@@ -51,7 +51,7 @@ def _parameters_without_numbers() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(hook)
+    handle = register_module_parameter_registration_hook(hook)  # type: ignore[arg-type]  # what it gives is taken
     try:
         yield
     finally:
