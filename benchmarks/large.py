@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from common import ROOT, MissingError, Table, arguments, output_path, pick_devic
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.streaming import prune_shards
+from surgeon.streaming import INDEX, prune_shards
 from surgeon.streaming.shards import write_shards
 from surgeon.streaming.weights import empty_model
 
@@ -44,7 +45,7 @@ TOKENS, SHARD_BYTES, SHARE = 8, 10**9, 0.7
 def main() -> int:
     """Make the shards, cut them in a process of its own, put the row down."""
     parser = arguments("Time and memory of a cut from shards to shards.", "large")
-    parser.add_argument("--scratch", type=Path, help="folder for the shards (default: the system's temporary one)")
+    parser.add_argument("--scratch", type=Path, help="folder in which the dense shards stay for the next run")
     parser.add_argument("--worker", nargs=2, metavar=("SIZE", "FOLDER"), help="one measurement, printed")
     options = parser.parse_args()
     if options.worker:
@@ -55,8 +56,8 @@ def main() -> int:
         output_path(options), {"tokens": TOKENS, "share": SHARE}, pick_device(options), fresh=options.fresh
     )
     if size not in table.rows:
-        with tempfile.TemporaryDirectory(dir=options.scratch) as made:
-            command = [sys.executable, str(ROOT / "benchmarks" / "large.py"), "--worker", size, made]
+        with tempfile.TemporaryDirectory() if options.scratch is None else nullcontext(options.scratch) as made:
+            command = [sys.executable, str(ROOT / "benchmarks" / "large.py"), "--worker", size, str(made)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             table.put(size, json.loads(done.stdout))
     say(json.dumps(table.rows[size], indent=1))
@@ -99,10 +100,12 @@ def measured(size: str, folder: Path) -> dict[str, Any]:
     """Seconds of the stages, and the process's peak of resident memory after each, in MB."""
     torch.set_num_threads(1)
     start = time.perf_counter()
-    (folder / "dense").mkdir()
-    written = make_shards(size, folder / "dense")
-    say(f"{written / 1e9:.1f} GB of dense weights written in {time.perf_counter() - start:.0f} s")
-    peaks = {"dense weights": _peak()}
+    dense = folder / f"dense-{size}"
+    if not (dense / INDEX).exists():
+        dense.mkdir(exist_ok=True)
+        written = make_shards(size, dense)
+        say(f"{written / 1e9:.1f} GB of dense weights written in {time.perf_counter() - start:.0f} s")
+    peaks: dict[str, int] = {}
 
     def progress(stage: str, done: int, total: int) -> None:
         if total == 1 and done == 1:
@@ -112,16 +115,17 @@ def measured(size: str, folder: Path) -> dict[str, Any]:
     tokens = torch.arange(TOKENS)[None] + 1
     inputs = surgeon.Inputs((), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     result = prune_shards(
-        lambda: decoder(size), inputs, folder / "dense", folder / "small", max_params=SHARE,
+        lambda: decoder(size), inputs, dense, folder / "small", max_params=SHARE,
         ignored_layers=["model.embed_tokens"], progress=progress,
     )  # fmt: skip
     report, check = result.report, result.report.check
     assert check is not None
     shutil.rmtree(folder / "small")
+    seconds = {stage: round(seconds, 1) for stage, seconds in report.seconds.items()}
     return {
         "params": report.params_before, "params_after": report.params_after,
         "bytes": report.bytes_before, "bytes_after": report.bytes_after,
-        "seconds": {stage: round(seconds, 1) for stage, seconds in report.seconds.items()}, "peak_mb": peaks,
+        "seconds": seconds, "cpu_seconds": round(time.process_time()), "peak_mb": peaks,
         "check": check.status, "nodes": check.nodes, "error": check.error, "own_error": check.own_error,
         "widths": sorted({row.after for row in report.layers if row.name.endswith("gate_proj")}),
     }  # fmt: skip

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from surgeon import processes
+from surgeon.errors import ProcessError
+from tests.cli_run import surgeon_cli
 from tests.work_of_processes import ALONE, WORK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,3 +125,54 @@ def test_loaders_that_are_shared_already_are_known() -> None:
     assert processes.is_shared(DataLoader(data, 2, sampler=sampler))
     assert not processes.is_shared(DataLoader(data, 2))
     assert not processes.is_shared([1, 2])
+
+
+# --- the command line
+
+
+PRUNE = ("prune", "--model", "tests.factories:small", "--ratio", "0.4", "--heal", "lstsq", "--samples", "20")
+
+
+def test_the_command_in_two_processes_writes_what_one_writes(tmp_path: Path) -> None:
+    words = [*PRUNE, "--batch-size", "8", "--image-size", "16", "--json", "--output"]
+    torch.set_num_threads(1)
+    alone = surgeon_cli(*words, tmp_path / "one.safetensors")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(SIZE)]
+    done = subprocess.run(
+        [*launcher, "-m", "surgeon_cli", *words, str(tmp_path / "two.safetensors")], cwd=ROOT, check=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    facts = json.loads(done.stdout)  # one document: the other process says nothing
+    assert facts["plan"] == alone.json["plan"]
+    assert done.stderr.count("written: ") == 1
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(two[name], tensor, rtol=0, atol=1e-6 * max(float(tensor.abs().max()), 1e-12)), name
+
+
+def test_commands_of_one_process_refuse_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    found = surgeon_cli("inspect", "resnet18")
+    assert found.code == 2
+    assert "surgeon inspect works in one process" in found.err
+
+
+def test_what_failed_elsewhere_is_not_told_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise ProcessError("process 0 failed: no such image")
+
+    monkeypatch.setattr(processes, "start", failing)
+    first = surgeon_cli(*PRUNE)
+    assert (first.code, "process 0 failed" in first.err) == (1, True)
+    monkeypatch.setenv("RANK", "1")
+    second = surgeon_cli(*PRUNE)
+    assert (second.code, second.err) == (1, "")
+
+
+def test_one_process_where_several_were_meant_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    found = surgeon_cli(*PRUNE, "--dry-run", "--criterion", "random", "--image-size", "16")
+    assert "accelerate has started one process; for several on CPUs: torchrun" in found.err

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import surgeon
 
 
-@click.command(name="shards", short_help="Cut a model that doesn't fit in memory, from safetensors shards to shards.")
+@click.command(name="shards", short_help="Cut a model that is larger than memory, shard by shard.")
 @click.option("--model", required=True, metavar="package.module:factory", help="A callable that makes the dense model.")
 @click.option(
     "--weights",
@@ -62,8 +62,7 @@ if TYPE_CHECKING:
 def command(**options: Any) -> None:
     """Cut a model whose weights are never in memory as a whole: one tensor at a time is read, cut and written.
 
-    Example: surgeon shards --model decoder:make --weights llama/ --max-params 70% --ignore model.embed_tokens
-    --output llama-small/
+    Example: surgeon shards --model decoder:make --weights llama/ --max-params 70% --output llama-small/
     """
     if options["ratio"] is None and options["max_params"] is None and options["max_macs"] is None:
         raise click.UsageError("say how much: --ratio R, --max-params AMOUNT or --max-macs AMOUNT")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import shutil
@@ -272,6 +273,7 @@ def _verified(fitted: Fit, small: nn.Module, dense: Weights, written: Weights, i
     exact = codes(graph.trace.graph)
 
     def twins(draw: int) -> tuple[Read, Read]:
+        @functools.lru_cache(maxsize=1)  # the small model asks for it right after the dense one
         def twin(name: str) -> Tensor:
             tensor = dense[name]
             return tensor.double() if name in exact else redraw({name: tensor}, seed_of(seed, draw, name))[name]
