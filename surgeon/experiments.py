@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from surgeon import processes
 from surgeon.channels import channel_graph
 from surgeon.checkpoint import write_beside
 from surgeon.errors import CheckpointError, TuningError
@@ -224,6 +225,8 @@ def compare(
     TuningError, BudgetError and others
         As :func:`surgeon.prune_and_tune`.
     """
+    if processes.count() > 1:
+        raise TuningError("compare works in one process: start it without a launcher")
     run = _Run(
         check_model(model), example_inputs, train_loader, val_loader, val_loader if judge is None else judge,
         None if directory is None else Path(directory), dict(tuning or {}), options, progress or (lambda *_: None),
