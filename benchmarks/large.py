@@ -36,25 +36,31 @@ from surgeon.streaming.weights import empty_model
 SIZES: dict[str, dict[str, Any]] = {
     "7b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
            "vocab_size": 32000},
+    "7b-one-layer": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "vocab_size": 32000,
+    },
     "quick": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 688,
               "vocab_size": 1000},
 }  # fmt: skip
-TOKENS, SHARD_BYTES, SHARE = 8, 10**9, 0.7
+TOKENS, SHARD_BYTES, SHARE = 8, 10**9, {"7b-one-layer": 0.9}
 
 
 def main() -> int:
     """Make the shards, cut them in a process of its own, put the row down."""
     parser = arguments("Time and memory of a cut from shards to shards.", "large")
     parser.add_argument("--scratch", type=Path, help="folder in which the dense shards stay for the next run")
+    parser.add_argument("--size", choices=list(SIZES), default="7b", help="how deep; its memory is that of its widths")
     parser.add_argument("--worker", nargs=2, metavar=("SIZE", "FOLDER"), help="one measurement, printed")
     options = parser.parse_args()
     if options.worker:
         print(json.dumps(measured(options.worker[0], Path(options.worker[1]))))
         return 0
-    size = "quick" if options.quick else "7b"
-    table = Table.open(
-        output_path(options), {"tokens": TOKENS, "share": SHARE}, pick_device(options), fresh=options.fresh
-    )
+    size = "quick" if options.quick else options.size
+    table = Table.open(output_path(options), {"tokens": TOKENS}, pick_device(options), fresh=options.fresh)
     if size not in table.rows:
         with tempfile.TemporaryDirectory() if options.scratch is None else nullcontext(options.scratch) as made:
             command = [sys.executable, str(ROOT / "benchmarks" / "large.py"), "--worker", size, str(made)]
@@ -115,7 +121,7 @@ def measured(size: str, folder: Path) -> dict[str, Any]:
     tokens = torch.arange(TOKENS)[None] + 1
     inputs = surgeon.Inputs((), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     result = prune_shards(
-        lambda: decoder(size), inputs, dense, folder / "small", max_params=SHARE,
+        lambda: decoder(size), inputs, dense, folder / "small", max_params=SHARE.get(size, 0.7),
         ignored_layers=["model.embed_tokens"], progress=progress,
     )  # fmt: skip
     report, check = result.report, result.report.check
