@@ -141,9 +141,9 @@ class Healer:
             seed = seed_of(self._seed, number, pair.number)
             for piece, (held, x, goal) in enumerate(pair.rows(number, quota, seed, judges=judges)):
                 if held:
-                    regression.hold_out(x, goal)
+                    regression.hold_out(x, goal, pair.number)
                 else:
-                    regression.add(x, goal, seed_of(seed, piece))
+                    regression.add(x, goal, seed_of(seed, piece), pair.number)
 
     def _solve(self, site: Site, regression: Regression) -> LayerHealing:
         product = site.product

@@ -68,22 +68,26 @@ class Regression:
     _opened: int = 0
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _open: list[tuple[Tensor, Goal]] = field(default_factory=list)
+    _open_of: list[int] = field(default_factory=list)
     _held: list[tuple[Tensor, Goal]] = field(default_factory=list)
+    _held_of: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._own = Moments(self.centred, with_products=not self.dual)  # a dual one keeps the rows themselves
         self._all: Moments | None = None
 
-    def add(self, x: Tensor, goal: Goal, seed: int | None = None) -> None:
+    def add(self, x: Tensor, goal: Goal, seed: int | None = None, batch: int = 0) -> None:
         """Take in rows ``x`` (groups, rows, inputs) and what they should give (groups, rows, outputs).
 
-        `seed`: of which of them are kept to ease on; default: how many there were before.
+        `seed`: of which of them are kept to ease on; default: how many there were before. `batch`: what they are a
+        piece of; its rows are worked with as one, in whatever pieces they come and whichever process has them.
         """
         if not x.shape[1]:
             return
         if goal.least is not None and not self.dual:
             self._opened += x.shape[1]
             some = _some(x.shape[1], self.share, len(self._open) if seed is None else seed).to(x.device)
+            self._open_of.append(batch)
             self._open.append((x[:, some].float(), goal.map(lambda part: part[:, some].float())))
         if self.dual:
             self._rows.append((x.double(), goal.wanted.double()))
@@ -107,9 +111,10 @@ class Regression:
         """What products of centred pieces are worked out in; their sums are float64."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
-    def hold_out(self, x: Tensor, goal: Goal) -> None:
+    def hold_out(self, x: Tensor, goal: Goal, batch: int = 0) -> None:
         """Rows that only judge."""
         if x.shape[1]:
+            self._held_of.append(batch)
             self._held.append((x.float(), goal.map(Tensor.float)))
 
     @property
@@ -134,8 +139,8 @@ class Regression:
         """The chosen solution; if it has a penalty, with it once more, on the rows that judged as well."""
         if chosen.penalty is None:
             return chosen
-        for x, goal in self._held:
-            self.add(x, goal)
+        for (x, goal), batch in zip(self._held, self._held_of, strict=True):
+            self.add(x, goal, batch=batch)
         self._all = None  # also where this process had none of them
         found = self._at(weight.double(), chosen.penalty)
         if found is not None and chosen.rounds:
@@ -177,13 +182,19 @@ class Regression:
             sums = sum((x.double().sum(1) for x, _ in self._open), start=torch.zeros_like(middle))
             middle = total(sums)[0] / kept * self.centred
         middle = (middle[:, None] * _OFF_THE_GRID).float()
-        rows = [(x - middle, goal) for x, goal in self._open]
+        rows = [(x.sub_(middle), goal) for x, goal in self._open_by_batch()]
         inner = moments.products[0] / moments.count
         if sampled:
             own = sum(((x.mT @ x).double() for x, _ in rows), start=torch.zeros_like(inner))
             inner = inner * (1 - part) + total(own)[0] * (part / kept)
         factor = ridge_factor(inner, penalty)
         return None if factor is None else _Easing(rows, middle, part, factor, kept, self.centred)
+
+    def _open_by_batch(self) -> Iterator[tuple[Tensor, Goal]]:
+        """Copies of the rows that may give anything in an interval, those of each batch together."""
+        for batch in dict.fromkeys(self._open_of):
+            pieces = [piece for piece, of in zip(self._open, self._open_of, strict=True) if of == batch]
+            yield torch.cat([x for x, _ in pieces], 1), Goal.joined([goal for _, goal in pieces])
 
     def _at(self, weight: Tensor, penalty: float) -> Solution | None:
         change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)
