@@ -16,6 +16,7 @@ ORDER = (
     "errors",
     "agreement",
     "files",
+    "jsontext",
     "models",
     "data",
     "tracing",
