@@ -19,6 +19,7 @@ from surgeon.checkpoint import load, read_header, save
 from surgeon.composition import compose
 from surgeon.cost import Cost
 from surgeon.errors import ModelError, TuningError
+from surgeon.files import locked
 from surgeon.planning import Plan
 from surgeon.planning.steps import goals_of, remaining
 from surgeon.pruning import prune
@@ -109,7 +110,7 @@ def prune_and_tune(
 
     Raises
     ------
-    TuningError, CheckpointError
+    TuningError, CheckpointError, BusyError
         As :func:`surgeon.tune`; also if run in several processes (cut in one, and train with ``tune`` in many).
     ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError
         As :func:`surgeon.prune`.
@@ -130,7 +131,8 @@ def prune_and_tune(
         after_cut, carry_optimizer, None if directory is None else Path(directory), origin,
         on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
-    return run.finish(json.loads(json.dumps(asked)), dense)
+    with locked(directory):
+        return run.finish(json.loads(json.dumps(asked)), dense)
 
 
 _BUDGETS = ("filters", "ratio", "max_macs", "max_params")
@@ -182,8 +184,6 @@ class _Run:
 
     def finish(self, asked: dict[str, Any], graph: ChannelGraph) -> PrunedAndTuned:
         """All steps that are still to come."""
-        if self.directory is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
         rows = [] if self.directory is None else read_rows(self.directory, asked)
         model, plan, tuned = self.dense, Plan.empty(graph), None
         dense = self._measured(0, self.dense)

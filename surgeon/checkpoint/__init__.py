@@ -43,6 +43,7 @@ __all__ = [
     "read_header",
     "save",
     "write_beside",
+    "write_tensors",
 ]
 
 
@@ -97,7 +98,7 @@ def save(
     if compact is not False:
         stored, header["coded"] = _coded(stored, {} if compact is True else compact)
     with write_beside(path) as temporary:
-        _write(stored, temporary, {KEY: _text(header)})
+        write_tensors(stored, temporary, {KEY: _text(header)})
 
 
 def _text(header: Mapping[str, Any]) -> str:
@@ -242,15 +243,18 @@ def load_dense(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | 
     return _dense(path, read_header(path), factory)
 
 
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    mode = path.stat().st_mode
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file (inside :func:`write_beside`).
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as problem:
         raise OSError(f"{path.parent}: the file can't be written: {problem}") from problem
-    path.chmod(mode)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _dense(

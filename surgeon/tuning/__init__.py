@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.criteria.table import ForwardLoss
 from surgeon.errors import ModelError, TuningError
+from surgeon.files import locked
 from surgeon.tracing import in_mode, outside_inference_mode, unwrap
 from surgeon.tuning.averaging import Average
 from surgeon.tuning.evaluation import Validation, evaluate
@@ -124,6 +125,8 @@ def tune(
         For an option out of range, data that the loss can't use, or a loss that is not finite.
     CheckpointError
         If `resume_dir` holds another run, or a damaged one.
+    BusyError
+        If another run is at work there.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -147,6 +150,7 @@ def tune(
         asked = _asked(recipe, chosen, train_loader) | {"mixed_precision": accelerator.mixed_precision}
         run = Run(asked, module, chosen, penalty=penalty, scaler=accelerator.scaler)
         run.average = Average(module, ema) if ema is not None else None
+        stack.enter_context(locked(resume_dir if accelerator.is_main_process else None))
         found = resume_dir is not None and read_state(resume_dir, run)
         accelerator.wait_for_everyone()
         if len(run.history) < epochs:
