@@ -6,8 +6,8 @@
 
 The corpus is kept as what makes it: six small files built at the start (tests/fuzzing.py) and a seeded mutator
 (tests/mutations.py). A case is a number, the same everywhere. It counts as wrong if it raises anything but a
-SurgeonError, takes above 5 s of the processor, makes the process grow by more than twice the file and 16 MiB, or ends it. (Every header
-may take those 16 MiB, see surgeon/jsontext.py.)
+SurgeonError, takes above 5 s of the processor, makes the process grow by more than twice the file and 16 MiB, or ends
+it. (Every header may take those 16 MiB, see surgeon/jsontext.py.)
 """
 
 from __future__ import annotations

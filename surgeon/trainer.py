@@ -16,6 +16,7 @@ from torch import nn
 from surgeon.checkpoint import write_beside
 from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
+from surgeon.exclusive import alone
 from surgeon.files import locked
 from surgeon.tracing import check_model, in_mode
 from surgeon.tuning import Epoch, Tuned, Validation, evaluate, tune
@@ -227,6 +228,7 @@ def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
+@alone
 def _check_outputs(model: nn.Module, loader: Iterable[Any], classes: int) -> None:
     images, _ = next(iter(loader))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors",
     "agreement",
+    "exclusive",
     "files",
     "jsontext",
     "models",

@@ -14,6 +14,7 @@ from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
 from surgeon.cost.calls import Calls, TimedCall
 from surgeon.cost.tables import Place, Table, open_table
+from surgeon.exclusive import ALONE
 from surgeon.tracing import in_mode
 
 #: Shares of a variable's dense size at which contractions are measured, and all other calls.
@@ -154,7 +155,7 @@ class Latency:
     def _time_dense(self) -> float:
         """Seconds of the dense model's forward, timed as the table's entries are."""
         model, inputs = self.graph.trace.model, self.graph.trace.inputs
-        with in_mode(model, False):
+        with ALONE, in_mode(model, False):
             return self.table.timer(lambda: model(*inputs.args, **inputs.kwargs))
 
 

@@ -16,6 +16,7 @@ from surgeon.criteria.gates import GatedModel
 from surgeon.criteria.gradients import Floats, ForwardLoss, Gradients, Statistic, default_forward_loss, means
 from surgeon.criteria.table import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
+from surgeon.exclusive import alone
 from surgeon.tracing import outside_inference_mode
 
 #: Criteria that go through the batches themselves, apart from the pass that the others share.
@@ -79,6 +80,7 @@ def find_criterion(name: str | Callable[[Request], Floats]) -> tuple[str, Criter
     return name, CRITERIA[name]
 
 
+@alone
 def score(
     graph: ChannelGraph,
     criterion: str | Callable[[Request], Floats] = "taylor",

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from surgeon.errors import HealingError
+from surgeon.exclusive import alone
 from surgeon.healing.calibration import read_batches, read_inputs
 from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
@@ -33,6 +34,7 @@ _MEASURED = ("bn", "bias", "gram")
 
 
 @outside_inference_mode
+@alone
 def heal(
     dense: nn.Module,
     small: nn.Module,

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from surgeon.errors import HealingError
+from surgeon.exclusive import alone
 from surgeon.tracing import Inputs, in_mode
 
 
@@ -41,6 +42,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
                     norm.load_state_dict(before, strict=False)
 
 
+@alone
 def _run(model: nn.Module, inputs: Inputs) -> None:
     try:
         model(*inputs.args, **inputs.kwargs)

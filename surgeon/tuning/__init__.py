@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.criteria.table import ForwardLoss
 from surgeon.errors import ModelError, TuningError
+from surgeon.exclusive import ALONE
 from surgeon.files import locked
 from surgeon.tracing import in_mode, outside_inference_mode, unwrap
 from surgeon.tuning.averaging import Average
@@ -141,6 +142,7 @@ def tune(
     distillation = None if teacher is None else Distillation(teacher, temperature, teacher_weight)
     objective = Objective(loss_fn, forward_loss, label_smoothing, distillation)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ALONE)
         stack.enter_context(torch.enable_grad())
         accelerator, place = stack.enter_context(hardware(module, mixed_precision, device))
         stack.enter_context(own_randomness(place))
