@@ -1,9 +1,9 @@
 """What a process has but once, used by one thread at a time.
 
 torch's default generator, its switches for fused kernels (with them, results differ in the last bits), the number of
-threads, accelerate's state, filters of warnings, and torch.nn.Module itself while ``torch.fx`` traces: what changes one of
-them for a while, and puts it back, holds :data:`ALONE`, and so does what runs a forward or computes numbers that matter.
-Several threads can thus work on models of their own, and get what they would get one after the other.
+threads, accelerate's state, filters of warnings, and torch.nn.Module itself while ``torch.fx`` traces: what changes one
+of them for a while, and puts it back, holds :data:`ALONE`, and so does what computes numbers that matter. Several
+threads can thus work on models of their own, and get what they would get one after the other.
 """
 
 from __future__ import annotations

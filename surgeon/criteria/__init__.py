@@ -125,6 +125,7 @@ def score(
 
 
 @outside_inference_mode
+@alone
 def score_all(
     graph: ChannelGraph,
     criteria: Iterable[str | Callable[[Request], Floats]],
