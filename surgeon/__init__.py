@@ -1,11 +1,14 @@
 """surgeon: cut the least useful filters out of a PyTorch model, and prove that the cut is right."""
 
+import logging
+
 from surgeon import finegrained
 from surgeon.channels import ChannelGraph, Group, Pin, channel_graph
 from surgeon.checkpoint import load, save
 from surgeon.criteria import Scores, score, score_all
 from surgeon.errors import (
     BudgetError,
+    BusyError,
     CheckpointError,
     ConstantError,
     ExportError,
@@ -37,11 +40,13 @@ from surgeon.verification import Check, verify
 
 __version__ = "0.1.0"
 
+logging.getLogger("surgeon").addHandler(logging.NullHandler())
+
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment", "ExportError",
-    "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError",
-    "NothingToCutError", "Pin", "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError",
-    "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError",
+    "BudgetError", "BusyError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
+    "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing",
+    "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty",
+    "ScoreError", "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError",
     "VerificationError", "carry", "channel_graph", "compare", "export", "finegrained", "heal", "load", "make_plan",
     "prune", "prune_and_tune", "rewrite", "save", "score", "score_all", "sensitivity", "trace", "train", "tune",
     "verify", "write_report",

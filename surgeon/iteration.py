@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from surgeon.tuning.state import FILE
 
 __all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
 
+_log = logging.getLogger("surgeon")
 #: Called as ``after_cut(small, before, plan)``; changes the small model in place.
 AfterCut = Callable[[nn.Module, nn.Module, Plan], None]
 #: Called as ``on_step(step, small)``.
@@ -204,6 +206,8 @@ class _Run:
             if self.directory is not None:
                 save(self.directory / f"step-{number}.safetensors", model, plan, self.origin)
                 write_rows(self.directory, asked, rows)
+            counts = number, len(self.goals), row.filters, row.params
+            _log.info("step %d of %d: %d filters, %d parameters left", *counts, extra={"stage": "steps"})
             self.on_step(row, model)
             self.progress("steps", number, len(self.goals))
         return PrunedAndTuned(model, plan, tuple(rows), dense)

@@ -54,7 +54,7 @@ ORDER = (
 
 #: The command line's own modules that `surgeon --help` loads.
 LIGHT = (
-    "__init__", "__main__", "main", "files", "options", "finegrained",
+    "__init__", "__main__", "main", "files", "options", "finegrained", "logs",
     *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")),
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ operators and layers and nothing else.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,6 +32,8 @@ from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
 from surgeon.report import tensor_bytes
 from surgeon.rewriting import rewrite
+
+_log = logging.getLogger("surgeon")
 
 __all__ = [
     "FORMAT",
@@ -162,6 +165,7 @@ def load(
             raise _unfit(path, header, problem) from problem
         small = None
     if small is None:  # its forward needs numbers, or it keeps some that the file doesn't have
+        _log.debug("%s: its forward is run, to see what it makes of the plan", path, extra={"stage": "load"})
         small = _for_real(path, header, dense if factory is not None else None, example_inputs)
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name not in header.frozen)

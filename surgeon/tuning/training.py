@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ from surgeon.tuning.penalties import Penalty
 from surgeon.tuning.rates import rate
 from surgeon.tuning.recipe import Epoch, Recipe
 from surgeon.tuning.state import Run, write_state
+
+_log = logging.getLogger("surgeon")
 
 __all__ = ["Loop", "Metric", "on_device"]
 
@@ -96,7 +99,12 @@ class Loop:
                 self.run.best, self.run.best_epoch = snapshot(self.run.model), number
         if not self._validates:
             self.run.best_epoch = number
-        self.run.history.append(replace(row, seconds=time.perf_counter() - start))
+        row = replace(row, seconds=time.perf_counter() - start)
+        self.run.history.append(row)
+        _log.info(
+            "epoch %d of %d: loss %.6g, %.2f s", number, self.recipe.epochs, row.train_loss, row.seconds,
+            extra={"stage": "tune", "seconds": row.seconds},
+        )  # fmt: skip
 
     def _sharded(self) -> Iterable[Any]:
         """In one of several processes, this one's share of a ``DataLoader``."""
