@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
 import torch  # noqa: E402
+from common import RESULTS, environment, say  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import surgeon  # noqa: E402
-from benchmarks.common import RESULTS, environment, say  # noqa: E402
 
 CALLS, WARM_UP = 1000, 200
 

@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from common import RESULTS, environment, say  # noqa: E402
 
-from benchmarks.common import RESULTS, environment, say  # noqa: E402
 from tests.fuzzing import Seed, judge, seeds  # noqa: E402
 from tests.mutations import mutate  # noqa: E402
 
@@ -79,12 +79,12 @@ def work(start: int, stop: int) -> None:
             seed, data = case(number, found)
             resource.setrlimit(resource.RLIMIT_DATA, (_data() + CEILING, free[1]))
             before, began = _reset_peak(), time.process_time()
-            told = _judged(seed, data, path)
+            told: str = _judged(seed, data, path)
             seconds, grown = time.process_time() - began, _peak() - before
             resource.setrlimit(resource.RLIMIT_DATA, free)
-            if told is None and grown > 2 * len(data) + ALWAYS:
+            if grown > 2 * len(data) + ALWAYS:
                 told = f"grew by {grown} bytes on a file of {len(data)}"
-            if told is not None and told[0].islower() and told != "loaded":
+            if told[0].islower() and told != "loaded":
                 print(json.dumps({"wrong": number, "seed": seed.name, "why": told}), flush=True)
                 told = "wrong"
             counts[f"{seed.name}: {told}"] += 1
@@ -208,7 +208,7 @@ def guided(seconds: int) -> int:
     found = seeds()
     path = Path(tempfile.mkdtemp()) / "case"
 
-    @atheris.instrument_func
+    @atheris.instrument_func  # type: ignore[untyped-decorator]
     def one(data: bytes) -> None:
         provider = atheris.FuzzedDataProvider(data)
         seed = found[provider.ConsumeIntInRange(0, len(found) - 1)]

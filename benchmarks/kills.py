@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from common import RESULTS, environment, say  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import surgeon  # noqa: E402
-from benchmarks.common import RESULTS, environment, say  # noqa: E402
 
 RUNS = 100
 #: Kills of one run; afterwards it is let through.

@@ -20,7 +20,7 @@ from torch import nn
 
 import surgeon
 from surgeon import checkpoint
-from surgeon.checkpoint import sketch, values
+from surgeon.checkpoint import values
 from surgeon.errors import CheckpointError, PlanError
 from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
@@ -190,7 +190,7 @@ def test_inputs_have_room_for_so_many_numbers_together() -> None:
 
 def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s").write_bytes(BY_NAME["small"].data)
-    monkeypatch.setattr(sketch.psutil, "virtual_memory", lambda: type("", (), {"available": 1000}))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("", (), {"available": 1000}))
     with pytest.raises(CheckpointError, match="GB are free here"):
         surgeon.load(tmp_path / "s", factories.small)
 
@@ -435,7 +435,7 @@ def test_models_that_need_numbers_come_back_too(kind: Callable[[], nn.Module], t
 
 def test_the_memory_layout_of_the_architecture_stays(tmp_path: Path) -> None:
     def make() -> nn.Module:
-        return factories.small().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return factories.small().to(memory_format=torch.channels_last)
 
     result = surgeon.prune(make(), X, filters=4, criterion="magnitude", verify=False)
     surgeon.save(tmp_path / "s", result.model, result.plan)

@@ -382,8 +382,12 @@ def test_a_name_comes_after_its_bytes(tmp_path: Path, monkeypatch: pytest.Monkey
 
     order: list[str] = []
     sync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (order.append("sync"), sync(number))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, to: (order.append("rename"), rename(self, to))[1])
+
+    def noted(word: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: order.append(word) or real(*args)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(os, "fsync", noted("sync", sync))
+    monkeypatch.setattr(Path, "replace", noted("rename", rename))
     with write_beside(tmp_path / "f") as temporary:
         temporary.write_text("x", encoding="ascii")
     assert order == ["sync", "rename", "sync"]
