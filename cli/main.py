@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from . import commands
+from .logs import LOGGER, logged_to, printable
 from .several import launched, refuse
 
 #: Distribution whose version `--version` shows.
@@ -75,8 +76,20 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what surgeon raises on purpose becomes one message."""
-        with told():
+        with told(), logged_to(ctx.params.get("log_json")), _noted():
             return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[None]:
+    """The log says how the command ended."""
+    name = " ".join(["surgeon", *sys.argv[1:2]])
+    try:
+        yield
+    except Exception as problem:
+        LOGGER.error("%s: %s", type(problem).__name__, problem, extra={"stage": "cli"})
+        raise
+    LOGGER.info("%s: done", name, extra={"stage": "cli"})
 
 
 @contextlib.contextmanager
@@ -100,9 +113,10 @@ def _wrap(problem: Exception) -> click.ClickException | None:
     errors, torch = sys.modules.get("surgeon.errors"), sys.modules.get("torch")
     if errors is not None and isinstance(problem, errors.SurgeonError):
         if isinstance(problem, errors.ProcessError):
-            return Failure(str(problem)) if os.environ.get("RANK", "0") == "0" else Elsewhere(str(problem))
-        failed = isinstance(problem, errors.VerificationError)
-        return Failure(str(problem)) if failed else Mistake(str(problem))
+            message = printable(str(problem))
+            return Failure(message) if os.environ.get("RANK", "0") == "0" else Elsewhere(message)
+        failed, message = isinstance(problem, errors.VerificationError), printable(str(problem))
+        return Failure(message) if failed else Mistake(message)
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):
         first = str(problem).splitlines()[0]
         return Failure(f"the device's memory is full: {first} Try a smaller --batch-size, or --device cpu.")
@@ -111,7 +125,7 @@ def _wrap(problem: Exception) -> click.ClickException | None:
 
 def _os_message(problem: OSError) -> str:
     place = f"{problem.filename}: " if problem.filename else ""
-    return f"{place}{problem.strerror or problem}"
+    return printable(f"{place}{problem.strerror or problem}")
 
 
 def _version() -> str:
@@ -123,7 +137,12 @@ def _version() -> str:
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(_version(), prog_name="surgeon")
-def cli() -> None:
+@click.option(
+    "--log-json",
+    metavar="FILE|-",
+    help="Also say what happens as lines of JSON (time, level, stage, message); - is standard error.",
+)
+def cli(log_json: str | None) -> None:  # the group itself reads it
     """Cut the least useful filters out of a PyTorch model, and prove that the cut was right.
 
     Results are written to standard error, or as JSON to standard output with --json.

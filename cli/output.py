@@ -28,6 +28,8 @@ from rich.table import Table
 
 from surgeon.processes import first
 
+from .logs import LOGGER, printable
+
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 _QUIET_SECONDS = 10.0  # between two plain progress lines
 _MOST_REASONS = 12
@@ -42,14 +44,16 @@ def console() -> Console:
 
 def say(message: str) -> None:
     """One line on standard error."""
+    LOGGER.info(message, extra={"stage": "cli"})
     if first():
-        click.echo(message, err=True)
+        click.echo(printable(message), err=True)
 
 
 def warn(message: str) -> None:
     """A line that nobody can miss."""
+    LOGGER.warning(message, extra={"stage": "cli"})
     if first():
-        click.secho(f"WARNING: {message}", err=True, fg="yellow", bold=True)
+        click.secho(f"WARNING: {printable(message)}", err=True, fg="yellow", bold=True)
 
 
 def emit_json(value: Any) -> None:
@@ -72,7 +76,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
     for number, column in enumerate(columns):
         grid.add_column(column, justify="left" if number < left else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(cell if isinstance(cell, str) else f"{cell:,}") for cell in row))
+        grid.add_row(*(escape(printable(cell) if isinstance(cell, str) else f"{cell:,}") for cell in row))
     if first():
         console().print(grid)
 

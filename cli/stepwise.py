@@ -13,7 +13,7 @@ from torch import nn
 
 import surgeon
 from surgeon.data import Data, batches, open_data
-from surgeon.errors import InputError, ModelError
+from surgeon.errors import CheckpointError, InputError, ModelError
 from surgeon.measure import latency
 from surgeon.processes import first, from_first
 from surgeon.trainer import write_rows
@@ -150,9 +150,7 @@ class _Rows:
     def __init__(self, path: Path, dense: nn.Module, example: torch.Tensor) -> None:
         self.path, self._dense, self._example = path, dense, example
         self._latencies: dict[int, dict[str, Any]] = {}
-        if path.exists():
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            self._latencies = {row["number"]: row["latency"] for row in lines}
+        self._latencies = {row["number"]: row["latency"] for row in _lines(path)}
         self._steps: list[Step] = []
 
     def __call__(self, step: Step, small: nn.Module) -> None:
@@ -172,15 +170,23 @@ class _Rows:
 
     def _saved(self, step: Step) -> list[dict[str, Any]]:
         """The file's rows with this step's, whatever came before it."""
-        kept = []
-        if self.path.exists():
-            lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-            kept = [row for row in lines if row["number"] < step.number]
+        kept = [row for row in _lines(self.path) if row["number"] < step.number]
         return [*kept, *self.facts((step,))]
 
     def facts(self, steps: tuple[Step, ...]) -> list[dict[str, Any]]:
         """Everything about each step."""
         return [{**asdict(step), "latency": self._latencies.get(step.number)} for step in steps]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The rows that a run has written so far."""
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [{**row, "number": int(row["number"]), "latency": row["latency"]} for row in rows]
+    except (ValueError, KeyError, TypeError, RecursionError) as problem:
+        raise CheckpointError(f"{path}: damaged ({problem}); give another folder") from problem
 
 
 def _accuracy(step: Step) -> float | None:

@@ -100,6 +100,8 @@ def read(path: Path) -> dict[str, Tensor]:
     OSError
         If it can't be read.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():  # opening a pipe would wait for a writer
+        raise InputError(f"{path}: is a device or a pipe, no regular file")
     with path.open("rb") as file:
         start = file.read(16)
     state = _read_torch(path) if _is_torch(start) else _read_safetensors(path)
@@ -151,8 +153,11 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"{path}: holds more than tensors, and is not unpickled ({str(problem).splitlines()[0]}); save the state "
             "dict only: torch.save(model.state_dict(), path)"
         ) from problem
-    except (RuntimeError, EOFError, ValueError, KeyError) as problem:
-        raise InputError(f"{path}: damaged, or not written by torch.save: {str(problem).splitlines()[0]}") from problem
+    except MemoryError:
+        raise
+    except Exception as problem:  # the unpickler of a damaged file fails in any way
+        told = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise InputError(f"{path}: damaged, or not written by torch.save: {told}") from problem
     if not isinstance(loaded, Mapping):
         raise InputError(f"{path}: holds {type(loaded).__name__}; a state dict (names to tensors) is needed")
     return {str(name): value for name, value in loaded.items()}

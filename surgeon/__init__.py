@@ -1,11 +1,14 @@
 """surgeon: cut the least useful filters out of a PyTorch model, and prove that the cut is right."""
 
+import logging
+
 from surgeon import finegrained
 from surgeon.channels import ChannelGraph, Group, Pin, channel_graph
 from surgeon.checkpoint import load, save
 from surgeon.criteria import Scores, score, score_all
 from surgeon.errors import (
     BudgetError,
+    BusyError,
     CheckpointError,
     ConstantError,
     ExportError,
@@ -39,8 +42,10 @@ from surgeon.verification import Check, verify
 
 __version__ = "0.1.0"
 
+logging.getLogger("surgeon").addHandler(logging.NullHandler())
+
 __all__ = [
-    "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
+    "BudgetError", "BusyError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
     "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing",
     "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned", "Report",
     "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "Streamed", "SurgeonError",

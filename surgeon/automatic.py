@@ -24,6 +24,7 @@ from surgeon.criteria import Scores, score_all
 from surgeon.criteria.gradients import expected_loss, has_targets
 from surgeon.criteria.table import mixture
 from surgeon.errors import BudgetError, NothingToCutError
+from surgeon.exclusive import alone
 from surgeon.healing import heal
 from surgeon.planning import make_plan
 from surgeon.processes import Own, kept, share, total
@@ -174,6 +175,7 @@ def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: 
     return float(sums[0] / sums[1].clamp_min(1))
 
 
+@alone
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     leaves = pytree.tree_leaves(model(*inputs.args, **inputs.kwargs))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -9,7 +9,7 @@ import torch
 
 from surgeon.errors import PlanError
 from surgeon.planning import Plan
-from surgeon.planning.plan import removed_by_group
+from surgeon.planning.plan import removed_by_group, sizes_by_group
 from surgeon.rewriting import fit
 from surgeon.trial import Fit
 
@@ -42,7 +42,8 @@ def compose(dense: Any, first: Plan, then: Fit, example_inputs: Any = None) -> P
     for name, axis in places:
         gone = torch.from_numpy(~then.kept[ours.along(name, axis)])
         kept[theirs.along(name, axis)[once.positions(name, axis)[gone].numpy()]] = False
-    result = replace(first, removed=removed_by_group(once.graph, kept), fitted=None)
+    removed = removed_by_group(once.graph, kept)
+    result = replace(first, removed=removed, sizes=sizes_by_group(once.graph, removed), fitted=None)
     both = fit(dense, result, example_inputs)
     for name, axis in places:
         if not torch.equal(both.positions(name, axis), once.positions(name, axis)[then.positions(name, axis)]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from surgeon.trial import find_misfit
 from surgeon.verification import Check, Difference
 from surgeon.verification import verify as run_check
 
+_log = logging.getLogger("surgeon")
 #: How often a cut that the check found wrong is planned again without the channels that meet where it differs.
 _MOST_REPLANS = 8
 #: Interleaved rounds in which a cut model is timed beside the dense one.
@@ -67,7 +69,9 @@ class Clock:
         self.progress(stage, 0, 1)
         start = time.perf_counter()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        _log.info("%s: %.3f s", stage, seconds, extra={"stage": stage, "seconds": seconds})
         self.progress(stage, 1, 1)
 
 
@@ -225,6 +229,7 @@ class Cutter:
                 return Cut(plan, small, self._check(module, small, plan), tuple(inexact))
             except Difference as difference:  # noqa: PERF203  # it happens next to never
                 inexact.append(f"not exact at {difference.node.meta.get('site')}: the channels there stay whole")
+                _log.warning(inexact[-1], extra={"stage": "verify"})
                 if len(inexact) > _MOST_REPLANS:
                     raise
                 try:

@@ -56,6 +56,10 @@ class CheckpointError(SurgeonError, ValueError):
     """A file that is damaged, forged, or belongs to another model."""
 
 
+class BusyError(SurgeonError, RuntimeError):
+    """A folder in which another run is at work."""
+
+
 class ExportError(SurgeonError, ValueError):
     """A model that can't be written in a format, or that computes something else once it is."""
 

@@ -23,6 +23,7 @@ from surgeon import processes
 from surgeon.channels import channel_graph
 from surgeon.checkpoint import write_beside
 from surgeon.errors import CheckpointError, TuningError
+from surgeon.files import locked
 from surgeon.iteration import prune_and_tune
 from surgeon.measure import latency
 from surgeon.pruning import prune
@@ -222,6 +223,8 @@ def compare(
     ------
     CheckpointError
         If `directory` belongs to another comparison.
+    BusyError
+        If another run is at work there.
     TuningError, BudgetError and others
         As :func:`surgeon.prune_and_tune`.
     """
@@ -231,14 +234,15 @@ def compare(
         check_model(model), example_inputs, train_loader, val_loader, val_loader if judge is None else judge,
         None if directory is None else Path(directory), dict(tuning or {}), options, progress or (lambda *_: None),
     )  # fmt: skip
-    done = run.read(about or {})
     keys = list(dict.fromkeys(experiment.keys()))
-    for number, key in enumerate(keys):
-        if key not in done:
-            done[key] = run.cell(key)
-            run.write(about or {}, done)
-            (on_cell or (lambda _: None))(done[key])
-        run.progress("cells", number + 1, len(keys))
+    with locked(directory):
+        done = run.read(about or {})
+        for number, key in enumerate(keys):
+            if key not in done:
+                done[key] = run.cell(key)
+                run.write(about or {}, done)
+                (on_cell or (lambda _: None))(done[key])
+            run.progress("cells", number + 1, len(keys))
     cells = tuple(done[key] for key in keys)
     return Compared(cells, tuple(_summaries(cells)))
 
@@ -271,7 +275,6 @@ class _Run:
         """The cells that are finished."""
         if self.directory is None:
             return {}
-        self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / _FILE
         if not path.exists():
             self.write(about, {})
@@ -280,7 +283,7 @@ class _Run:
             saved = json.loads(path.read_text(encoding="utf-8"))
             cells = [Cell.read(fields) for fields in saved["cells"]]
             belongs = saved["about"]
-        except (ValueError, KeyError, TypeError) as problem:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
             raise CheckpointError(f"{path}: damaged, or of another tool ({problem}); give another folder") from problem
         if belongs != json.loads(json.dumps(about)):
             raise CheckpointError(f"{path}: its cells belong to {belongs}, these to {about}; give another folder")

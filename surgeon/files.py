@@ -1,4 +1,4 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all, and folders that belong to one run at a time."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["write_beside"]
+import filelock
+
+from surgeon.errors import BusyError
+
+__all__ = ["locked", "write_beside"]
+
+#: Name of the file by which a run holds its folder. It stays; that nobody holds it is known to the system alone.
+LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder; renamed to `path` if the body succeeds, removed if it doesn't.
+
+    The bytes are on the disk before the name is, so whatever ends the process or the machine leaves the old file or the
+    new one. The file has the rights that the umask says, whoever wrote it in the body.
 
     Where `path` is a symbolic link, the file that it leads to is replaced, and the link stays.
 
@@ -29,14 +39,58 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.touch(exist_ok=False)  # a plain open: the file gets the rights that the user's umask says
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
+        _to_disk(temporary)
         temporary.replace(target)
+        with contextlib.suppress(OSError):  # not every system can; the rename itself is done
+            _to_disk(target.parent)
     except OSError as problem:
         if problem.filename != str(temporary):
             raise
         raise OSError(problem.errno, problem.strerror, os.fspath(path)) from problem
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Hold a run's folder, made if it isn't there, for the body; what killed writers left half-written in it goes.
+
+    The lock is the system's own (``flock``): it ends with the process, however that ends. None holds nothing.
+
+    Raises
+    ------
+    BusyError
+        If another run holds it, in this process or another.
+    OSError
+        If the folder can't be made.
+    """
+    if folder is None:
+        yield
+        return
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(place / LOCK, timeout=0, is_singleton=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise BusyError(f"{folder}: another run is at work there; wait for it, or give another folder") from None
+    try:
+        for left in place.glob(".*.????????.tmp"):
+            left.unlink(missing_ok=True)
+        yield
+    finally:
+        lock.release()
 
 
 def _target(path: Path) -> Path:

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from surgeon.agreement import distance
 from surgeon.errors import ModelError
+from surgeon.exclusive import ALONE
 from surgeon.tracing import Inputs, Trace, check_model, in_mode, operator_name, outside_inference_mode, trace
 
 __all__ = ["fold_batch_norms"]
@@ -198,6 +199,6 @@ def _compare(model: nn.Module, folded: nn.Module, inputs: Inputs) -> None:
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
-    with in_mode(model, False), torch.no_grad(), torch.random.fork_rng():
+    with ALONE, in_mode(model, False), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         return model(*inputs.args, **inputs.kwargs)

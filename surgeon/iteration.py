@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from surgeon.checkpoint import load, read_header, save
 from surgeon.composition import compose
 from surgeon.cost import Cost
 from surgeon.errors import ModelError, TuningError
+from surgeon.files import locked
 from surgeon.planning import Plan
 from surgeon.planning.steps import goals_of, remaining
 from surgeon.processes import first, from_first, start, together
@@ -34,6 +36,7 @@ from surgeon.tuning.state import FILE
 
 __all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
 
+_log = logging.getLogger("surgeon")
 #: Called as ``after_cut(small, before, plan)``; changes the small model in place.
 AfterCut = Callable[[nn.Module, nn.Module, Plan], None]
 #: Called as ``on_step(step, small)``.
@@ -111,7 +114,7 @@ def prune_and_tune(
 
     Raises
     ------
-    TuningError, CheckpointError
+    TuningError, CheckpointError, BusyError
         As :func:`surgeon.tune`.
     ModelError, InputError, BudgetError, SelectionError, NothingToCutError, ScoreError, VerificationError
         As :func:`surgeon.prune`.
@@ -133,7 +136,7 @@ def prune_and_tune(
         after_cut, carry_optimizer, None if directory is None else Path(directory), origin,
         on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
-    with together("pruning and tuning"):
+    with together("pruning and tuning"), locked(directory if first() else None):
         return run.finish(json.loads(json.dumps(asked)), dense)
 
 
@@ -184,8 +187,6 @@ class _Run:
 
     def finish(self, asked: dict[str, Any], graph: ChannelGraph) -> PrunedAndTuned:
         """All steps that are still to come."""
-        if self.directory is not None:
-            self.directory.mkdir(parents=True, exist_ok=True)
         rows = [] if self.directory is None else read_rows(self.directory, asked)
         model, plan, tuned = self.dense, Plan.empty(graph), None
         dense = self._measured(0, self.dense)
@@ -206,6 +207,8 @@ class _Run:
             if self.directory is not None and first():
                 save(self.directory / f"step-{number}.safetensors", model, plan, self.origin)
                 write_rows(self.directory, asked, rows)
+            counts = number, len(self.goals), row.filters, row.params
+            _log.info("step %d of %d: %d filters, %d parameters left", *counts, extra={"stage": "steps"})
             self.on_step(row, model)
             self.progress("steps", number, len(self.goals))
         return PrunedAndTuned(model, plan, tuple(rows), dense)

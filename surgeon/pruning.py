@@ -15,6 +15,7 @@ from surgeon.criteria import Request, find_criterion
 from surgeon.criteria.table import Floats, ForwardLoss
 from surgeon.cutting import Clock, Cut, Cutter, read_graph
 from surgeon.errors import BudgetError, HealingError, ModelError, ScoreError
+from surgeon.exclusive import alone
 from surgeon.healing import LEVELS, LayerHealing
 from surgeon.healing import heal as run_healing
 from surgeon.planning import Plan
@@ -39,6 +40,7 @@ class Result:
 
 @outside_inference_mode
 @together("pruning")
+@alone
 def prune(
     model: nn.Module,
     example_inputs: Any,

@@ -24,6 +24,7 @@ from surgeon.cost import Cost
 from surgeon.criteria import Scores, score
 from surgeon.criteria.table import ForwardLoss
 from surgeon.errors import BudgetError, NothingToCutError, SelectionError
+from surgeon.exclusive import alone
 from surgeon.planning import Plan, make_plan
 from surgeon.rewriting import rewrite
 from surgeon.rules import reasons
@@ -151,6 +152,7 @@ class Sensitivity:
 
 
 @outside_inference_mode
+@alone
 def sensitivity(
     model: nn.Module,
     example_inputs: Any,

@@ -16,6 +16,8 @@ from torch import nn
 from surgeon.checkpoint import write_beside
 from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
+from surgeon.exclusive import alone
+from surgeon.files import locked
 from surgeon.processes import first, from_first, start
 from surgeon.tracing import check_model, in_mode
 from surgeon.tuning import Epoch, Tuned, Validation, evaluate, tune
@@ -122,6 +124,8 @@ def train(
         If an image can't be read, or nothing can be held out.
     CheckpointError
         If `directory` holds another run.
+    BusyError
+        If another run is at work there.
     """
     module = check_model(model)
     start()
@@ -131,12 +135,13 @@ def train(
         module, parts, parts.val, preprocess or Preprocess(), augment or Augment(), batch_size, workers,
         None if directory is None else Path(directory), on_epoch or (lambda _: None), seed, tuning,
     )  # fmt: skip
-    run.check({"epochs": epochs, "frozen_epochs": frozen_epochs, "val_share": val_share})
-    if frozen_epochs:
-        with _frozen(module, head):
-            run.phase("frozen", frozen_epochs)
-    tuned = run.phase("all", epochs)
-    return run.judged(tuned)
+    with locked(directory if first() else None):
+        run.check({"epochs": epochs, "frozen_epochs": frozen_epochs, "val_share": val_share})
+        if frozen_epochs:
+            with _frozen(module, head):
+                run.phase("frozen", frozen_epochs)
+        tuned = run.phase("all", epochs)
+        return run.judged(tuned)
 
 
 class _Run:
@@ -163,7 +168,6 @@ class _Run:
         _check_outputs(self.model, self._val, len(self.data.classes))
         if self.directory is None:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
         asked = json.loads(json.dumps({**self._asked, **options}))
         path = self.directory / "train.json"
         if not from_first(path.exists):
@@ -217,7 +221,7 @@ def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         differ = [name for name in asked if saved.get(name) != asked[name]]
-    except (ValueError, AttributeError) as problem:
+    except (ValueError, AttributeError, RecursionError) as problem:
         raise CheckpointError(f"{path}: damaged ({problem}); give another folder") from problem
     if differ:
         name = differ[0]
@@ -227,6 +231,7 @@ def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
+@alone
 def _check_outputs(model: nn.Module, loader: Iterable[Any], classes: int) -> None:
     images, _ = next(iter(loader))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

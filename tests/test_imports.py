@@ -15,8 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     "errors",
     "agreement",
+    "exclusive",
     "files",
     "processes",
+    "jsontext",
     "models",
     "data",
     "tracing",
@@ -54,7 +56,7 @@ ORDER = (
 
 #: The command line's own modules that `surgeon --help` loads.
 LIGHT = (
-    "__init__", "__main__", "main", "files", "options", "several", "finegrained",
+    "__init__", "__main__", "main", "files", "options", "several", "finegrained", "logs",
     *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")),
 )  # fmt: skip
 

@@ -9,24 +9,31 @@ operators and layers and nothing else.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from surgeon.checkpoint.coding import Coded, Form, check_total, decode, encode
-from surgeon.checkpoint.fitting import compare, distinct, fill, state_of
+from surgeon.checkpoint.fitting import TYPES, compare, compare_ties, distinct, fill, state_of
 from surgeon.checkpoint.graphs import build, describe, kept_outside
 from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
 from surgeon.checkpoint.origin import build_origin, check_origin, is_followed
-from surgeon.errors import CheckpointError, ModelError
+from surgeon.checkpoint.sketch import bytes_of, check_memory, compare_dense, cut_sketch, fill_sketch
+from surgeon.errors import CheckpointError, ModelError, PlanError
 from surgeon.files import write_beside
+from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
+from surgeon.report import tensor_bytes
 from surgeon.rewriting import rewrite
+
+_log = logging.getLogger("surgeon")
 
 __all__ = [
     "FORMAT",
@@ -39,6 +46,7 @@ __all__ = [
     "read_header",
     "save",
     "write_beside",
+    "write_tensors",
 ]
 
 
@@ -93,7 +101,17 @@ def save(
     if compact is not False:
         stored, header["coded"] = _coded(stored, {} if compact is True else compact)
     with write_beside(path) as temporary:
-        _write(stored, temporary, {KEY: json.dumps(header)})
+        write_tensors(stored, temporary, {KEY: _text(header)})
+
+
+def _text(header: Mapping[str, Any]) -> str:
+    """The header as JSON that :func:`load` will read."""
+    text = dump_json(header)
+    try:
+        read_json(text, len(text) * 64)
+    except ValueError as problem:
+        raise CheckpointError(f"the header can't be written so that it can be read again: {problem}") from problem
+    return text
 
 
 def _coded(tensors: Mapping[str, Tensor], kinds: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -138,21 +156,54 @@ def load(
     header = read_header(path)
     if header.graph is not None and factory is None:
         return _built(path, header)
-    small = _cut(path, header, _dense(path, header, factory), example_inputs)
-    expected = state_of(small)
-    compare(path, header, expected)
-    stored = _stored(path, header)
-    for name, source in header.aliases.items():
-        stored[name] = stored[source]
-    fill(small, expected, stored)
+    dense = _dense(path, header, factory, numbers=False)
+    compare_dense(path, header, state_of(dense))
+    try:
+        small = _filled(path, header, cut_sketch(dense, header.plan, example_inputs))
+    except PlanError as problem:
+        if factory is None:  # the file chose the model, which may be a large one: it isn't built for another look
+            raise _unfit(path, header, problem) from problem
+        small = None
+    if small is None:  # its forward needs numbers, or it keeps some that the file doesn't have
+        _log.debug("%s: its forward is run, to see what it makes of the plan", path, extra={"stage": "load"})
+        small = _for_real(path, header, dense if factory is not None else None, example_inputs)
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(name not in header.frozen)
     return small.train(header.training)
 
 
+def _filled(path: str | os.PathLike[str], header: Header, sketch: nn.Module | None) -> nn.Module | None:
+    """The model with the file's numbers, where all of its own come from there."""
+    if sketch is None:
+        return None
+    compare(path, header, state_of(sketch))
+    compare_ties(path, header, sketch)
+    return sketch if fill_sketch(sketch, _stored(path, header)) else None
+
+
+def _for_real(path: str | os.PathLike[str], header: Header, dense: nn.Module | None, example_inputs: Any) -> nn.Module:
+    """The model by way of the dense one with all its numbers."""
+    if dense is None:
+        sketch = _dense(path, header, None, numbers=False)
+        check_memory(path, tensor_bytes(sketch))
+        dense = _dense(path, header, None)
+    small = _cut(path, header, dense, example_inputs)
+    expected = state_of(small)
+    compare(path, header, expected)
+    compare_ties(path, header, small)
+    fill(small, expected, _stored(path, header))
+    return small
+
+
 def _stored(path: str | os.PathLike[str], header: Header) -> dict[str, Tensor]:
+    """The file's tensors by all their names."""
+    check_memory(path, bytes_of(header))
     with opened(path) as file:
-        return {name: _tensor(path, file, header, name) for name in header.tensors}
+        stored = {name: _tensor(path, file, header, name) for name in header.tensors}
+    for name, tensor in stored.items():
+        if (tuple(tensor.shape), tensor.dtype) != (header.tensors[name][0], TYPES.get(header.tensors[name][1])):
+            raise CheckpointError(f"{path}: {name} isn't what the header says of it: the file changed meanwhile")
+    return stored | {name: stored[source] for name, source in header.aliases.items()}
 
 
 def _tensor(path: str | os.PathLike[str], file: Any, header: Header, name: str) -> Tensor:
@@ -169,7 +220,14 @@ def _tensor(path: str | os.PathLike[str], file: Any, header: Header, name: str) 
 def _built(path: str | os.PathLike[str], header: Header) -> nn.Module:
     """The graph module that a file describes."""
     try:
-        model = build(header.graph, header.class_name, _stored(path, header), header.aliases)
+        sketch = {name: torch.empty(shape, dtype=TYPES[kind], device="meta")
+                  for name, (shape, kind) in header.tensors.items()}  # fmt: skip
+        build(header.graph, header.class_name, sketch, header.aliases)
+        stored = _stored(path, header)
+        own = {name: stored[name].clone() for name in header.tensors}  # the file's memory is not the model's
+        model = build(header.graph, header.class_name, own, header.aliases)
+    except CheckpointError:
+        raise
     except Exception as problem:  # the file is data: whatever is wrong with it is the file's fault
         told = str(problem) or type(problem).__name__
         raise CheckpointError(f"{path}: its graph is damaged, or not allowed: {told}") from problem
@@ -189,18 +247,24 @@ def load_dense(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | 
     return _dense(path, read_header(path), factory)
 
 
-def _write(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    mode = path.stat().st_mode
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file (inside :func:`write_beside`).
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as problem:
         raise OSError(f"{path.parent}: the file can't be written: {problem}") from problem
-    path.chmod(mode)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
-def _dense(path: str | os.PathLike[str], header: Header, factory: Callable[[], nn.Module] | None) -> nn.Module:
+def _dense(
+    path: str | os.PathLike[str], header: Header, factory: Callable[[], nn.Module] | None, *, numbers: bool = True
+) -> nn.Module:
+    """The dense model; without `numbers`, one that a file's origin names takes no memory."""
     origin = header.origin or {}
     if factory is None and not is_followed(origin):
         told = f" (made from {json.dumps(origin)})" if origin else ""
@@ -209,14 +273,14 @@ def _dense(path: str | os.PathLike[str], header: Header, factory: Callable[[], n
             "makes the dense model"
         )
     try:
-        model = build_origin(origin) if factory is None else factory()
+        model = build_origin(origin, numbers=numbers) if factory is None else factory()
     except CheckpointError as problem:
         raise CheckpointError(f"{path}: {problem}") from problem
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory gave {type(model).__name__}, expected a torch.nn.Module")
     if type(model).__name__ != header.class_name:
         raise CheckpointError(f"{path}: holds a {header.class_name}, but the dense model is {type(model).__name__}")
-    return model.cpu()
+    return model.cpu() if numbers or factory is not None else model
 
 
 def _cut(path: str | os.PathLike[str], header: Header, dense: nn.Module, example_inputs: Any) -> nn.Module:
@@ -226,5 +290,9 @@ def _cut(path: str | os.PathLike[str], header: Header, dense: nn.Module, example
         # In place: the dense model was made for this; nobody else holds it.
         return rewrite(dense, header.plan, example_inputs, inplace=True)
     except Exception as problem:  # the file's inputs go through the model's own forward, which may raise anything
-        told = str(problem) or type(problem).__name__
-        raise CheckpointError(f"{path}: its plan doesn't fit the dense {header.class_name}: {told}") from problem
+        raise _unfit(path, header, problem) from problem
+
+
+def _unfit(path: str | os.PathLike[str], header: Header, problem: Exception) -> CheckpointError:
+    told = str(problem) or type(problem).__name__
+    return CheckpointError(f"{path}: its plan doesn't fit the dense {header.class_name}: {told}")

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 from surgeon.checkpoint.header import Header
 from surgeon.errors import CheckpointError
 
-__all__ = ["compare", "distinct", "fill", "state_of"]
+__all__ = ["TYPES", "compare", "compare_ties", "distinct", "fill", "state_of"]
 
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_TYPES = {
+#: Types of numbers that a file may hold, as safetensors calls them.
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -85,11 +89,26 @@ def compare(path: str | os.PathLike[str], header: Header, expected: Mapping[str,
             raise CheckpointError(f"{path}: {name} holds {kind}, but {tensor.dtype} was expected")
 
 
+def compare_ties(path: str | os.PathLike[str], header: Header, model: nn.Module) -> None:
+    """Check that what is one tensor in the model is one in the file.
+
+    Raises
+    ------
+    CheckpointError
+        With the first two names that aren't.
+    """
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        other = first.setdefault(id(tensor), name)
+        if header.aliases.get(name, name) != header.aliases.get(other, other) and tensor.numel():
+            raise CheckpointError(f"{path}: {name} and {other} are one tensor of {header.class_name}, the file has two")
+
+
 def _same_kind(stored: str, dtype: torch.dtype) -> bool:
     """A float may be stored in another precision (a model saved in half); every other type must be the same."""
     if dtype.is_floating_point:
-        return stored in _FLOATS
-    return _TYPES.get(stored) is dtype
+        return TYPES.get(stored, torch.int64).is_floating_point
+    return TYPES.get(stored) is dtype
 
 
 def fill(model: nn.Module, expected: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:

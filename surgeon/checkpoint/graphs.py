@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from surgeon.checkpoint.values import (
     ATTRIBUTES,
+    GETATTR,
     Unknown,
     check_name,
     decode,
@@ -72,7 +74,7 @@ def _node(node: fx.Node) -> list[Any]:
         target = name_of(target)
     elif node.op == "call_method" and target not in methods():
         raise Unknown(f"method {target} can't be written into a file")
-    if target == "builtins.getattr" and node.args[1] not in ATTRIBUTES:
+    if target == GETATTR and node.args[1] not in ATTRIBUTES:
         raise Unknown(f"attribute {node.args[1]!r} can't be written into a file")
     return [node.op, node.name, target, [encode(a) for a in node.args], {k: encode(v) for k, v in node.kwargs.items()}]
 
@@ -102,7 +104,7 @@ def _internal() -> frozenset[str]:
 
 
 def build(spec: Any, class_name: str, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> fx.GraphModule:
-    """The graph module that a file describes, with these tensors.
+    """The graph module that a file describes, with these tensors (on the meta device: to see whether it can be built).
 
     Raises
     ------
@@ -117,7 +119,7 @@ def build(spec: Any, class_name: str, tensors: Mapping[str, Tensor], aliases: Ma
     if not graph.nodes or next(iter(reversed(graph.nodes))).op != "output":
         raise Unknown("the graph has no output")
     graph.lint()
-    result = fx.GraphModule(root, graph, class_name)
+    result = fx.GraphModule(root, graph, check_name(class_name))
     _install(root, result)
     return result
 
@@ -125,8 +127,8 @@ def build(spec: Any, class_name: str, tensors: Mapping[str, Tensor], aliases: Ma
 def _add(
     graph: fx.Graph, nodes: dict[str, fx.Node], root: nn.Module, op: Any, name: Any, target: Any, args: Any, kwargs: Any
 ) -> None:
-    if op not in _OPS or name in nodes or any(node.op == "output" for node in nodes.values()):
-        raise Unknown(f"node {str(name)[:80]!r} is of no kind that is known, or is there twice")
+    if op not in _OPS or name in nodes or name == "self" or (nodes and next(reversed(nodes.values())).op == "output"):
+        raise Unknown(f"node {str(name)[:80]!r} is of no kind that is known, is there twice, or comes after the output")
     values = tuple(decode(argument, nodes) for argument in args)
     named = {check_name(key): decode(value, nodes) for key, value in kwargs.items()}
     found = _target(op, target, values, root)
@@ -139,7 +141,7 @@ def _add(
 def _target(op: str, target: Any, args: tuple[Any, ...], root: nn.Module) -> Any:
     """What a node stands for, if that is allowed."""
     if op == "call_function":
-        if target == "builtins.getattr" and not (len(args) == 2 and args[1] in ATTRIBUTES):
+        if target == GETATTR and not (len(args) == 2 and args[1] in ATTRIBUTES):
             raise Unknown("getattr of something else than a tensor's shape or kind")
         return find_function(target)
     if op == "call_method":
@@ -179,6 +181,8 @@ class _Builder:
                 owner, _, leaf = check_name(path, dotted=True).rpartition(".")
                 made = root.get_submodule(spec["same"]) if "same" in spec else self._module(path, spec)
                 root.get_submodule(owner).register_module(leaf, made)
+        if sum(1 for _ in itertools.islice(_paths(root), len(specs) + 1)) != len(specs):
+            raise Unknown("modules hold each other in more places than are named")
         for module in root.modules():
             if isinstance(module, nn.RNNBase):
                 module._init_flat_weights()
@@ -192,7 +196,7 @@ class _Builder:
         module = kind.__new__(kind)
         nn.Module.__init__(module)
         for name, value in spec.get("attributes", {}).items():
-            if check_name(name) in _internal() or callable(getattr(kind, name, None)):
+            if check_name(name) in _internal() or hasattr(nn.Module, name) or callable(getattr(kind, name, None)):
                 raise Unknown(f"attribute {name!r} can't be set")
             setattr(module, name, decode(value, {}))
         for name, there in spec["parameters"].items():
@@ -217,6 +221,10 @@ class _Builder:
         if not (tensor.is_floating_point() or tensor.is_complex()):
             return nn.Parameter(tensor, requires_grad=False)
         return self._parameters.setdefault(stored, nn.Parameter(tensor))
+
+
+def _paths(root: nn.Module) -> Iterator[str]:
+    return (name for name, _ in root.named_modules(remove_duplicate=False))
 
 
 def _install(root: nn.Module, graph: nn.Module) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +15,18 @@ from safetensors import SafetensorError, safe_open
 
 from surgeon.checkpoint.coding import Form, check_total, read_form
 from surgeon.errors import CheckpointError, PlanError
+from surgeon.jsontext import read_json
 from surgeon.planning import Plan
 
-__all__ = ["FORMAT", "KEY", "Header", "opened", "read_header"]
+__all__ = ["FORMAT", "KEY", "Header", "opened", "read_header", "read_metadata"]
 
 #: Version of the file format that this module writes; it reads this one only.
 FORMAT = 1
 
 #: Entry of safetensors' metadata that holds the header.
 KEY = "surgeon"
+#: What Python takes to hold one tensor's entry, and what entries may take in any file.
+_BYTES_EACH, _ALWAYS = 256, 2**24
 _FIELDS = {"format": int, "class": str, "plan": dict, "aliases": dict, "frozen": list, "training": bool}
 
 
@@ -74,17 +78,41 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         If it can't be read.
     """
     with opened(path) as file:
-        metadata = file.metadata() or {}
-        names = list(file.keys())
-        slices = {name: file.get_slice(name) for name in names}
-        tensors = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
-    if KEY not in metadata:
-        raise CheckpointError(f"{path}: safetensors, but not written by surgeon (no {KEY!r} entry in its header)")
+        size = Path(path).stat().st_size
+        fields = read_metadata(path, file, KEY, size)
+        tensors = _tensors(path, file, size)
+    return _header(path, fields, tensors, size)
+
+
+def read_metadata(path: str | os.PathLike[str], file: Any, key: str, size: int) -> Any:
+    """The JSON value that surgeon keeps under `key` in a safetensors file of `size` bytes.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none, or it is no JSON that :func:`~surgeon.jsontext.read_json` reads.
+    """
+    metadata = file.metadata() or {}
+    if key not in metadata:
+        raise CheckpointError(f"{path}: safetensors, but not written by surgeon (no {key!r} entry in its header)")
     try:
-        fields = json.loads(metadata[KEY])
-    except (ValueError, RecursionError) as problem:
+        return read_json(metadata[key], 2 * size)
+    except ValueError as problem:
         raise CheckpointError(f"{path}: the header is no JSON: {problem}") from problem
-    return _header(path, fields, tensors, Path(path).stat().st_size)
+
+
+def _tensors(path: str | os.PathLike[str], file: Any, size: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor of the file."""
+    names = list(file.keys())
+    if _BYTES_EACH * len(names) > max(2 * size, _ALWAYS):
+        raise CheckpointError(f"{path}: {len(names)} tensors in {size} bytes; a model has fewer, or larger ones")
+    if strange := next((name for name in names if not name.isprintable()), None):
+        raise CheckpointError(f"{path}: a tensor is called {strange[:80]!r}; names are of printable characters")
+    found = {}
+    for name in names:
+        part = file.get_slice(name)
+        found[name] = (tuple(part.get_shape()), str(part.get_dtype()))
+    return found
 
 
 @contextlib.contextmanager
@@ -98,6 +126,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     OSError
         If it can't be read.
     """
+    mode = Path(path).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for a writer
+        raise OSError(errno.EINVAL, "is a device or a pipe, no regular file", os.fspath(path))
     with Path(path).open("rb"):  # a missing or unreadable file is Python's own error
         pass
     try:
@@ -160,7 +191,7 @@ def _meant(
 
 def _plan(path: str | os.PathLike[str], fields: dict[str, Any]) -> Plan:
     try:
-        return Plan.from_json(json.dumps(fields))
+        return Plan.read(fields)
     except PlanError as problem:
         raise CheckpointError(f"{path}: its plan is malformed: {problem}") from problem
 

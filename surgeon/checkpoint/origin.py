@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from surgeon import models as zoo
 from surgeon.errors import CheckpointError, SelectionError
@@ -68,20 +72,53 @@ def _is_known(name: str, *, own: bool) -> bool:
     return True
 
 
-def build_origin(origin: Mapping[str, Any]) -> nn.Module:
+def build_origin(origin: Mapping[str, Any], *, numbers: bool = True) -> nn.Module:
     """Build the dense model of an origin, with random weights; nothing is downloaded.
+
+    Parameters
+    ----------
+    numbers:
+        Without them, what is left to be filled (layers' weights) stands on the meta device and takes no memory.
 
     Raises
     ------
     CheckpointError
         As :func:`check_origin`, or if the builder refuses the arguments.
     """
-    from torchvision.models import get_model
-
     name, kwargs = check_origin(origin)
+    make = functools.partial(zoo.build, name) if "surgeon" in origin else _torchvision(name)
     try:
-        model = zoo.build(name, **kwargs) if "surgeon" in origin else get_model(name, weights=None, **kwargs)
+        model = make(**kwargs) if numbers else _unfilled(make, kwargs)
     except (TypeError, ValueError) as problem:
         raise CheckpointError(f"{_place(origin)} can't build {name} with {kwargs}: {problem}") from problem
     assert isinstance(model, nn.Module)
     return model
+
+
+def _torchvision(name: str) -> Callable[..., Any]:
+    """The builder, told to download nothing."""
+    from torchvision.models import get_model_builder
+
+    builder = get_model_builder(name)
+    nothing = {key: None for key in ("weights", "weights_backbone") if key in inspect.signature(builder).parameters}
+    return lambda **kwargs: builder(**{**nothing, **kwargs})
+
+
+def _unfilled(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
+    try:
+        with _Unfilled():
+            return make(**kwargs)
+    except RuntimeError:  # some constructors run what they have built, to see its sizes
+        return make(**kwargs)
+
+
+class _Unfilled(TorchFunctionMode):
+    """What ``torch.empty`` makes stands on the meta device; numbers that a constructor works out are there."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)

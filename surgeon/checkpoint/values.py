@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-__all__ = ["ATTRIBUTES", "Unknown", "check_name", "decode", "encode", "find_function", "methods", "name_of"]
+__all__ = ["ATTRIBUTES", "GETATTR", "Unknown", "check_name", "decode", "encode", "find_function", "methods", "name_of"]
 
 #: What of a tensor a graph may ask for.
 ATTRIBUTES = frozenset(
@@ -26,7 +26,16 @@ _MAKERS = frozenset({"zeros", "ones", "full", "empty", "rand", "randn", "arange"
 _NO_OPERATORS = frozenset({"attrgetter", "itemgetter", "methodcaller", "call", "setitem", "delitem"})
 #: Helpers in torch.nn.functional, and methods that hand out memory or call back.
 _HELPERS = ("_", "has_torch_function", "handle_torch_function", "boolean_dispatch", "assert_int_or_pair")
-_NO_METHODS = frozenset({"apply_", "map_", "map2_", "backward", "numpy", "set_", "share_memory_", "data_ptr"})
+_NO_METHODS = frozenset(
+    {"apply_", "map_", "map2_", "backward", "numpy", "set_", "share_memory_", "data_ptr", "const_data_ptr",
+     "module_load", "record_stream", "pin_memory", "retain_grad", "resize", "resize_", "resize_as", "resize_as_",
+     "resize_as_sparse_", "sparse_resize_", "sparse_resize_and_clear_", "to_mkldnn"}
+)  # fmt: skip
+#: Operators that take packed bytes at their word, and numbers that grow beyond all bounds.
+_NO_FUNCTIONS = (
+    "torch.fbgemm_", "torch.quantized_", "torch.miopen_", "torch.q_", "torch.choose_qparams", "torch.fused_moving",
+    "torch.batch_norm_", "torch.quantize_", "torch.int_repr", "math.factorial", "math.comb", "math.perm",
+)  # fmt: skip
 #: Functions of torchvision's models that fx leaves as one call.
 _TORCHVISION = {
     "torchvision.models.swin_transformer": (
@@ -35,6 +44,8 @@ _TORCHVISION = {
     "torchvision.models.maxvit": ("_get_relative_position_bias",),
 }  # fmt: skip
 _LARGEST = 2**63
+#: May be called with one of :data:`ATTRIBUTES`, and is never an argument: who could pass it on could ask for anything.
+GETATTR = "builtins.getattr"
 _CONSTANTS = (torch.dtype, torch.memory_format, torch.layout)
 
 
@@ -58,7 +69,7 @@ def methods() -> frozenset[str]:
 @functools.cache
 def _functions() -> dict[str, Callable[..., Any]]:
     """Every function that a graph may call, by its name."""
-    found: dict[str, Any] = {"builtins.getattr": getattr}
+    found: dict[str, Any] = {GETATTR: getattr}
     spaces: list[tuple[str, Any, Any]] = [
         ("operator", operator, [n for n in operator.__all__ if n not in _NO_OPERATORS]),
         ("math", math, [n for n in dir(math) if not n.startswith("_")]),
@@ -75,7 +86,7 @@ def _functions() -> dict[str, Callable[..., Any]]:
             value = getattr(space, function, None)
             if isinstance(value, types.FunctionType | types.BuiltinFunctionType) and not _foreign(value):
                 found[f"{name}.{function}"] = value
-    return found
+    return {name: value for name, value in found.items() if not name.startswith(_NO_FUNCTIONS)}
 
 
 def _foreign(value: Any) -> bool:
@@ -185,7 +196,7 @@ def _decoded_constant(kind: str, content: Any) -> Any:
         return torch.device(content)
     if kind == "ellipsis":
         return ...
-    if kind == "function":
+    if kind == "function" and content != GETATTR:
         return find_function(content)
     raise Unknown(f"{str({kind: content})[:80]} is no argument")
 

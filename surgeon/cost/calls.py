@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints
+from surgeon.exclusive import ALONE
 from surgeon.tracing import Inputs, Trace, in_mode, moves_numbers, operator_name
 
 #: Calls whose time grows with the product of their variables; that of all others grows with the bytes they move.
@@ -223,7 +224,7 @@ def in_place_calls(trace: Trace) -> set[fx.Node]:
     """
     seen: dict[str, list[bool]] = {}
     inputs: Inputs = trace.inputs
-    with in_mode(trace.model, False), torch.no_grad(), torch.random.fork_rng(devices=[]), _Names(seen):
+    with ALONE, in_mode(trace.model, False), torch.no_grad(), torch.random.fork_rng(devices=[]), _Names(seen):
         trace.model(*inputs.args, **inputs.kwargs)
     found: set[fx.Node] = set()
     for name, flags in seen.items():

@@ -14,6 +14,7 @@ from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
 from surgeon.cost.calls import Calls, TimedCall
 from surgeon.cost.tables import Place, Table, open_table
+from surgeon.exclusive import ALONE
 from surgeon.processes import from_first
 from surgeon.tracing import in_mode
 
@@ -155,7 +156,7 @@ class Latency:
     def _time_dense(self) -> float:
         """Seconds of the dense model's forward, timed as the table's entries are."""
         model, inputs = self.graph.trace.model, self.graph.trace.inputs
-        with in_mode(model, False):
+        with ALONE, in_mode(model, False):
             return from_first(lambda: self.table.timer(lambda: model(*inputs.args, **inputs.kwargs)))
 
 

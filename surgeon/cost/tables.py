@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from surgeon.exclusive import ALONE, alone
 from surgeon.files import write_beside
 from surgeon.measure import LAYOUTS, stopwatch_for
 from surgeon.processes import count, first, from_first
@@ -134,10 +135,11 @@ class Table:
 
     def seconds(self, key: str, build: Callable[[], Callable[[], Any]]) -> float:
         """What a piece of work takes; `build` makes the call where it isn't known. Infinite if it can't be run."""
-        if key not in self.entries:
-            self.measured += 1
-            self.entries[key] = from_first(lambda: self._time(build))
-        return self.entries[key]
+        with ALONE:
+            if key not in self.entries:
+                self.measured += 1
+                self.entries[key] = from_first(lambda: self._time(build))
+            return self.entries[key]
 
     def _time(self, build: Callable[[], Callable[[], Any]]) -> float:
         try:
@@ -145,6 +147,7 @@ class Table:
         except (RuntimeError, ValueError, TypeError, IndexError):
             return math.inf
 
+    @alone
     def least(self, builds: Mapping[str, Callable[[], Callable[[], Any]]], passes: int) -> dict[str, float]:
         """The least time of each of several pieces of work that are compared with each other, over several passes."""
         missing = {key: build() for key, build in builds.items() if key not in self.entries}
@@ -159,6 +162,7 @@ class Table:
                 found[key] = min(self.timer(call), found[key])
         return found
 
+    @alone
     def save(self) -> None:
         """Write it beside and rename; a folder that can't be written to costs the next run some time, and no more."""
         if not self.measured or not first():
@@ -222,6 +226,7 @@ def least_time(place: Place, clock: Callable[[], float] | None = None) -> Timer:
 _OPEN: dict[tuple[Path, Place, int], Table] = {}
 
 
+@alone
 def open_table(place: Place) -> Table:
     """The table of a place, read once in a process."""
     key = (place.file, place, count())

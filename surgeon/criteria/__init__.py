@@ -18,6 +18,7 @@ from surgeon.criteria.gradients import Floats, ForwardLoss, Gradients, Statistic
 from surgeon.criteria.pieces import check_micro_batch
 from surgeon.criteria.table import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
+from surgeon.exclusive import alone
 from surgeon.processes import kept, same, together
 from surgeon.tracing import outside_inference_mode
 
@@ -82,6 +83,7 @@ def find_criterion(name: str | Callable[[Request], Floats]) -> tuple[str, Criter
     return name, CRITERIA[name]
 
 
+@alone
 def score(
     graph: ChannelGraph,
     criterion: str | Callable[[Request], Floats] = "taylor",
@@ -137,6 +139,7 @@ def score(
 
 @outside_inference_mode
 @together("scoring")
+@alone
 def score_all(
     graph: ChannelGraph,
     criteria: Iterable[str | Callable[[Request], Floats]],

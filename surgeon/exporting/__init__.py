@@ -23,6 +23,7 @@ from torch import nn
 from surgeon.agreement import distance
 from surgeon.checkpoint import load, read_header
 from surgeon.errors import ExportError, InputError
+from surgeon.exclusive import alone
 from surgeon.exporting.inputs import Sizes, other_size, run, sizes_of
 from surgeon.exporting.modules import run_python, write_python
 from surgeon.exporting.programs import run_onnx, run_pt2, write_onnx, write_pt2
@@ -94,6 +95,7 @@ class Exported:
         return asdict(self)
 
 
+@alone
 @outside_inference_mode
 def export(
     model_or_file: nn.Module | str | os.PathLike[str],

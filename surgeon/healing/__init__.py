@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from surgeon.errors import HealingError
+from surgeon.exclusive import alone
 from surgeon.healing.calibration import example_of, read_batches, read_inputs
 from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
@@ -35,6 +36,7 @@ _MEASURED = ("bn", "bias", "gram")
 
 @outside_inference_mode
 @together("healing")
+@alone
 def heal(
     dense: nn.Module,
     small: nn.Module,

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from surgeon.errors import HealingError
+from surgeon.exclusive import alone
 from surgeon.processes import total
 from surgeon.tracing import Inputs, in_mode
 
@@ -58,6 +59,7 @@ def _average_over_processes(norms: list[_BatchNorm]) -> None:
             norm.num_batches_tracked.copy_(count)
 
 
+@alone
 def _run(model: nn.Module, inputs: Inputs) -> None:
     try:
         model(*inputs.args, **inputs.kwargs)

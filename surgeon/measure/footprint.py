@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from surgeon.exclusive import alone
 from surgeon.tracing import Inputs, in_mode
 
 
@@ -48,6 +49,7 @@ class Footprint:
         return asdict(self)
 
 
+@alone
 def footprint(model: nn.Module, example_inputs: Any) -> Footprint:
     """Run one forward, in eval and inference mode, and count.
 

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from surgeon.errors import InputError
+from surgeon.exclusive import alone
 from surgeon.measure.timing import quiet
 from surgeon.tracing import Inputs
 
 __all__ = ["layer_latency"]
 
 
+@alone
 def layer_latency(
     models: Mapping[str, nn.Module],
     example_inputs: Any,

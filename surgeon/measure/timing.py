@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from surgeon.errors import InputError
+from surgeon.exclusive import alone
 from surgeon.measure.backends import BACKENDS
 from surgeon.measure.clocks import Call, Stopwatch, calibrate, stopwatch_for
 from surgeon.measure.conditions import Conditions
@@ -20,6 +21,7 @@ from surgeon.tracing import Inputs, in_mode
 _SAMPLE_SECONDS = 0.02
 
 
+@alone
 def latency(
     models: Mapping[str, nn.Module],
     example_inputs: Any,

@@ -16,7 +16,7 @@ from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.budgets import LIMITS, TIME, Problem, choose, reachable, seconds_of, tightest
 from surgeon.planning.moves import Steps, staircases
-from surgeon.planning.plan import Plan, removed_by_group
+from surgeon.planning.plan import Plan, removed_by_group, sizes_by_group
 from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_in, channels_made_by, select_layers
 from surgeon.planning.shares import NoSuchWidthError, Shares
@@ -136,7 +136,8 @@ def make_plan(
         }  # fmt: skip
     inputs = graph.trace.inputs.spec()
     name = type(graph.trace.model).__name__
-    return Plan(name, removed_by_group(graph, kept), inputs, budget, scores.criterion, seed, fitted)
+    removed = removed_by_group(graph, kept)
+    return Plan(name, removed, inputs, budget, scores.criterion, seed, sizes_by_group(graph, removed), fitted)
 
 
 def _check(scope: str, round_to: Any, min_channels: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
 from surgeon.errors import PlanError
+from surgeon.jsontext import dump_json, read_json
 from surgeon.trial import Fit
 
 FORMAT = 1
@@ -31,6 +32,9 @@ class Plan:
         Description of the example inputs (:meth:`surgeon.Inputs.spec`), to trace a fresh copy with.
     budget, criterion, seed:
         What was asked.
+    sizes:
+        Group name -> how many channels it had, of the groups that are cut: a model with others is another model. Empty
+        where that isn't known (plans written by hand).
     fitted:
         How it fits the model that it was made on; not part of the JSON.
     """
@@ -41,6 +45,7 @@ class Plan:
     budget: Mapping[str, Any] = field(default_factory=dict)
     criterion: str = ""
     seed: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
     fitted: Fit | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -52,15 +57,15 @@ class Plan:
         """The plan as indented JSON, one line per group."""
         head = {
             "surgeon_plan": FORMAT, "model": self.model, "criterion": self.criterion, "seed": self.seed,
-            "budget": dict(self.budget), "inputs": self.inputs,
+            "budget": dict(self.budget), "inputs": self.inputs, "sizes": dict(self.sizes),
         }  # fmt: skip
-        text = json.dumps(head, indent=2, default=str)[:-2]
+        text = dump_json(head, indent=2)[:-2]
         rows = [f"    {json.dumps(name)}: {json.dumps(list(gone))}" for name, gone in self.removed.items()]
         return text + ',\n  "removed": {' + ("\n" + ",\n".join(rows) + "\n  " if rows else "") + "}\n}"
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read a plan back.
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read a plan back, from its text or a file's bytes (UTF-8).
 
         Raises
         ------
@@ -68,13 +73,26 @@ class Plan:
             If `text` is no plan: the message names the field.
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as problem:
-            raise PlanError(f"the plan is no JSON: {problem}") from problem
+            data = read_json(text if isinstance(text, str) else text.decode())
+        except ValueError as problem:
+            raise PlanError(f"the plan can't be read, it is no JSON: {problem}") from problem
+        return cls.read(data)
+
+    @classmethod
+    def read(cls, data: Any) -> Plan:
+        """The plan that :meth:`to_json` wrote, once its text is read; every field is checked.
+
+        Raises
+        ------
+        PlanError
+            If it is no plan: the message names the field.
+        """
         if not isinstance(data, dict) or data.get("surgeon_plan") != FORMAT:
             raise PlanError(f"not a surgeon plan of format {FORMAT} (the field surgeon_plan is missing or different)")
         values = {name: _typed(data, name, default) for name, default in _FIELDS.items()}
-        return cls(removed=_removed(data.get("removed")), inputs=data.get("inputs"), **values)
+        return cls(
+            removed=_removed(data.get("removed")), inputs=data.get("inputs"), sizes=_sizes(data.get("sizes")), **values
+        )
 
     def kept(self, graph: ChannelGraph) -> Flags:
         """Flags of the channels that stay, on the graph of a copy of the model.
@@ -82,14 +100,22 @@ class Plan:
         Raises
         ------
         PlanError
-            If a group or a channel isn't there, or a group would be empty.
+            If a group or a channel isn't there, a group has another size, or would be empty.
         """
         flags = np.ones(graph.structure.count, dtype=bool)
         for name, gone in self.removed.items():
             group = graph.named.get(name)
             if group is None:
                 known = ", ".join(list(graph.named)[:5])
-                raise PlanError(f"the plan cuts group {name!r}, which this model doesn't have (it has {known}, ...)")
+                raise PlanError(
+                    f"the plan cuts group {name!r}, which this model doesn't have (it has {known}, ...)"
+                    f"{self._whose(graph)}"
+                )
+            if self.sizes.get(name, group.size) != group.size:
+                raise PlanError(
+                    f"the plan was made for {self.sizes[name]} channels in group {name!r}, this model has "
+                    f"{group.size}{self._whose(graph)}"
+                )
             where = dict(zip(group.channels, group.numbers, strict=True))
             for channel in gone:
                 if channel not in where:
@@ -98,6 +124,11 @@ class Plan:
             if not flags[group.numbers].any() and group.size == _lead_size(graph, group.name):
                 raise PlanError(f"the plan removes all {group.size} channels of group {name!r}: at least one must stay")
         return flags
+
+    def _whose(self, graph: ChannelGraph) -> str:
+        """Whose plan it is, where that is another class of model."""
+        own = type(graph.trace.model).__name__
+        return "" if self.model in ("", own) else f"; the plan is one of a {self.model[:80]}, this is a {own}"
 
 
 def _lead_size(graph: ChannelGraph, name: str) -> int:
@@ -127,6 +158,19 @@ def _removed(value: Any) -> dict[str, tuple[int, ...]]:
             raise PlanError(f"the plan's channels of group {name!r} must be distinct whole numbers, 0 or more")
         result[name] = tuple(sorted(channels))
     return result
+
+
+def _sizes(value: Any) -> dict[str, int]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(type(size) is int and size > 0 for size in value.values()):
+        raise PlanError("the plan's field 'sizes' must be an object of whole numbers, 1 or more")
+    return value
+
+
+def sizes_by_group(graph: ChannelGraph, removed: Mapping[str, Any]) -> dict[str, int]:
+    """How many channels the groups have that are cut."""
+    return {name: graph.named[name].size for name in removed}
 
 
 def removed_by_group(graph: ChannelGraph, kept: Flags) -> dict[str, tuple[int, ...]]:

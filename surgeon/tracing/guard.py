@@ -152,12 +152,12 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 def plain_kernels(model: nn.Module) -> Iterator[None]:
     """Composite operators run as their parts: no fused attention, no fused LSTM, no inference mode, no gradients."""
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     # oneDNN fuses whole LSTMs; it is left on for all other models, whose convolutions would crawl without it
     fused = torch._C._get_mkldnn_enabled()  # the public flags() also sets TF32 and warns where there is none
     recurrent = any(isinstance(m, nn.LSTM) for m in model.modules())
-    torch._C._set_mkldnn_enabled(fused and not recurrent)
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        torch._C._set_mkldnn_enabled(fused and not recurrent)
         with (
             torch.inference_mode(False),
             torch.no_grad(),

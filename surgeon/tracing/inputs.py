@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,17 +90,22 @@ class Inputs:
         return {"args": _describe(self.args), "kwargs": _describe(dict(self.kwargs))}
 
     @classmethod
-    def from_spec(cls, spec: Any) -> Inputs:
+    def from_spec(cls, spec: Any, *, device: str = "cpu") -> Inputs:
         """Inputs of the described shapes: normal numbers for floats, zeros for integers, so any index is in range.
+
+        Parameters
+        ----------
+        device:
+            ``"meta"`` makes shapes without numbers, of any size; else all tensors together may have 2^27 elements.
 
         Raises
         ------
         PlanError
             If the description is malformed.
         """
-        generator = torch.Generator().manual_seed(_RANDOM_SEED)
+        build = _Builder(device)
         try:
-            return cls(tuple(_build(spec["args"], generator)), dict(_build(spec["kwargs"], generator)))
+            return cls(tuple(build(spec["args"])), dict(build(spec["kwargs"])))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as problem:
             raise PlanError(f"the plan's description of the example inputs can't be read: {problem}") from problem
 
@@ -111,34 +117,44 @@ def _describe(value: Any) -> Any:
         return {"list": [_describe(v) for v in value], "tuple": isinstance(value, tuple)}
     if isinstance(value, dict):
         return {"dict": {str(k): _describe(v) for k, v in value.items()}}
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"number": str(value)}  # JSON has no word for it
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
     return {"opaque": type(value).__name__}
 
 
-_MAX_ELEMENTS = 2**27  # a plan may come from anywhere
+class _Builder:
+    """Makes what :func:`_describe` described; the description may come from anywhere."""
 
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._left = 2**48 if device == "meta" else 2**27
+        self._generator = torch.Generator().manual_seed(_RANDOM_SEED)
 
-def _build(spec: Any, generator: torch.Generator) -> Any:
-    if "tensor" in spec:
-        return _build_tensor(spec, generator)
-    if "list" in spec:
-        items = [_build(item, generator) for item in spec["list"]]
-        return tuple(items) if spec.get("tuple") else items
-    if "dict" in spec:
-        return {key: _build(item, generator) for key, item in spec["dict"].items()}
-    if "value" in spec:
-        return spec["value"]
-    raise ValueError(f"an argument of type {spec.get('opaque', '?')} can't be made again; pass example_inputs")
+    def __call__(self, spec: Any) -> Any:
+        if "tensor" in spec:
+            return self._tensor(spec)
+        if "list" in spec:
+            items = [self(item) for item in spec["list"]]
+            return tuple(items) if spec.get("tuple") else items
+        if "dict" in spec:
+            return {key: self(item) for key, item in spec["dict"].items()}
+        if "value" in spec:
+            return spec["value"]
+        if "number" in spec:
+            return float(spec["number"])
+        raise ValueError(f"an argument of type {spec.get('opaque', '?')} can't be made again; pass example_inputs")
 
-
-def _build_tensor(spec: Any, generator: torch.Generator) -> Tensor:
-    shape = [int(size) for size in spec["tensor"]]
-    dtype = getattr(torch, str(spec["dtype"]))
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{spec['dtype']!r} is no dtype")
-    if any(size < 1 for size in shape) or torch.Size(shape).numel() > _MAX_ELEMENTS:
-        raise ValueError(f"a tensor of shape {shape} is out of bounds")
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.zeros(shape, dtype=dtype)
+    def _tensor(self, spec: Any) -> Tensor:
+        shape, dtype = [int(size) for size in spec["tensor"]], getattr(torch, str(spec["dtype"]))
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"{spec['dtype']!r} is no dtype")
+        self._left -= math.prod(shape)
+        if any(size < 1 for size in shape) or self._left < 0:
+            raise ValueError(f"a tensor of shape {shape} is out of bounds")
+        if self._device == "meta":
+            return torch.empty(shape, dtype=dtype, device="meta")
+        if dtype.is_floating_point or dtype.is_complex:
+            return torch.randn(shape, generator=self._generator).to(dtype)
+        return torch.zeros(shape, dtype=dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.exclusive import ALONE
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
 from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
@@ -144,7 +145,7 @@ def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, function
             del returned[2 if recorder.extra else 1 :]
         return [leaf for leaves, _ in returned for leaf in leaves if isinstance(leaf, Tensor)]
 
-    with untouched(model), plain_kernels(model):
+    with ALONE, untouched(model), plain_kernels(model):
         try:
             with CanonicalProducts(), recorder:
                 run = torch.func.functionalize(forward) if functional else forward

@@ -53,12 +53,25 @@ def with_tensors(
 def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], settings: Settings) -> None:
     """:func:`with_tensors` in place: `model` itself becomes the cut model."""
     shadow = with_tensors(model, tensors, settings, share=True)  # everything that can fail happens on a copy
-    new = {id(old): new for old, new in zip(_registered(model), _registered(shadow), strict=True) if old is not new}
+    pairs = [(old, new) for old, new in zip(_registered(model), _registered(shadow), strict=True) if old is not new]
+    saved = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        _take_over(model, shadow, {id(old): new for old, new in pairs})
+        apply_settings(model, settings)
+    except BaseException:  # interrupted: half of a cut is no model
+        back = {id(new): old for old, new in pairs}
+        for module, attributes in saved:
+            for value in attributes.values():
+                _substituted(value, back)  # what lists and dicts hold
+            module.__dict__.update(attributes)
+        raise
+
+
+def _take_over(model: nn.Module, shadow: nn.Module, new: Mapping[int, Tensor]) -> None:
     for own, other in zip(model.modules(), shadow.modules(), strict=True):
         for name, value in vars(own).items():
             width = vars(other).get(name) if _is_width(value) and not name.startswith("_") else value
             own.__dict__[name] = _substituted(width, new)
-    apply_settings(model, settings)
 
 
 def _registered(model: nn.Module) -> list[Tensor]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from surgeon.criteria.table import ForwardLoss
 from surgeon.errors import ModelError, TuningError
+from surgeon.exclusive import ALONE
+from surgeon.files import locked
 from surgeon.tracing import in_mode, outside_inference_mode, unwrap
 from surgeon.tuning.averaging import Average
 from surgeon.tuning.evaluation import Validation, evaluate
@@ -127,6 +129,8 @@ def tune(
         For an option out of range, data that the loss can't use, or a loss that is not finite.
     CheckpointError
         If `resume_dir` holds another run, or a damaged one.
+    BusyError
+        If another run is at work there.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
@@ -141,6 +145,7 @@ def tune(
     distillation = None if teacher is None else Distillation(teacher, temperature, teacher_weight)
     objective = Objective(loss_fn, forward_loss, label_smoothing, distillation)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(ALONE)
         stack.enter_context(torch.enable_grad())
         accelerator, place = stack.enter_context(hardware(module, mixed_precision, device))
         stack.enter_context(own_randomness(place))
@@ -150,6 +155,7 @@ def tune(
         asked = _asked(recipe, chosen, train_loader) | {"mixed_precision": accelerator.mixed_precision}
         run = Run(asked, module, chosen, penalty=penalty, scaler=accelerator.scaler)
         run.average = Average(module, ema) if ema is not None else None
+        stack.enter_context(locked(resume_dir if accelerator.is_main_process else None))
         found = resume_dir is not None and read_state(resume_dir, run)
         accelerator.wait_for_everyone()
         if len(run.history) < epochs:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from surgeon.exclusive import ALONE
 from surgeon.processes import seed_of
 
 __all__ = ["own_randomness", "seed_epoch"]
@@ -21,13 +22,14 @@ _PARTS = ("sampler", "batch_sampler", "dataset", "base_dataloader")
 @contextlib.contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
     """Leave the caller's random numbers as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's transforms may draw there
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+    with ALONE:
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's transforms may draw there
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def seed_epoch(loader: Any, seed: int, epoch: int, process: int = 0) -> None:

@@ -71,7 +71,7 @@ def read_rows(folder: Path, asked: Mapping[str, Any]) -> list[Step]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows, saved = [Step.read(row) for row in data["steps"]], dict(data["asked"])
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise CheckpointError(f"{path}: damaged, or of another tool ({problem}); give another directory") from problem
     changed = [name for name in dict.fromkeys([*asked, *saved]) if saved.get(name) != asked.get(name)]
     if changed:

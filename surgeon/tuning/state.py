@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from surgeon.checkpoint import write_beside
+from surgeon.checkpoint import write_beside, write_tensors
 from surgeon.checkpoint.header import opened
 from surgeon.errors import CheckpointError
 from surgeon.trial import named_tensors
@@ -103,18 +101,11 @@ def write_state(folder: str | os.PathLike[str], run: Run) -> None:
     # Clones: views of one storage (an LSTM's flat weights) can't be stored as they are.
     stored = {name: t.detach().clone(memory_format=torch.contiguous_format).cpu() for name, t in tensors.items()}
     with write_beside(Path(folder) / FILE) as temporary:
-        mode = temporary.stat().st_mode
-        try:
-            save_file(stored, temporary, metadata={_KEY: json.dumps(header)})
-        except SafetensorError as problem:
-            raise OSError(f"{folder}: the training state can't be written: {problem}") from problem
-        temporary.chmod(mode)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        write_tensors(stored, temporary, {_KEY: json.dumps(header)})
 
 
 def read_state(folder: str | os.PathLike[str], run: Run) -> bool:
-    """Take up the run that `folder` holds; what killed writers left beside the file is removed.
+    """Take up the run that `folder` holds.
 
     Returns
     -------
@@ -130,8 +121,6 @@ def read_state(folder: str | os.PathLike[str], run: Run) -> bool:
     """
     path = Path(folder) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{FILE}.*.tmp"):
-        left.unlink(missing_ok=True)
     if not path.exists():
         return False
     with opened(path) as file:
@@ -141,7 +130,7 @@ def read_state(folder: str | os.PathLike[str], run: Run) -> bool:
     _same_run(path, header["asked"], run.asked)
     try:
         _take(run, header, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as problem:
         raise CheckpointError(
             f"{path}: doesn't fit this model and optimizer ({problem}); resume what it holds, or give another folder"
         ) from problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,8 @@ from surgeon.tuning.recipe import Epoch, Recipe
 from surgeon.tuning.sharing import parts_of
 from surgeon.tuning.state import Run, write_state
 from surgeon.tuning.synchronised import Step, synchronised
+
+_log = logging.getLogger("surgeon")
 
 __all__ = ["Loop", "Metric", "on_device"]
 
@@ -99,7 +102,12 @@ class Loop:
                 self.run.best, self.run.best_epoch = snapshot(self.run.model), number
         if not self._validates:
             self.run.best_epoch = number
-        self.run.history.append(replace(row, seconds=time.perf_counter() - start))
+        row = replace(row, seconds=time.perf_counter() - start)
+        self.run.history.append(row)
+        _log.info(
+            "epoch %d of %d: loss %.6g, %.2f s", number, self.recipe.epochs, row.train_loss, row.seconds,
+            extra={"stage": "tune", "seconds": row.seconds},
+        )  # fmt: skip
 
     def _train(self, parts: Iterable[tuple[Any, float]], number: int) -> float:
         """The epoch's mean loss over the examples."""

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
+from surgeon.exclusive import alone
 from surgeon.planning import Plan
 from surgeon.tracing import Inputs, check_model, operator_name, outside_inference_mode, record, trace, unwrap
 from surgeon.trial import Fit, Misfit, fit_recording, named_tensors
@@ -64,6 +65,7 @@ class Check:
 
 
 @outside_inference_mode
+@alone
 def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0) -> Check:
     """Prove that `small` is `model` without the plan's channels.
 
