@@ -32,8 +32,9 @@ def surgeon_lines() -> list[str]:
     return [part for part in parts if part.startswith("surgeon ")]
 
 
-def test_the_first_two_commands() -> None:
-    assert shell_lines()[:2] == [
+def test_the_first_commands() -> None:
+    assert shell_lines()[:3] == [
+        "python -m pip install . && surgeon demo",
         "python -m pip install . && surgeon prune --model vgg16_bn --filters 512",
         "python -m pip install '.[test]' && python -m pytest -q",
     ]
@@ -41,7 +42,7 @@ def test_the_first_two_commands() -> None:
 
 def test_the_release_check_runs_the_readmes_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    install, test = shell_lines()[1].split(" && ")
+    install, test = shell_lines()[2].split(" && ")
     assert install.replace("install ", "install --quiet ") in script
     assert f"{test} | tee" in script
 
