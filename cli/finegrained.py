@@ -122,19 +122,19 @@ def default_target(name: str, word: str) -> Path:
 
 def open_model(options: Mapping[str, Any], word: str) -> Opened:
     """Find the model, and the images of ``--data``; first of all, make sure that the file can be written."""
-    from .images import scan
+    from .images import find
     from .runtime import is_file, pick_device
 
     name = options["model"]
     if not options.get("sweep"):
         check_writable(options["output"] or default_target(name, word))
-    files = None if options["data"] is None else scan(Path(options["data"]))
+    source = None if options["data"] is None else find(options["data"])
     device = pick_device(options["device"])
     opened = _from_file(options, device) if is_file(name) else _from_name(options, device)
-    if files is None:
+    if source is None:
         model, plan, origin = opened[:3]
         return Opened(name, model, plan, origin, None, None)
-    return _judged(name, opened, files, options, device)
+    return _judged(name, opened, source, options, device)
 
 
 def _from_name(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
@@ -177,12 +177,12 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     return model, header.plan, header.origin, preprocess, outputs
 
 
-def _judged(name: str, opened: tuple[Any, ...], files: Any, options: Mapping[str, Any], device: Any) -> Opened:
-    from .images import batches, folder
+def _judged(name: str, opened: tuple[Any, ...], source: Any, options: Mapping[str, Any], device: Any) -> Opened:
+    from .images import batches, drawn
     from .output import say, warn
 
     model, plan, origin, preprocess, outputs = opened
-    images = folder(files, options["samples"], preprocess, options["seed"], name=options["data"])
+    images = drawn(source, options["samples"], preprocess, options["seed"], name=options["data"])
     for warning in images.warnings:
         warn(warning)
     loader = batches(images, outputs, preprocess, options["batch_size"], device)
