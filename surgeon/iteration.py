@@ -25,7 +25,7 @@ from surgeon.pruning import prune
 from surgeon.report import layer_rows, sizes
 from surgeon.rewriting import fit
 from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
-from surgeon.tuning import Tuned, carry, evaluate, tune
+from surgeon.tuning import Tuned, evaluate, rewrite_optimizer, tune
 from surgeon.tuning.objectives import Objective
 from surgeon.tuning.order import own_randomness, seed_epoch
 from surgeon.tuning.record import Step, plain, read_rows, write_rows
@@ -63,7 +63,7 @@ def prune_and_tune(
     steps: int = 5,
     epochs_per_step: int = 1,
     final_epochs: int = 0,
-    schedule: str = "linear",
+    schedule: str | None = None,
     tuning: Mapping[str, Any] | None = None,
     after_cut: AfterCut | None = None,
     carry_optimizer: bool = True,
@@ -88,8 +88,9 @@ def prune_and_tune(
     train_loader, val_loader:
         As in :func:`surgeon.tune`; `train_loader` also ranks the channels, unless ``dataloader`` is given.
     steps, schedule:
-        How many cuts, and how far each goes: ``"linear"``, ``"cubic"``, ``"equal-ratio"``, ``"one-shot"``, or
-        ``"per-step"`` (``filters=512, steps=5``: 512 in every step); see :mod:`surgeon.planning.steps`.
+        How many cuts, and how far each goes: ``"linear"``, ``"cubic"``, ``"equal-ratio"`` and ``"one-shot"`` reach the
+        budget in so many steps, ``"per-step"`` removes `filters` in every one. Default: the latter for `filters` (512
+        in each of 5 steps are 2,560), ``"linear"`` for the other budgets; see :mod:`surgeon.planning.steps`.
     epochs_per_step, final_epochs:
         Training after each cut, and that much more after the last one.
     tuning:
@@ -98,7 +99,8 @@ def prune_and_tune(
         Called as ``after_cut(small, before, plan)`` before training, to heal the small model in place; it must give the
         same for the same models.
     carry_optimizer:
-        Take the optimizer's state along through the cuts (:func:`surgeon.carry`), or start it anew after each.
+        Take the optimizer's state along through the cuts (:func:`surgeon.rewrite_optimizer`), or start it anew after
+        each.
     directory, origin:
         Where to save, and where `model` came from, as in :func:`surgeon.save`.
     on_step:
@@ -256,7 +258,7 @@ class _Run:
             fitted = fit(before, result.plan, self.example_inputs)
             plan = compose(self.dense, plan, fitted, self.example_inputs)
             plan = dataclasses.replace(plan, budget=result.plan.budget, criterion=result.plan.criterion)
-            optimizer = None if optimizer is None else carry(optimizer, fitted, before, small)
+            optimizer = None if optimizer is None else rewrite_optimizer(optimizer, fitted, before, small)
         if self.directory is not None:
             save(self.directory / f"step-{number}-cut.safetensors", small, plan, self.origin)
         return small, plan, optimizer

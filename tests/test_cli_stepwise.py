@@ -41,7 +41,7 @@ def make() -> nn.Module:
 
 
 def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
-    ran = prune("--filters", 3, "--schedule", "per-step", "--final-epochs", 2, "--lr", 0.05, "--json")
+    ran = prune("--filters", 3, "--final-epochs", 2, "--lr", 0.05, "--json")
     assert ran.code == 0, ran.err
     steps = ran.json["steps"]
     assert [ran.json["dense"]["filters"], *(step["filters"] for step in steps)] == [20, 17, 14]
@@ -58,6 +58,7 @@ def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(last.state_dict().values(), small.state_dict().values(), strict=True))
     assert ran.json["test"]["accuracy"] is not None
     for told in (
+        "3 filters in each of 2 steps, 6 in all",
         "step 1: 17 filters",
         "out-channels",
         "test images: top-1",
@@ -134,7 +135,7 @@ def test_bad_input_is_one_clear_message(name: str) -> None:
     assert not Path("small.safetensors").exists()
 
 
-@pytest.mark.parametrize("words", [("--schedule", "per-step"), ("--schedule", "one-shot"), ("--resume",)])
+@pytest.mark.parametrize("words", [("--schedule", "one-shot"), ("--resume",)])
 def test_what_belongs_to_training_needs_epochs(words: tuple[str, ...]) -> None:
     ran = prune("--filters", 2, "--epochs", 0, *words)
     assert ran.code == 2

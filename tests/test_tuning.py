@@ -139,6 +139,8 @@ def test_every_named_schedule_ends_where_it_should() -> None:
 def test_targets_count_from_the_dense_model() -> None:
     assert targets("filters", 512, "per-step", 5, 4224) == (512, 1024, 1536, 2048, 2560)
     assert targets("filters", 10, "linear", 4, 100) == (2, 5, 7, 10)
+    assert targets("filters", 10, None, 4, 100) == (10, 20, 30, 40)  # an amount that a cut takes away
+    assert targets("max_macs", 0.5, None, 2, 1000) == (750, 500)  # a state that all cuts reach
     assert targets("ratio", 0.75, "equal-ratio", 2, 0) == pytest.approx((0.5, 0.75))
     assert targets("max_macs", 0.5, "linear", 2, 1000) == (750, 500)
     assert targets("max_macs", "50%", "linear", 2, 1000) == (750, 500)
@@ -161,6 +163,13 @@ def test_targets_count_from_the_dense_model() -> None:
 def test_bad_targets_are_told(name: str, amount: Any, schedule: str) -> None:
     with pytest.raises(BudgetError):
         targets(name, amount, schedule, 2, 100)
+
+
+def test_more_in_all_steps_than_there_are() -> None:
+    with pytest.raises(
+        BudgetError, match=r"50 in each of 2 steps are 100, and there are 100: .*schedule='linear' for 50"
+    ):
+        targets("filters", 50, None, 2, 100)
 
 
 def test_learning_rates_by_hand() -> None:
@@ -445,7 +454,7 @@ def test_a_carried_state_is_the_indexed_one(maker: str) -> None:
     trained(optimizer, dense, X, Y)
     result = surgeon.prune(dense, X[:2], ratio=0.4, criterion="magnitude")
     small, fitted = result.model, fit(dense, result.plan)
-    carried = surgeon.carry(optimizer, result.plan, dense, small)
+    carried = surgeon.rewrite_optimizer(optimizer, result.plan, dense, small)
     assert type(carried) is type(optimizer)
     assert [g["lr"] for g in carried.param_groups] == [g["lr"] for g in optimizer.param_groups]
     held: dict[Tensor, str] = {p: n for n, p in small.named_parameters()}
@@ -487,7 +496,7 @@ def test_moments_of_a_folded_weight_scale_as_its_gradient() -> None:
     result = surgeon.prune(dense, x, ratio=0.4, criterion="magnitude", ignored_layers=["v", "out"])
     fitted = fit(dense, result.plan)
     assert fitted.folds
-    carried = surgeon.carry(optimizer, fitted, dense, result.model)
+    carried = surgeon.rewrite_optimizer(optimizer, fitted, dense, result.model)
     for name, parameter in result.model.named_parameters():
         factors = fitted.gather(name, torch.ones_like(dense.get_parameter(name)))
         state, theirs = carried.state[parameter], optimizer.state[dense.get_parameter(name)]
@@ -500,10 +509,10 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     dense = net()
     result = surgeon.prune(dense, X[:2], ratio=0.4, criterion="magnitude")
     stale = torch.optim.SGD(dense.parameters(), lr=0.1)
-    with pytest.raises(TuningError, match=r"after a cut use surgeon.carry"):
+    with pytest.raises(TuningError, match=r"after a cut use surgeon.rewrite_optimizer"):
         surgeon.tune(result.model, loader(), epochs=1, optimizer=stale)
     with pytest.raises(TuningError, match="the plan makes"):
-        surgeon.carry(stale, result.plan, dense, net())
+        surgeon.rewrite_optimizer(stale, result.plan, dense, net())
 
 
 # --- penalties
@@ -808,7 +817,7 @@ def test_two_processes_train_as_one_with_batches_twice_as_large(tmp_path: Path) 
 def iterate(
     folder: Path | None = None, data: Dataset[Any] | None = None, optimizer: str = "sgd", **kwargs: Any
 ) -> surgeon.PrunedAndTuned:
-    given: dict[str, Any] = {"filters": 6, "steps": 2, "epochs_per_step": 2, "final_epochs": 1, **kwargs}
+    given: dict[str, Any] = {"filters": 3, "steps": 2, "epochs_per_step": 2, "final_epochs": 1, **kwargs}
     batches = DataLoader(data or Breaking(0), 8, shuffle=True)
     return surgeon.prune_and_tune(
         net().eval(),
@@ -822,7 +831,7 @@ def iterate(
 
 
 def test_steps_reach_the_budget_and_the_plans_compose(tmp_path: Path) -> None:
-    result = iterate(tmp_path, schedule="per-step", filters=3)
+    result = iterate(tmp_path)
     assert [step.filters for step in result.steps] == [11, 8]
     assert [len(step.history) for step in result.steps] == [2, 3]
     assert sum(map(len, result.plan.removed.values())) == 6

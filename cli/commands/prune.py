@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ..files import amount, check_writable, step
 from ..options import image_size_option
 from ..training_options import split_training, training_options
-
-if TYPE_CHECKING:
-    import torch
-
-    import surgeon
-
-    from ..images import Batches, Images
-    from ..models import Subject
-    from ..output import Watch
 
 #: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
 SAMPLES, SAMPLES_WITH_DATA = 64, 256
@@ -56,7 +47,7 @@ class Options:
     strict: bool
     heal: str
     steps: int
-    schedule: str
+    schedule: str | None
     as_graph: bool
     report: Path | None
     dry_run: bool
@@ -71,6 +62,13 @@ class Options:
         """Where the file goes."""
         safe = self.model.rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
         return self.output or Path(f"{safe}-pruned.safetensors")
+
+    @property
+    def in_all(self) -> str | None:
+        """What filters in every step come to, in words; None where they are not counted so."""
+        if self.filters is None or self.steps == 1 or self.schedule not in (None, "per-step"):
+            return None
+        return f"{self.filters:,} filters in each of {self.steps} steps, {self.filters * self.steps:,} in all"
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -203,14 +201,13 @@ class Options:
     default=1,
     show_default=True,
     metavar="N",
-    help="Reach the budget in so many cuts; rank and heal after each.",
+    help="So many cuts: rank and heal anew in each. --filters N is per step, any other budget is what all reach.",
 )
 @click.option(
     "--schedule",
     type=click.Choice(["linear", "cubic", "equal-ratio", "one-shot", "per-step"]),
-    default="linear",
-    show_default=True,
-    help="How far each of the steps goes; per-step, with --epochs: --filters N in every one.",
+    help="How far each of the steps goes: per-step removes --filters N in every one, the others reach the budget at "
+    "the last.  [default: per-step for --filters, else linear]",
 )
 @click.option(
     "--epochs",
@@ -248,8 +245,8 @@ def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
     Say how much with --filters alone, --ratio alone, or any of --max-macs, --max-params, --max-activations and
-    --max-latency. With --epochs it trains after each of the --steps; what is interrupted then goes on
-    with --resume.
+    --max-latency. With --epochs it trains after each of the --steps, each of which removes --filters N; what is
+    interrupted then goes on with --resume.
 
     Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
     """
@@ -264,52 +261,18 @@ def run(options: Options) -> None:
         check_writable(options.target)
     if options.report is not None:
         check_writable(options.report)
+    if options.in_all is not None:
+        from ..output import say
+
+        say(options.in_all)
     if options.epochs or options.final_epochs:
         from .. import stepwise
 
         stepwise.run({**vars(options), **options.training}, options.budget, options.target)
         return
-    files = None if options.data is None else _scan(options.data)
-    import torch
+    from .. import onecut
 
-    from ..models import resolve
-    from ..output import Watch, warn
-    from ..runtime import pick_device, try_forward
-    from ..summary import show
-
-    device = pick_device(options.device)
-    subject = resolve(options.model, options.weights, seed=options.seed, image_size=options.image_size)
-    for warning in subject.warnings:
-        warn(warning)
-    model = subject.model.to(device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    example, outputs = try_forward(model, subject, device)
-    if options.latency_batch_size > 1:
-        example = example.repeat(options.latency_batch_size, 1, 1, 1)
-    images, loader = _material(options, files, subject, outputs, device)
-    with Watch() as watch:
-        result = _prune(options, model, example, loader, watch)
-    result = _with_remarks(_since_the_dense(result, subject), subject, images, loader)
-    written = None
-    if not options.dry_run:
-        import surgeon
-
-        surgeon.save(options.target, result.model, result.plan, origin=subject.origin)
-        written = options.target
-    if options.report is not None:
-        _write_page(options.report, subject, result, device)
-    show(subject, result, written, as_json=options.as_json, with_plan=options.dry_run)
-
-
-def _write_page(path: Path, subject: Subject, result: surgeon.Result, device: torch.device) -> None:
-    import surgeon
-
-    from ..output import say
-    from ..runtime import about
-
-    surgeon.write_report(path, result, title=f"{subject.name}, cut by surgeon", about=about(device))
-    say(f"report: {path}")
+    onecut.run(options)
 
 
 def _check_budget(options: Options) -> None:
@@ -342,93 +305,7 @@ def _check_steps(options: Options) -> None:
                 "--max-latency, --max-activations and --round-to auto are kept in one cut, without --epochs"
             )
         return
-    if options.schedule in ("one-shot", "per-step"):
-        raise click.UsageError(f"--schedule {options.schedule} is for cuts with training between: give --epochs N")
+    if options.schedule == "one-shot":
+        raise click.UsageError("--schedule one-shot is for cuts with training between: give --epochs N")
     if options.training["resume"]:
         raise click.UsageError("--resume is for cuts with training between: give --epochs N")
-
-
-def _scan(path: str) -> dict[str, list[Path]]:
-    from ..images import scan
-
-    return scan(Path(path))
-
-
-def _material(
-    options: Options, files: dict[str, list[Path]] | None, subject: Subject, outputs: Any, device: torch.device
-) -> tuple[Images | None, Batches | None]:
-    """Images and targets, where the criterion looks at any."""
-    from surgeon.criteria import find_criterion
-
-    from ..images import batches, folder, photographs
-    from ..output import warn
-
-    if not find_criterion(options.criterion)[1].needs_data and options.heal == "none":
-        if files is not None:
-            warn(f"--data is not looked at: --criterion {options.criterion} needs no images")
-        return None, None
-    if files is None and options.heal != "none":
-        warn("healing on crops of two photographs: give --data DIR with images of your own kind")
-    default = SAMPLES if files is None else SAMPLES_WITH_DATA
-    samples = options.samples or default
-    if files is None:
-        images = photographs(samples, subject.preprocess, options.seed)
-    else:
-        images = folder(files, samples, subject.preprocess, options.seed, strict=options.strict, name=options.data)
-    return images, batches(images, outputs, subject.preprocess, options.batch_size, device)
-
-
-def _prune(
-    options: Options, model: torch.nn.Module, example: torch.Tensor, loader: Batches | None, watch: Watch
-) -> surgeon.Result:
-    import surgeon
-
-    return surgeon.prune(
-        model,
-        example,
-        **options.budget,
-        criterion=options.criterion,
-        dataloader=loader,
-        loss_fn=None if loader is None else loader.loss,
-        scope=options.scope,
-        round_to=options.round_to,
-        ignored_layers=options.ignore,
-        units=options.unit,
-        min_channels=options.min_channels,
-        heal=options.heal,
-        steps=options.steps,
-        schedule=options.schedule,
-        verify=options.verify,
-        strict=options.strict,
-        as_graph=options.as_graph,
-        seed=options.seed,
-        progress=watch,
-    )
-
-
-def _since_the_dense(result: surgeon.Result, subject: Subject) -> surgeon.Result:
-    """The same result; its plan says all that is cut from the dense model, where an earlier cut is in the file."""
-    if subject.cuts is None:
-        return result
-    from surgeon.checkpoint import load_dense
-    from surgeon.composition import compose
-    from surgeon.rewriting import fit
-    from surgeon.tracing import Inputs
-
-    example = Inputs.from_spec(result.plan.inputs)
-    fitted = fit(subject.model.cpu(), result.plan, example)
-    whole = compose(load_dense(subject.name), subject.cuts, fitted, example)
-    return replace(result, plan=replace(whole, budget=result.plan.budget, criterion=result.plan.criterion, fitted=None))
-
-
-def _with_remarks(
-    result: surgeon.Result, subject: Subject, images: Images | None, loader: Batches | None
-) -> surgeon.Result:
-    """The same result; its report also says what weights and images it was made with."""
-    notes = () if loader is None else loader.notes
-    report = replace(
-        result.report,
-        notes=(f"weights: {subject.weights}", *notes, *result.report.notes),
-        warnings=(*subject.warnings, *(images.warnings if images else ()), *result.report.warnings),
-    )
-    return replace(result, report=report)

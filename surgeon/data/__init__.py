@@ -9,6 +9,6 @@ from surgeon.data.preprocess import Preprocess
 from surgeon.data.sources import CIFAR, DIGITS, Data, Split, hold_out, open_data
 
 __all__ = [
-    "CIFAR", "DIGITS", "SUFFIXES", "Augment", "Data", "Examples", "Preprocess", "Split", "batches", "hold_out", "open_data",
-    "scan", "told",
+    "CIFAR", "DIGITS", "SUFFIXES", "Augment", "Data", "Examples", "Preprocess", "Split", "batches", "hold_out",
+    "open_data", "scan", "told",
 ]  # fmt: skip

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from surgeon.data.cifar import CIFAR, read
-from surgeon.data.folders import scan
 from surgeon.data.digits import read_digits
+from surgeon.data.folders import scan
 from surgeon.data.preprocess import Preprocess, read_pixels
 from surgeon.errors import InputError
 

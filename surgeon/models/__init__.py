@@ -1,8 +1,8 @@
 """Models: a small zoo of the classic networks for 32x32 images (CIFAR-10 and CIFAR-100), by name.
 
 Names are those of the papers: ``resnet20`` to ``resnet110`` (a ``b`` behind the depth: projections on the shortcuts),
-``wrn16-4`` to ``wrn40-4`` (depth and width of a wide ResNet), ``vgg11`` to ``vgg19``, with ``_bn``; ``vgg7`` is small, for
-small images. ``-x0.25`` behind any of them multiplies all widths: ``vgg16_bn-x0.25``. On the command line they are
+``wrn16-4`` to ``wrn40-4`` (depth and width of a wide ResNet), ``vgg11`` to ``vgg19``, with ``_bn``; ``vgg7`` is for
+smaller images. ``-x0.25`` behind any of them multiplies all widths: ``vgg16_bn-x0.25``. On the command line they are
 called ``cifar:NAME``.
 """
 
