@@ -63,6 +63,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             final_epochs=options["final_epochs"],
             tuning={**tuning_of(options, leave=("schedule",)), "device": device},
             after_cut=_healer(options, loaders["rank"]),
+            rewind=None if options["rewind"] is None else surgeon.load(options["rewind"]).to(device),
             directory=folder,
             origin=subject.origin,
             on_step=rows,

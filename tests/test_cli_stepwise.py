@@ -140,3 +140,38 @@ def test_what_belongs_to_training_needs_epochs(words: tuple[str, ...]) -> None:
     ran = prune("--filters", 2, "--epochs", 0, *words)
     assert ran.code == 2
     assert "give --epochs N" in ran.err
+
+
+def test_a_list_of_targets_rates_for_each_and_early_weights() -> None:
+    words = (
+        "--model",
+        "cifar:resnet20-x0.1",
+        "--data",
+        "photos",
+        "--image-size",
+        16,
+        "--batch-size",
+        6,
+        "--device",
+        "cpu",
+    )
+    ran = surgeon_cli("train", *words, "--epochs", 1, "--keep-epoch", 0, "--output", "net.safetensors")
+    assert ran.code == 0, ran.err
+    ran = prune(
+        "--max-macs", "80%,60%", "--lr", "0.02,0.01", "--rewind", "net/epoch-0.safetensors", "--json", "--criterion",
+        "magnitude", model="net.safetensors",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    dense = ran.json["dense"]["macs"]
+    shares = [step["macs"] / dense for step in ran.json["steps"]]
+    assert 0.6 < shares[0] <= 0.8
+    assert shares[1] <= 0.6
+    assert surgeon.load("small.safetensors")(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    for wrong, told in (
+        (("--max-macs", "80%,60%,50%"), "lists [3] targets"),
+        (("--ratio", "0.2,x"), "give a number such as 0.5, or one for each step"),
+        (("--ratio", "0.2", "--rewind", "net/epoch-0.safetensors", "--heal", "bn"), "--rewind and --heal exclude"),
+    ):
+        ran = prune(*wrong, "--run", "other", model="net.safetensors")
+        assert ran.code == 2
+        assert told in " ".join(ran.err.split())

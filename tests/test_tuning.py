@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -825,8 +826,7 @@ def iterate(
         batches,
         loader(12, shuffle=False),
         directory=folder,
-        tuning={"lr": 0.05, "optimizer": optimizer},
-        **given,
+        **{"tuning": {"lr": 0.05, "optimizer": optimizer}, **given},
     )
 
 
@@ -902,6 +902,30 @@ def test_what_follows_a_cut_is_called_before_training() -> None:
     assert not result.model.get_parameter("head.bias").any()
 
 
+def test_each_step_can_have_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = surgeon.tune, []
+
+    def watching(*args: Any, **kwargs: Any) -> surgeon.Tuned:
+        held = kwargs["optimizer"]
+        seen.append((kwargs["lr"], None if isinstance(held, str) else held.param_groups[0]["lr"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(surgeon.iteration, "tune", watching)
+    iterate(tuning={"lr": (0.05, 0.01), "optimizer": "sgd"})
+    assert seen == [(0.05, None), (0.01, 0.01)]  # the second goes on with the optimizer of the first
+
+
+def test_what_a_cut_leaves_starts_again_from_early_weights(tmp_path: Path) -> None:
+    early = net()
+    with torch.no_grad():
+        for parameter in early.parameters():
+            parameter.mul_(0.5)
+    result = iterate(tmp_path, rewind=early, epochs_per_step=0, final_epochs=0)
+    assert same(result.model, surgeon.rewrite(early, dataclasses.replace(result.plan, fitted=None)))
+    with pytest.raises(CheckpointError, match="rewind"):
+        iterate(tmp_path, epochs_per_step=0, final_epochs=0)
+
+
 def test_bad_steps_are_told() -> None:
     for given, error, message in (
         ({"steps": 0}, TuningError, "steps=0"),
@@ -909,6 +933,8 @@ def test_bad_steps_are_told() -> None:
         ({"filters": (2, 4, 6)}, BudgetError, "lists .3. targets"),
         ({"ratio": 0.5}, BudgetError, "give filters="),
         ({"as_graph": True}, surgeon.ModelError, "a graph can be passed"),
+        ({"tuning": {"lr": (0.1, 0.1, 0.1)}}, TuningError, "lr lists 3 rates for 2 steps"),
+        ({"rewind": net(), "after_cut": print}, TuningError, "leave after_cut out"),
     ):
         with pytest.raises(error, match=message):
             iterate(**given)

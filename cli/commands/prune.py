@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..files import amount, check_writable, step
+from ..files import amount, amounts, check_writable, numbers, step
 from ..options import image_size_option
 from ..training_options import split_training, training_options
 
@@ -22,9 +22,9 @@ class Options:
 
     model: str
     filters: int | None
-    ratio: float | None
-    max_macs: int | float | str | None
-    max_params: int | float | str | None
+    ratio: float | tuple[float, ...] | None
+    max_macs: Any  # a number, a share, or a tuple of them
+    max_params: Any
     max_activations: int | float | str | None
     max_latency: str | None
     latency_batch_size: int
@@ -55,6 +55,7 @@ class Options:
     epochs: int
     final_epochs: int
     train_batch_size: int
+    rewind: Path | None
     training: dict[str, Any]
 
     @property
@@ -85,14 +86,21 @@ class Options:
     help="torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's.",
 )
 @click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
-@click.option("--ratio", type=float, metavar="R", help="Remove this share of the channels, such as 0.5.")
+@click.option(
+    "--ratio",
+    callback=numbers,
+    metavar="R",
+    help="Remove this share of the channels, such as 0.5; 0.2,0.4,0.5: after each of three --steps.",
+)
 @click.option(
     "--max-macs",
-    callback=amount,
+    callback=amounts,
     metavar="AMOUNT",
-    help="Keep within: 50%, 0.5, or a count such as 2G (1 multiply-add is 1).",
+    help="Keep within: 50%, 0.5, or a count such as 2G (1 multiply-add is 1); 80%,60%: after each of two --steps.",
 )
-@click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M.")
+@click.option(
+    "--max-params", callback=amounts, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M; or a list."
+)
 @click.option(
     "--max-activations",
     callback=amount,
@@ -229,6 +237,12 @@ class Options:
     help="Images at a time in training.",
 )
 @training_options
+@click.option(
+    "--rewind",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="After each cut go on from these weights of the dense model (surgeon train --keep-epoch); needs --epochs.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
 @click.option(
     "--as-graph",
@@ -290,7 +304,7 @@ def _check_budget(options: Options) -> None:
             f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"
         )
     _check_steps(options)
-    if options.ratio is not None and not 0 < options.ratio < 1:
+    if isinstance(options.ratio, float) and not 0 < options.ratio < 1:
         raise click.UsageError(f"--ratio {options.ratio}: give a share between 0 and 1, such as 0.5")
 
 
@@ -300,6 +314,8 @@ def _check_steps(options: Options) -> None:
         for flag in ("dry_run", "as_graph", "report"):
             if getattr(options, flag):
                 raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
+        if options.rewind is not None and options.heal != "none":
+            raise click.UsageError("--rewind and --heal exclude each other: early weights have nothing to heal towards")
         if options.max_latency is not None or options.max_activations is not None or options.round_to == "auto":
             raise click.UsageError(
                 "--max-latency, --max-activations and --round-to auto are kept in one cut, without --epochs"
@@ -307,5 +323,7 @@ def _check_steps(options: Options) -> None:
         return
     if options.schedule == "one-shot":
         raise click.UsageError("--schedule one-shot is for cuts with training between: give --epochs N")
+    if options.rewind is not None:
+        raise click.UsageError("--rewind is for cuts with training between: give --epochs N")
     if options.training["resume"]:
         raise click.UsageError("--resume is for cuts with training between: give --epochs N")
