@@ -32,7 +32,7 @@ from surgeon.rewriting import rewrite
 from surgeon.sweeps import Sensitivity, sensitivity
 from surgeon.tracing import Inputs, Trace, trace
 from surgeon.trainer import Trained, train
-from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, rewrite_optimizer, tune
+from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, Validation, evaluate, rewrite_optimizer, tune
 from surgeon.verification import Check, verify
 
 __version__ = "0.1.0"
@@ -41,8 +41,8 @@ __all__ = [
     "BudgetError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment", "ExportError",
     "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing", "ModelError",
     "NothingToCutError", "Pin", "Plan", "PlanError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError",
-    "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError",
-    "VerificationError", "channel_graph", "compare", "export", "finegrained", "heal", "load", "make_plan", "prune",
-    "prune_and_tune", "rewrite", "rewrite_optimizer", "save", "score", "score_all", "sensitivity", "trace", "train",
-    "tune", "verify", "write_report",
+    "Scores", "SelectionError", "Sensitivity", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "Validation",
+    "VerificationError", "channel_graph", "compare", "evaluate", "export", "finegrained", "heal", "load", "make_plan",
+    "prune", "prune_and_tune", "rewrite", "rewrite_optimizer", "save", "score", "score_all", "sensitivity", "trace",
+    "train", "tune", "verify", "write_report",
 ]  # fmt: skip
