@@ -88,9 +88,9 @@ def _row(subject: Subject, data: Data, split: Split, batch_size: int, device: to
         "loss": seen.loss,
         "macs": taken.macs,
         "params": taken.params,
-        "nonzero": sum(layer.count for layer in layers.values()) / there if there else None,
+        "nonzero": sum(layer.left for layer in layers.values()) / there if there else None,
         "file_bytes": Path(subject.name).stat().st_size if is_file(subject.name) else file_bytes(model),
-        "layers": {name: {"nonzero": layer.count, "weights": layer.weights} for name, layer in layers.items()},
+        "layers": {name: {"nonzero": layer.left, "weights": layer.weights} for name, layer in layers.items()},
     }
 
 

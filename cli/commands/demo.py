@@ -10,7 +10,7 @@ from ..files import amount
 from ..options import json_option
 
 
-@click.command(name="demo", short_help="See it all in a minute: train, cut, heal, fine-tune, time, report.")
+@click.command(name="demo", short_help="See it all in a minute, from training to the report.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

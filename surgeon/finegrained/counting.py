@@ -15,13 +15,13 @@ __all__ = ["NonZero", "nonzero"]
 class NonZero(NamedTuple):
     """Weights of one layer that are not zero, of how many."""
 
-    count: int
+    left: int
     weights: int
 
     @property
     def share(self) -> float:
         """The share of the layer's weights that is not zero."""
-        return self.count / self.weights
+        return self.left / self.weights
 
 
 def nonzero(model: nn.Module) -> dict[str, NonZero]:
