@@ -169,7 +169,8 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     model = finegrained.unpack(options["model"], factory).eval().to(device)
     first = next(leaf for leaf in Inputs.from_spec(header.plan.inputs).leaves() if isinstance(leaf, torch.Tensor))
     size = options["image_size"] or int(first.shape[-1])
-    preprocess = Preprocess(channels=1 if first.ndim == 4 and first.shape[1] == 1 else 3)
+    own = Preprocess.from_dict((header.origin or {}).get("preprocess"))
+    preprocess = own or Preprocess(channels=1 if first.ndim == 4 and first.shape[1] == 1 else 3)
     if size != preprocess.size:
         preprocess = preprocess.sized(size)
     subject = Subject(model, options["model"], dict(header.origin or {}), preprocess, "as the file has them")

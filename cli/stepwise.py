@@ -21,8 +21,9 @@ from surgeon.tuning.record import Step
 
 from .images import Batches
 from .models import Subject, resolve
-from .output import Watch, emit_json, resumable, say, table, warn
+from .output import Watch, emit_json, say, table, warn
 from .runtime import pick_device, try_forward
+from .stopping import resumable
 from .training_options import augment_of, check_folder, percent, tuning_of
 
 #: Rounds of timing after each step.

@@ -1,11 +1,12 @@
-"""Writes docs/cli.md from every command's --help, and docs/api.md from the docstrings of surgeon's public names.
+"""Writes docs/cli.md from every command's --help, docs/api.md from docstrings, and the picture of docs/channels.md.
 
-python docs/generate.py            # write both
+python docs/generate.py            # write them
 python docs/generate.py --check    # exit 1 when one is not what the program says
 """
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
 import sys
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from click.testing import CliRunner
 
 import surgeon
+from surgeon.pages.lanes import lanes
+from surgeon.report import make_report
 from surgeon_cli.main import cli
 
 HERE = Path(__file__).resolve().parent
@@ -114,7 +118,42 @@ def _prose(text: str | None) -> str:
     return marked.replace("``", "`")
 
 
-PAGES = {"cli.md": cli_page, "api.md": api_page}
+def channels_picture() -> str:
+    """The graph of the network in docs/channels.md, as lanes beside its layers."""
+    code = re.search(r"```python\n(.*?)```", _read(HERE / "channels.md"), flags=re.DOTALL)
+    assert code is not None
+    made: dict[str, Any] = {"print": lambda *_: None}
+    exec(compile(code[1], "channels.md", "exec"), made)  # noqa: S102  # the page's own code
+    graph = made["graph"]
+    report = make_report(graph, np.ones(graph.structure.count, dtype=bool), None, ()).to_dict()
+    drawing = lanes(report["groups"], report["flow"])
+    width, height = drawing.width + 190, drawing.height
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="monospace" font-size="13">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+    ]
+    for lane in drawing.lanes:
+        colour = f"hsl({lane.hue} 65% 45%)"
+        lines.append(
+            f'<path d="M{lane.x} {lane.top}V{lane.bottom}" stroke="{colour}" stroke-width="2.5"/><g stroke="{colour}">'
+        )
+        for mark in lane.marks:
+            radius, fill = _MARKS[mark.role]
+            lines.append(
+                f'<circle cx="{lane.x}" cy="{mark.y}" r="{radius}" fill="{fill or colour}" stroke-width="2">'
+                f"<title>{html.escape(f'{lane.name}: {lane.size} channels')}</title></circle>"
+            )
+        lines.append("</g>")
+    for number, row in enumerate(drawing.rows):
+        y = drawing.row_height * number + drawing.row_height // 2 + 4
+        lines.append(f'<text x="{drawing.width + 6}" y="{y}">{html.escape(row.layer)}</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+#: Radius and filling of a mark; None: the lane's colour.
+_MARKS = {"produces": (5, None), "follows": (2, None), "consumes": (4, "white")}
+PAGES = {"cli.md": cli_page, "api.md": api_page, "channels.svg": channels_picture}
 
 
 def main(words: list[str]) -> int:

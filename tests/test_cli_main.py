@@ -105,3 +105,13 @@ def test_a_device_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert str(pick_device("auto")) == name
     with pytest.raises(errors.InputError, match="--device nonsense can't be used here"):
         pick_device("nonsense")
+
+
+def test_what_is_stopped_says_so_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_self: click.Command, _ctx: click.Context) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Command, "invoke", stop)
+    ran = CliRunner().invoke(cli, ["device"])
+    assert ran.exit_code == 130
+    assert ran.stderr == "stopped; nothing half-written is left; the same command starts again\n"

@@ -101,7 +101,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(stepwise._Rows, "__call__", stopping)
     ran = prune("--filters", 6, "--run", "run")
-    assert ran.code == 1
+    assert ran.code == 130
     assert "--resume goes on" in ran.err
     monkeypatch.setattr(stepwise._Rows, "__call__", call)
     assert "holds a run" in prune("--filters", 6, "--run", "run").err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -110,3 +111,16 @@ def test_links_to_files_lead_somewhere(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert ((ROOT / path).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["cli.md", "api.md", "channels.svg"])
+def test_generated_pages_are_current(name: str) -> None:
+    """Spaces apart: click breaks lines as it likes."""
+    pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
+    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    assert written.split() == pages[name]().split(), "run python docs/generate.py"
+
+
+def test_every_page_is_in_the_readme() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in README, page.name

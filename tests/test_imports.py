@@ -52,7 +52,7 @@ ORDER = (
 
 #: The command line's own modules that `surgeon --help` loads.
 LIGHT = (
-    "__init__", "__main__", "main", "files", "options", "finegrained",
+    "__init__", "__main__", "main", "files", "options", "finegrained", "stopping",
     *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")),
 )  # fmt: skip
 

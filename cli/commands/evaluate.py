@@ -59,7 +59,7 @@ def command(models: tuple[str, ...], **options: Any) -> None:
     MODEL_OR_FILE is a torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's, such as
     those that surgeon prune --steps leaves after each step. How long they take says surgeon bench.
 
-    Example: surgeon evaluate net.safetensors net-pruned/step-*.safetensors --data photos/ --plot steps.png
+    Example: surgeon evaluate surgeon-demo/small.safetensors --data digits --layers
     """
     for path in (options["csv_file"], options["plot"], options["histograms"]):
         if path is not None:

@@ -262,7 +262,7 @@ def command(**options: Any) -> None:
     --max-latency. With --epochs it trains after each of the --steps, each of which removes --filters N; what is
     interrupted then goes on with --resume.
 
-    Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
+    Example: surgeon prune --model vgg16_bn --filters 512
     """
     own, training = split_training(options)
     run(Options(**own, training=training))

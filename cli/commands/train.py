@@ -99,7 +99,7 @@ def command(**options: Any) -> None:
     looked at once, at the end. An interrupted run goes on with --resume. Nothing is downloaded but weights that
     --weights asks for.
 
-    Example: surgeon train --model cifar:resnet20 --data cifar10 --epochs 30 --cutout 16
+    Example: surgeon train --model cifar:vgg7_bn --image-size 8 --data digits --epochs 10
     """
     run(options)
 
@@ -121,8 +121,9 @@ def run(options: Mapping[str, Any]) -> None:
     import surgeon
     from surgeon.data import open_data
 
-    from ..output import Watch, emit_json, resumable, say, warn
+    from ..output import Watch, emit_json, say, warn
     from ..runtime import pick_device, try_forward
+    from ..stopping import resumable
 
     device = pick_device(options["device"])
     data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
