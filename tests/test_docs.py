@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
-import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -113,12 +114,10 @@ def test_links_to_files_lead_somewhere(path: str) -> None:
         assert ((ROOT / path).parent / target).exists(), target
 
 
-@pytest.mark.parametrize("name", ["cli.md", "api.md", "channels.svg"])
-def test_generated_pages_are_current(name: str) -> None:
-    """Spaces apart: click breaks lines as it likes."""
-    pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
-    written = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    assert written.split() == pages[name]().split(), "run python docs/generate.py"
+def test_generated_pages_are_current() -> None:
+    """In a process of its own: click remembers how a command was last asked for help."""
+    ran = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_every_page_is_in_the_readme() -> None:
