@@ -99,7 +99,8 @@ def test_zeros_are_counted_with_masks_and_tied_weights_once() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1.0)
-    masks.custom_from_mask(model[0], "weight", torch.tensor([1.0, 1, 1, 0] * 2).view(2, 1, 2, 2))
+    mask = torch.tensor([1.0, 1, 1, 0] * 2).view(2, 1, 2, 2)
+    masks.custom_from_mask(model[0], "weight", mask)  # type: ignore[no-untyped-call]  # torch's
     model.append(nn.Linear(2, 3))
     model[3].weight = model[2].weight
     assert finegrained.nonzero(model) == {"0": (6, 8), "2": (6, 6)}

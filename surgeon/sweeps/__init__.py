@@ -89,9 +89,8 @@ def sensitivity(
     judge = Judge(loader, Objective(loss_fn, forward_loss), progress or (lambda *_: None), folder)
     dense = judge(module)
     chosen = sorted({float(ratio) for ratio in ratios})
-    named = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", "")
     # The dense model's loss stands for its weights and for the data.
-    judge.goes_on({"what": what, "criterion": named, "seed": seed, "loss": f"{dense.loss:.6g}"})
+    judge.goes_on({"what": what, "criterion": criterion, "seed": seed, "loss": f"{dense.loss:.6g}"})
     if what == "weights":
         curves = sweep_weights(copy.deepcopy(module), chosen, tuple(layers), judge)
         return Sensitivity(what, "magnitude", dense, tuple(curves))
