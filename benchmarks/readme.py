@@ -34,20 +34,26 @@ def main() -> int:
     """Write or check; 2 where a marker can't be followed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a table is stale")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="the file with the markers")
+    parser.add_argument("--readme", type=Path, help="the file with the markers; by default all that have some")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder with the measured files")
     options = parser.parse_args()
+    pages = [options.readme] if options.readme else [ROOT / "README.md", ROOT / "docs" / "ancestors.md"]
+    return max(page(path, options.results, check=options.check) for path in pages)
+
+
+def page(path: Path, results: Path, *, check: bool) -> int:
+    """One page, and the exit code of that."""
     try:
-        old = options.readme.read_text(encoding="utf-8")
-        new = filled(old, options.results)
+        old = path.read_text(encoding="utf-8")
+        new = filled(old, results)
     except (OSError, UnknownTableError) as reason:
         say(f"error: {reason}")
         return 2
-    if options.check:
+    if check:
         stale = [name for name, one, other in compared(old, new) if one != other]
         say(f"stale: {', '.join(stale)}; run python benchmarks/readme.py" if stale else "all tables are up to date")
         return 1 if stale else 0
-    write_text(options.readme, new)
+    write_text(path, new)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -64,6 +65,38 @@ def amount(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     if isinstance(number, float) and not math.isfinite(number):
         raise click.BadParameter(f"{value!r}: give a count (2000000, 1.5G) or a share (50%, 0.5)", ctx, param)
     return number
+
+
+def amounts(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    """As :func:`amount`, or several with commas between, one for each step. A click callback.
+
+    Raises
+    ------
+    click.BadParameter
+        If one is neither.
+    """
+    if value is None or "," not in value:
+        return amount(ctx, param, value)
+    return tuple(amount(ctx, param, part) for part in value.split(","))
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> float | tuple[float, ...] | None:
+    """Read a number, or several with commas between, one for each step. A click callback.
+
+    Raises
+    ------
+    click.BadParameter
+        If one is none.
+    """
+    if value is None:
+        return None
+    try:
+        found = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r}: give a number such as 0.5, or one for each step: 0.2,0.5", ctx, param
+        ) from None
+    return found if len(found) > 1 else found[0]
 
 
 def step(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:

@@ -122,19 +122,19 @@ def default_target(name: str, word: str) -> Path:
 
 def open_model(options: Mapping[str, Any], word: str) -> Opened:
     """Find the model, and the images of ``--data``; first of all, make sure that the file can be written."""
-    from .images import scan
+    from .images import find
     from .runtime import is_file, pick_device
 
     name = options["model"]
     if not options.get("sweep"):
         check_writable(options["output"] or default_target(name, word))
-    files = None if options["data"] is None else scan(Path(options["data"]))
+    source = None if options["data"] is None else find(options["data"])
     device = pick_device(options["device"])
     opened = _from_file(options, device) if is_file(name) else _from_name(options, device)
-    if files is None:
+    if source is None:
         model, plan, origin = opened[:3]
         return Opened(name, model, plan, origin, None, None)
-    return _judged(name, opened, files, options, device)
+    return _judged(name, opened, source, options, device)
 
 
 def _from_name(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
@@ -169,7 +169,8 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     model = finegrained.unpack(options["model"], factory).eval().to(device)
     first = next(leaf for leaf in Inputs.from_spec(header.plan.inputs).leaves() if isinstance(leaf, torch.Tensor))
     size = options["image_size"] or int(first.shape[-1])
-    preprocess = Preprocess(channels=1 if first.ndim == 4 and first.shape[1] == 1 else 3)
+    own = Preprocess.from_dict((header.origin or {}).get("preprocess"))
+    preprocess = own or Preprocess(channels=1 if first.ndim == 4 and first.shape[1] == 1 else 3)
     if size != preprocess.size:
         preprocess = preprocess.sized(size)
     subject = Subject(model, options["model"], dict(header.origin or {}), preprocess, "as the file has them")
@@ -177,12 +178,12 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     return model, header.plan, header.origin, preprocess, outputs
 
 
-def _judged(name: str, opened: tuple[Any, ...], files: Any, options: Mapping[str, Any], device: Any) -> Opened:
-    from .images import batches, folder
+def _judged(name: str, opened: tuple[Any, ...], source: Any, options: Mapping[str, Any], device: Any) -> Opened:
+    from .images import batches, drawn
     from .output import say, warn
 
     model, plan, origin, preprocess, outputs = opened
-    images = folder(files, options["samples"], preprocess, options["seed"], name=options["data"])
+    images = drawn(source, options["samples"], preprocess, options["seed"], name=options["data"])
     for warning in images.warnings:
         warn(warning)
     loader = batches(images, outputs, preprocess, options["batch_size"], device)

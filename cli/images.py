@@ -14,16 +14,19 @@ import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from PIL import Image
 from torch import Tensor
 
-from surgeon.data import Preprocess, scan, told
+from surgeon.data import CIFAR, DIGITS, Data, Preprocess, open_data, scan, told
 from surgeon.errors import InputError, ModelError
 
 __all__ = [
-    "Batches", "Images", "Preprocess", "batches", "folder", "loss", "own_loss", "photographs", "scan", "scores_of",
+    "Batches", "Images", "Preprocess", "Source", "batches", "drawn", "find", "loss", "own_loss", "photographs",
+    "scores_of",
 ]  # fmt: skip
 
 _SMALLEST_CROP = 0.35  # of the photograph's short side
 
 Loss = Callable[[Any, Tensor], Tensor]
+#: Image files by class, or a data set that is in memory.
+Source = Mapping[str, Sequence[Path]] | Data
 
 
 @dataclass(frozen=True)
@@ -102,16 +105,49 @@ def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
     return piece.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if chance.random() < 0.5 else piece
 
 
-def folder(
+def find(name: str, root: str = "data") -> Source:
+    """What ``--data`` names: a folder, or digits, cifar10 or cifar100 (under `root`).
+
+    Raises
+    ------
+    InputError
+        If there is no such thing.
+    """
+    if name in (DIGITS, *CIFAR) and not Path(name).is_dir():
+        return open_data(name, root)
+    return scan(Path(name))
+
+
+def drawn(
+    source: Source, samples: int, preprocess: Preprocess, seed: int, *, strict: bool = False, name: str | None = None
+) -> Images:
+    """Images of a source, drawn evenly over the classes (of a data set: from what is there to train on).
+
+    `name` is what the user calls a folder.
+
+    Raises
+    ------
+    InputError
+        If none can be read; with `strict` also if one of those drawn can't.
+    """
+    if not isinstance(source, Data):
+        return _of_files(source, samples, preprocess, seed, strict=strict, name=name)
+    chosen = source.train.drawn(samples, seed).loaded(preprocess)
+    assert chosen.pixels is not None
+    note = f"ranked on {len(chosen)} training images of {source.name} ({len(source.classes)} classes)"
+    return Images(chosen.pixels, tuple(chosen.labels.tolist()), source.classes, (note,))
+
+
+def _of_files(
     files: Mapping[str, Sequence[Path]],
     samples: int,
     preprocess: Preprocess,
     seed: int,
     *,
-    strict: bool = False,
-    name: str | None = None,
+    strict: bool,
+    name: str | None,
 ) -> Images:
-    """Read images that :func:`scan` found, drawn evenly over the classes; `name` is what the user calls the folder.
+    """Read images that :func:`scan` found.
 
     Raises
     ------

@@ -17,6 +17,7 @@ import click
 from . import commands
 from .logs import LOGGER, logged_to, printable
 from .several import launched, refuse
+from .stopping import Stopped
 
 #: Distribution whose version `--version` shows.
 DISTRIBUTION = "filter-surgeon"
@@ -97,6 +98,8 @@ def told() -> Iterator[None]:
     """Turn surgeon's errors and the operating system's into a message with an exit code; bugs pass through."""
     try:
         yield
+    except KeyboardInterrupt as stop:
+        raise Stopped("nothing half-written is left; the same command starts again") from stop
     except BrokenPipeError:
         raise  # click's own business
     except OSError as problem:
@@ -145,8 +148,9 @@ def _version() -> str:
 def cli(log_json: str | None) -> None:  # the group itself reads it
     """Cut the least useful filters out of a PyTorch model, and prove that the cut was right.
 
-    Results are written to standard error, or as JSON to standard output with --json.
-    Exit codes: 0 done, 1 failed, 2 wrong usage or bad input.
+    Results are written to standard error, or as JSON to standard output with --json. Start with surgeon demo: it needs
+    nothing, and the examples of the other commands run on what it leaves.
+    Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped by Ctrl-C.
     """
 
 

@@ -22,7 +22,7 @@ from surgeon.errors import InputError, ModelError, SelectionError
 from surgeon.planning import Plan
 
 from . import weights as sources
-from .runtime import header_of, is_file
+from .runtime import factory_of, header_of, is_file
 
 #: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
 #: are left out; vit_h_14's own weights are for larger images.
@@ -71,7 +71,9 @@ class Subject:
     cuts: Plan | None = None
 
 
-def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | None = None) -> Subject:
+def resolve(
+    name: str, weights: str | None, *, seed: int = 0, image_size: int | None = None, factory: str | None = None
+) -> Subject:
     """Find, build and fill the model that a user named.
 
     Parameters
@@ -84,6 +86,8 @@ def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | 
         For random weights.
     image_size:
         Side of the images in pixels; None: the model's own.
+    factory:
+        What makes the dense model of a file whose origin is not followed.
 
     Raises
     ------
@@ -96,7 +100,7 @@ def resolve(name: str, weights: str | None, *, seed: int = 0, image_size: int | 
     """
     torch.manual_seed(seed)
     if is_file(name) and (":" not in name or Path(name).is_file()):
-        subject = _from_file(name, weights)
+        subject = _from_file(name, weights, factory)
     elif name.startswith("cifar:"):
         subject = _from_zoo(name, weights)
     elif name.startswith("timm:"):
@@ -226,15 +230,16 @@ def _is_file(weights: str | None) -> bool:
 # ---------------------------------------------------------------- files and the zoo
 
 
-def _from_file(path: str, weights: str | None) -> Subject:
+def _from_file(path: str, weights: str | None, factory: str | None) -> Subject:
     """What a file of surgeon's holds, with the images that it was made for."""
     if weights is not None:
         raise InputError(f"--model {path} brings its weights: leave --weights out, or name the architecture by --model")
-    header = header_of(path, None)
+    make = factory_of(factory)
+    header = header_of(path, make, option="--factory")
     origin = dict(header.origin or {})
     preprocess = Preprocess.from_dict(origin.get("preprocess")) or _images_of(origin)
     cuts = header.plan if header.plan.removed else None
-    return Subject(load(path), path, origin, preprocess, path, cuts=cuts)
+    return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts)
 
 
 def _images_of(origin: Mapping[str, Any]) -> Preprocess:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -108,16 +107,6 @@ def reasons(pins: Iterable[Mapping[str, Any]]) -> None:
         say(f"  {shown}: {reason}")
     if len(layers) > _MOST_REASONS:
         say(f"  ... and {len(layers) - _MOST_REASONS} more reasons; --json has all of them")
-
-
-@contextlib.contextmanager
-def resumable(option: str = "--resume") -> Iterator[None]:
-    """Say, when the user stops it, how the work inside goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(f"stopped; the same command with {option} goes on from here")
-        raise
 
 
 class Watch:

@@ -22,8 +22,9 @@ from surgeon.tuning.record import Step
 
 from .images import Batches
 from .models import Subject, resolve
-from .output import Watch, emit_json, resumable, say, table, warn
+from .output import Watch, emit_json, say, table, warn
 from .runtime import pick_device, try_forward
+from .stopping import resumable
 from .training_options import augment_of, check_folder, percent, tuning_of
 
 #: Rounds of timing after each step.
@@ -64,6 +65,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             final_epochs=options["final_epochs"],
             tuning={**tuning_of(options, leave=("schedule",)), "device": device},
             after_cut=_healer(options, loaders["rank"]),
+            rewind=None if options["rewind"] is None else surgeon.load(options["rewind"]).to(device),
             directory=folder,
             origin=subject.origin,
             on_step=rows,

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from .files import numbers
+
 _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 
 data_root_option = click.option(
@@ -17,7 +19,12 @@ data_root_option = click.option(
 #: In the order of the help.
 _TRAINING = (
     data_root_option,
-    click.option("--lr", type=float, metavar="R", help="Peak learning rate.  [default: 0.01; from scratch 0.1]"),
+    click.option(
+        "--lr",
+        callback=numbers,
+        metavar="R",
+        help="Peak learning rate; in prune, R,R,...: one for each step.  [default: 0.01; from scratch 0.1]",
+    ),
     click.option(
         "--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True, help="What trains."
     ),

@@ -37,7 +37,7 @@ from surgeon.streaming import Streamed, load_shards, prune_shards
 from surgeon.sweeps import Sensitivity, sensitivity
 from surgeon.tracing import Inputs, Trace, trace
 from surgeon.trainer import Trained, train
-from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, carry, tune
+from surgeon.tuning import GroupPenalty, ScalePenalty, Tuned, Validation, evaluate, rewrite_optimizer, tune
 from surgeon.verification import Check, verify
 
 __version__ = "0.1.0"
@@ -47,9 +47,10 @@ logging.getLogger("surgeon").addHandler(logging.NullHandler())
 __all__ = [
     "BudgetError", "BusyError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
     "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing",
-    "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned", "Report",
-    "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "Streamed", "SurgeonError",
-    "Trace", "Trained", "Tuned", "TuningError", "VerificationError", "carry", "channel_graph", "compare", "export",
-    "finegrained", "heal", "load", "load_shards", "make_plan", "prune", "prune_and_tune", "prune_shards", "rewrite",
-    "save", "score", "score_all", "sensitivity", "trace", "train", "tune", "verify", "write_report",
+    "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned", "Report", "Result",
+    "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "Streamed", "SurgeonError", "Trace",
+    "Trained", "Tuned", "TuningError", "Validation", "VerificationError", "channel_graph", "compare", "evaluate",
+    "export", "finegrained", "heal", "load", "load_shards", "make_plan", "prune", "prune_and_tune", "prune_shards",
+    "rewrite", "rewrite_optimizer", "save", "score", "score_all", "sensitivity", "trace", "train", "tune", "verify",
+    "write_report",
 ]  # fmt: skip

@@ -18,7 +18,6 @@ from torch import nn
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.checkpoint import load, read_header, save
 from surgeon.composition import compose
-from surgeon.cost import Cost
 from surgeon.errors import ModelError, TuningError
 from surgeon.files import locked
 from surgeon.planning import Plan
@@ -26,9 +25,9 @@ from surgeon.planning.steps import goals_of, remaining
 from surgeon.processes import first, from_first, start, together
 from surgeon.pruning import prune
 from surgeon.report import layer_rows, sizes
-from surgeon.rewriting import fit
+from surgeon.rewriting import fit, rewrite
 from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
-from surgeon.tuning import Tuned, carry, evaluate, tune
+from surgeon.tuning import Tuned, evaluate, rewrite_optimizer, tune
 from surgeon.tuning.objectives import Objective
 from surgeon.tuning.order import own_randomness, seed_epoch
 from surgeon.tuning.record import Step, plain, read_rows, write_rows
@@ -67,10 +66,11 @@ def prune_and_tune(
     steps: int = 5,
     epochs_per_step: int = 1,
     final_epochs: int = 0,
-    schedule: str = "linear",
+    schedule: str | None = None,
     tuning: Mapping[str, Any] | None = None,
     after_cut: AfterCut | None = None,
     carry_optimizer: bool = True,
+    rewind: nn.Module | None = None,
     directory: str | os.PathLike[str] | None = None,
     origin: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
@@ -93,17 +93,23 @@ def prune_and_tune(
     train_loader, val_loader:
         As in :func:`surgeon.tune`; `train_loader` also ranks the channels, unless ``dataloader`` is given.
     steps, schedule:
-        How many cuts, and how far each goes: ``"linear"``, ``"cubic"``, ``"equal-ratio"``, ``"one-shot"``, or
-        ``"per-step"`` (``filters=512, steps=5``: 512 in every step); see :mod:`surgeon.planning.steps`.
+        How many cuts, and how far each goes: ``"linear"``, ``"cubic"``, ``"equal-ratio"`` and ``"one-shot"`` reach the
+        budget in so many steps, ``"per-step"`` removes `filters` in every one. Default: the latter for `filters` (512
+        in each of 5 steps are 2,560), ``"linear"`` for the other budgets; see :mod:`surgeon.planning.steps`.
     epochs_per_step, final_epochs:
         Training after each cut, and that much more after the last one.
     tuning:
-        Further arguments of :func:`surgeon.tune`. The learning rate's schedule runs anew after each cut.
+        Further arguments of :func:`surgeon.tune`; `lr` may hold one rate per step. The learning rate's schedule runs
+        anew after each cut.
     after_cut:
         Called as ``after_cut(small, before, plan)`` before training, to heal the small model in place; it must give the
         same for the same models.
     carry_optimizer:
-        Take the optimizer's state along through the cuts (:func:`surgeon.carry`), or start it anew after each.
+        Take the optimizer's state along through the cuts (:func:`surgeon.rewrite_optimizer`), or start it anew after
+        each.
+    rewind:
+        The dense model as it was early in its training (:func:`surgeon.train` keeps such weights), after Frankle et al.
+        2020 (arXiv 1912.05671): what a cut leaves is trained from these weights again, with an optimizer of its own.
     directory, origin:
         Where to save, and where `model` came from, as in :func:`surgeon.save`.
     on_step:
@@ -121,6 +127,7 @@ def prune_and_tune(
     """
     _check(steps, epochs_per_step, final_epochs, options)
     start()
+    _check_tuning(steps, tuning or {}, after_cut, rewind)
     module = check_model(model)
     budget = {name: options.pop(name) for name in _BUDGETS if options.get(name) is not None}
     dense = _graph(module, example_inputs)
@@ -130,10 +137,10 @@ def prune_and_tune(
     options["units"] = _names(module, options.get("units"))
     given = {k: options[k] for k in ("loss_fn", "forward_loss") if k in options} | dict(tuning or {})
     asked = {"goals": goals, "epochs": epochs_per_step, "final": final_epochs, "carry": carry_optimizer, "seed": seed}
-    asked |= plain({**options, **given})
+    asked |= plain({**options, **given}) | ({} if rewind is None else {"rewind": True})
     run = _Run(
         module, amounts, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
-        after_cut, carry_optimizer, None if directory is None else Path(directory), origin,
+        after_cut, carry_optimizer and rewind is None, rewind, None if directory is None else Path(directory), origin,
         on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
     with together("pruning and tuning"), locked(directory if first() else None):
@@ -151,6 +158,14 @@ def _check(steps: Any, epochs_per_step: Any, final_epochs: Any, options: Mapping
             raise TuningError(f"{name}={value!r}: expected a whole number, {least} or more")
     if options.get("inplace") or options.get("as_graph"):
         raise ModelError("cutting in steps makes new models: leave inplace and as_graph out (a graph can be passed)")
+
+
+def _check_tuning(steps: int, tuning: Mapping[str, Any], after_cut: AfterCut | None, rewind: nn.Module | None) -> None:
+    rates = tuning.get("lr")
+    if isinstance(rates, list | tuple) and len(rates) != steps:
+        raise TuningError(f"lr lists {len(rates)} rates for {steps} steps: give one for each, or one for all")
+    if rewind is not None and after_cut is not None:
+        raise TuningError("rewind gives the small model early weights, so nothing can be healed: leave after_cut out")
 
 
 def _graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
@@ -179,6 +194,7 @@ class _Run:
     final_epochs: int
     after_cut: AfterCut | None
     carry_optimizer: bool
+    rewind: nn.Module | None
     directory: Path | None
     origin: Mapping[str, Any] | None
     on_step: OnStep
@@ -189,7 +205,7 @@ class _Run:
         """All steps that are still to come."""
         rows = [] if self.directory is None else read_rows(self.directory, asked)
         model, plan, tuned = self.dense, Plan.empty(graph), None
-        dense = self._measured(0, self.dense)
+        dense = self._measured(0, self.dense, plan, graph)
         start = self._last_begun()
         for number, goal in enumerate(self.goals, 1):
             if number < start:
@@ -199,7 +215,7 @@ class _Run:
             else:
                 model, plan = self._load(number, plan)
                 optimizer = None
-            row = self._measured(number, model)
+            row = self._measured(number, model, plan, graph)
             tuned = self._tune(number, model, optimizer)
             history, best, notes = tuned.history, tuned.best_epoch, tuned.notes
             row = dataclasses.replace(row, history=history, best_epoch=best, notes=notes)
@@ -213,11 +229,10 @@ class _Run:
             self.progress("steps", number, len(self.goals))
         return PrunedAndTuned(model, plan, tuple(rows), dense)
 
-    def _measured(self, number: int, model: nn.Module) -> Step:
+    def _measured(self, number: int, model: nn.Module, plan: Plan, dense: ChannelGraph) -> Step:
         """The row of a step whose training is still to come."""
-        graph = _graph(model, self.example_inputs)
-        now = sizes(graph)
-        widths = {row.name: row.after for row in layer_rows(graph, Cost(graph).everything())}
+        now = sizes(_graph(model, self.example_inputs))
+        widths = {row.name: row.after for row in layer_rows(dense, plan.kept(dense))}
         cut = None
         if self.val_loader is not None and self.tuning.get("metric") is None:
             objective = Objective(self.tuning.get("loss_fn"), self.tuning.get("forward_loss"))
@@ -262,7 +277,10 @@ class _Run:
             fitted = fit(before, result.plan, self.example_inputs)
             plan = compose(self.dense, plan, fitted, self.example_inputs)
             plan = dataclasses.replace(plan, budget=result.plan.budget, criterion=result.plan.criterion)
-            optimizer = None if optimizer is None else carry(optimizer, fitted, before, small)
+            optimizer = None if optimizer is None else rewrite_optimizer(optimizer, fitted, before, small)
+            if self.rewind is not None:
+                early = rewrite(self.rewind, dataclasses.replace(plan, fitted=None))
+                small.load_state_dict(early.state_dict())
         if self.directory is not None and first():
             save(self.directory / f"step-{number}-cut.safetensors", small, plan, self.origin)
         return small, plan, optimizer
@@ -275,6 +293,10 @@ class _Run:
     def _tune(self, number: int, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Tuned:
         last = number == len(self.goals)
         given = dict(self.tuning) | ({} if optimizer is None else {"optimizer": optimizer})
+        if isinstance(given.get("lr"), list | tuple):
+            given["lr"] = given["lr"][number - 1]
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = given["lr"]  # of an optimizer that there is, its own rate counts
         folder = None if self.directory is None else self.directory / f"step-{number}"
         return tune(
             model, self.train_loader, self.val_loader, epochs=self.epochs_per_step + (self.final_epochs if last else 0),

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import nn
+from torchvision.utils import make_grid
 
 from surgeon.checkpoint import write_beside
 from surgeon.errors import InputError
 from surgeon.experiments import Compared
+from surgeon.finegrained.layers import find_weights
 from surgeon.sweeps import WHOLE, Sensitivity
 from surgeon.trainer import Row
 
-__all__ = ["curves", "drawn", "figure", "fronts", "sensitivity_curves"]
+__all__ = ["curves", "drawn", "errors", "figure", "filters", "fronts", "sensitivity_curves", "weight_histograms"]
 
 _KINDS = ("png", "svg", "pdf")
+_MOST_LAYERS, _COLUMNS = 24, 4  # of which weights are drawn
+_BINS = 80
 
 
 def figure(columns: int = 1, *, width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
@@ -125,4 +133,85 @@ def fronts(found: Compared, path: str | os.PathLike[str]) -> None:
         axes.set(xlabel=title, ylabel="error, %")
         axes.grid(alpha=0.3)
     columns[0].legend()
+    drawn(made, path)
+
+
+def errors(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Error of several models against MACs and parameters, with the line of what nothing beats.
+
+    Parameters
+    ----------
+    rows:
+        One per model: ``name``, ``accuracy`` (a share), ``macs`` and ``params``.
+
+    Raises
+    ------
+    InputError, OSError
+        As :func:`figure` and :func:`drawn`.
+    """
+    made, columns = figure(2)
+    for axes, (cost, title) in zip(columns, (("macs", "MMACs"), ("params", "million parameters")), strict=True):
+        points = sorted((row[cost] / 1e6, 100 * (1 - _number(row["accuracy"])), str(row["name"])) for row in rows)
+        best = [point for number, point in enumerate(points) if all(point[1] < other[1] for other in points[:number])]
+        axes.plot([x for x, _, _ in best], [y for _, y, _ in best], color="grey", zorder=0)
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], "o")
+        for x, y, name in points:
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=(4, 4), fontsize="x-small")
+        axes.set(xlabel=title, ylabel="error, %")
+        axes.grid(alpha=0.3)
+    drawn(made, path)
+
+
+def weight_histograms(models: Mapping[str, nn.Module], path: str | os.PathLike[str]) -> None:
+    """The weights of each convolution and linear layer, those of all models over each other; the largest layers.
+
+    Zeros are left out: a mask's would be higher than all else. How much is not zero stands above each layer.
+
+    Raises
+    ------
+    InputError, OSError
+        As :func:`figure` and :func:`drawn`; also if no model has such a layer.
+    """
+    values = {
+        name: {w.name: w.value().float().flatten() for w in find_weights(model)[0]} for name, model in models.items()
+    }
+    sizes = {layer: len(found) for of in reversed(values.values()) for layer, found in of.items()}
+    layers = [name for name in sizes if name in sorted(sizes, key=lambda layer: -sizes[layer])[:_MOST_LAYERS]]
+    if not layers:
+        raise InputError("no convolution or linear layer to draw the weights of")
+    rows = -(-len(layers) // _COLUMNS)
+    made, _ = figure(width=13, height=2.4 * rows)
+    made.clear()
+    for number, layer in enumerate(layers):
+        axes = made.add_subplot(rows, min(_COLUMNS, len(layers)), number + 1)
+        shares = []
+        for name, of in values.items():
+            found = of.get(layer, torch.zeros(0))
+            axes.hist(found[found != 0].numpy(), bins=_BINS, histtype="step", label=name)
+            shares += [f"{found.count_nonzero() / len(found):.0%}"] if len(found) else []
+        axes.set_title(f"{layer}: {', '.join(shares)} not zero", fontsize="small")
+    made.legend(*made.axes[0].get_legend_handles_labels(), loc="outside upper left", fontsize="small")
+    drawn(made, path)
+
+
+def filters(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """The filters of the first convolution as images: in colour where it reads three channels, else their first one.
+
+    Raises
+    ------
+    InputError, OSError
+        As :func:`figure` and :func:`drawn`; also if there is no convolution of images.
+    """
+    first = next((m.weight.detach().cpu().float() for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None:
+        raise InputError(f"{type(model).__name__} has no convolution of images, whose filters could be drawn")
+    columns = math.ceil(math.sqrt(len(first)))
+    made, (axes,) = figure(width=6, height=6)
+    low, high = first.amin((1, 2, 3), keepdim=True), first.amax((1, 2, 3), keepdim=True)
+    shown = (first - low) / (high - low).clamp_min(1e-12)
+    shown = shown if shown.shape[1] == 3 else shown[:, :1].expand(-1, 3, -1, -1)
+    grid = make_grid(shown, nrow=columns, padding=1, pad_value=1.0)
+    axes.imshow(grid.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(f"{len(first)} filters of {tuple(first.shape[1:])}", fontsize="small")
     drawn(made, path)

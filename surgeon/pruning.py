@@ -63,7 +63,7 @@ def prune(
     heal: str = "none",
     calibration: Iterable[Any] | None = None,
     steps: int = 1,
-    schedule: str = "linear",
+    schedule: str | None = None,
     verify: bool = True,
     strict: bool = False,
     inplace: bool = False,
@@ -94,7 +94,8 @@ def prune(
         How to recover accuracy without training (:func:`surgeon.heal`), and on which batches; default: those of
         `dataloader`, whose targets aren't looked at.
     steps, schedule:
-        Cut in so many steps, ranked and healed anew in each: ``"linear"``, ``"cubic"``, ``"equal-ratio"``.
+        Cut in so many steps, ranked and healed anew in each: ``"linear"``, ``"cubic"`` or ``"equal-ratio"`` towards the
+        budget, or ``"per-step"``: `filters` in every step. Default: the latter for `filters`, ``"linear"`` for others.
     verify:
         Check the cut model (:func:`surgeon.verify`); a failure raises and nothing is returned.
     strict:
@@ -196,7 +197,7 @@ class _Healer:
 
 
 def _cut_in_steps(
-    cutter: Cutter, healer: _Healer, module: nn.Module, budget: Mapping[str, Any], steps: int, schedule: str
+    cutter: Cutter, healer: _Healer, module: nn.Module, budget: Mapping[str, Any], steps: int, schedule: str | None
 ) -> Cut:
     """Cut, heal and score again, towards the budget; all cuts as one of the dense model."""
     dense = sizes(read_graph(module, cutter.example_inputs))

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from surgeon.checkpoint import write_beside
+from surgeon.checkpoint import save, write_beside
 from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
 from surgeon.exclusive import alone
 from surgeon.files import locked
+from surgeon.planning import Plan
 from surgeon.processes import first, from_first, start
-from surgeon.tracing import check_model, in_mode
+from surgeon.tracing import Inputs, check_model, in_mode
 from surgeon.tuning import Epoch, Tuned, Validation, evaluate, tune
 from surgeon.tuning.objectives import scores_of
 
@@ -77,6 +78,8 @@ def train(
     val_share: float = 0.1,
     workers: int = 0,
     directory: str | os.PathLike[str] | None = None,
+    keep_epochs: Iterable[int] = (),
+    origin: Mapping[str, Any] | None = None,
     on_epoch: Callable[[tuple[Row, ...]], None] | None = None,
     seed: int = 0,
     **tuning: Any,
@@ -108,6 +111,10 @@ def train(
         How much is held out for validation where `data` has no such part.
     directory:
         For the state, and ``metrics.jsonl`` with one line per epoch.
+    keep_epochs, origin:
+        Keep the weights after these epochs (0: before the first) in `directory` as ``epoch-N.safetensors``, which
+        :func:`surgeon.load` opens; `origin` is where the model came from, as in :func:`surgeon.save`. What is cut later
+        can be trained from them again (``rewind`` of :func:`surgeon.prune_and_tune`).
     on_epoch:
         Called with all rows so far after every epoch.
     seed:
@@ -131,6 +138,7 @@ def train(
     start()
     parts = data.with_validation(val_share, seed)
     assert parts.val is not None
+    keep = _Kept(module, directory, frozenset(keep_epochs), origin)
     run = _Run(
         module, parts, parts.val, preprocess or Preprocess(), augment or Augment(), batch_size, workers,
         None if directory is None else Path(directory), on_epoch or (lambda _: None), seed, tuning,
@@ -140,7 +148,8 @@ def train(
         if frozen_epochs:
             with _frozen(module, head):
                 run.phase("frozen", frozen_epochs)
-        tuned = run.phase("all", epochs)
+        keep(run.example, 0)
+        tuned = run.phase("all", epochs, lambda epoch: keep(run.example, epoch))
         return run.judged(tuned)
 
 
@@ -157,6 +166,7 @@ class _Run:
         self._val = batches(val, preprocess, batch_size, workers=workers)
         self._test = None if data.test is None else batches(data.test, preprocess, batch_size, workers=workers)
         self._on_epoch = on_epoch
+        self.example = preprocess.normalise(torch.zeros(1, preprocess.channels, preprocess.size, preprocess.size))
         self._rows: list[Row] = []
         self._asked = {
             "data": data.name, "images": len(data.train), "classes": list(data.classes), "batch_size": batch_size,
@@ -177,14 +187,15 @@ class _Run:
             return
         _check_same(path, asked)
 
-    def phase(self, name: str, epochs: int) -> Tuned:
-        """Train what requires a gradient."""
+    def phase(self, name: str, epochs: int, after: Callable[[int], None] = lambda _: None) -> Tuned:
+        """Train what requires a gradient; `after` is called with the number of each finished epoch."""
         before = list(self._rows)
 
         def finished(history: tuple[Epoch, ...]) -> None:
             self._rows = [*before, *(Row(name, epoch) for epoch in history)]
             if self.directory is not None and first():
                 write_rows(self.directory / "metrics.jsonl", [row.to_dict() for row in self._rows])
+            after(history[-1].number)
             self._on_epoch(tuple(self._rows))
 
         folder = None if self.directory is None else self.directory / name
@@ -203,6 +214,30 @@ class _Run:
             last = [{"phase": "final", "val": asdict(val), "test": None if test is None else asdict(test)}]
             write_rows(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])
         return Trained(self.model, tuple(self._rows), tuned.best_epoch, val, test, tuned.notes)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Writes the weights of chosen epochs to files."""
+
+    model: nn.Module
+    directory: str | os.PathLike[str] | None
+    epochs: frozenset[int]
+    origin: Mapping[str, Any] | None
+
+    def __post_init__(self) -> None:
+        if self.epochs and self.directory is None:
+            raise TuningError("keep_epochs needs a directory to keep the weights in")
+
+    def __call__(self, example: Tensor, epoch: int) -> None:
+        if epoch not in self.epochs or self.directory is None:
+            return
+        path = Path(self.directory) / f"epoch-{epoch}.safetensors"
+        if not first() or (epoch == 0 and path.exists()):  # a run that goes on has trained weights in memory, maybe
+            return
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        plan = Plan(type(self.model).__name__, {}, Inputs.of(example.to(device)).spec())
+        save(path, self.model, plan, self.origin)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

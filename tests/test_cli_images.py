@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from surgeon.data import scan
 from surgeon.errors import InputError, ModelError
-from surgeon_cli.images import Images, Preprocess, batches, folder, loss, photographs, scan, scores_of
+from surgeon_cli.images import Images, Preprocess, batches, drawn, find, loss, photographs, scores_of
 
 MADE = Preprocess(size=8, resize=8)
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def test_classes_are_drawn_evenly_and_broken_ones_replaced(tmp_path: Path) -> No
     for number in range(2):
         write(tmp_path / "few" / "deeper" / f"{number}.PNG", 200)
     (tmp_path / "few" / "bad.jpg").write_bytes(b"")
-    found = folder(scan(tmp_path), 5, MADE, 0)
+    found = drawn(scan(tmp_path), 5, MADE, 0)
     assert found.classes == ("few", "many")
     assert found.labels is not None
     assert (found.labels.count(0), found.labels.count(1)) == (2, 3)
@@ -59,7 +60,7 @@ def test_images_without_class_folders_have_no_labels(tmp_path: Path) -> None:
     write(tmp_path / "a.png", 1)
     write(tmp_path / "b.bmp", 2)
     (tmp_path / "notes.txt").write_text("no image")
-    found = folder(scan(tmp_path), 9, MADE, 0)
+    found = drawn(scan(tmp_path), 9, MADE, 0)
     assert found.labels is None
     assert len(found.pixels) == 2
     assert str(tmp_path) in found.notes[0]
@@ -70,7 +71,7 @@ def test_a_folder_of_broken_images_is_refused(tmp_path: Path) -> None:
         write(tmp_path / name, 0)
         (tmp_path / name).write_bytes(b"junk")
     with pytest.raises(InputError, match="none of its 2 images"):
-        folder(scan(tmp_path), 4, MADE, 0)
+        drawn(scan(tmp_path), 4, MADE, 0)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -115,3 +116,11 @@ def test_loss_is_one_number_for_each_example(shape: tuple[int, ...]) -> None:
 def test_outputs_without_scores_are_refused(outputs: Tensor | dict[str, Tensor] | list[object]) -> None:
     with pytest.raises(ModelError, match="--criterion magnitude"):
         scores_of(outputs)
+
+
+def test_digits_are_a_source_like_a_folder() -> None:
+    found = drawn(find("digits"), 20, MADE, 0)
+    assert found.labels is not None
+    assert sorted(found.labels) == sorted(list(range(10)) * 2)
+    assert found.pixels.shape == (20, 3, 8, 8)
+    assert found.notes == ("ranked on 20 training images of digits (10 classes)",)

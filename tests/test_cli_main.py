@@ -7,6 +7,7 @@ import sys
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
 from surgeon import errors
@@ -87,3 +88,30 @@ def test_main_module_is_what_the_script_calls(
         main()
     assert stop.value.code == 0
     assert "surgeon, version" in capsys.readouterr().out
+
+
+def test_a_device_is_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from surgeon_cli.runtime import pick_device
+
+    asked: list[str] = []
+
+    def zeros(_size: int, *, device: torch.device) -> None:
+        asked.append(str(device))
+
+    monkeypatch.setattr(torch, "zeros", zeros)  # no GPU is needed to see that it is tried out
+    assert [str(pick_device(name)) for name in ("cpu", "cuda:1")] == asked == ["cpu", "cuda:1"]
+    for there, name in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert str(pick_device("auto")) == name
+    with pytest.raises(errors.InputError, match="--device nonsense can't be used here"):
+        pick_device("nonsense")
+
+
+def test_what_is_stopped_says_so_and_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_self: click.Command, _ctx: click.Context) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(click.Command, "invoke", stop)
+    ran = CliRunner().invoke(cli, ["device"])
+    assert ran.exit_code == 130
+    assert ran.stderr == "stopped; nothing half-written is left; the same command starts again\n"

@@ -116,8 +116,18 @@ def test_healing_is_told_and_goes_into_the_file(level: str) -> None:
     assert not torch.equal(*(model.eval()(torch.ones(1, 3, 16, 16)) for model in models))
 
 
+@pytest.mark.parametrize(
+    ("words", "told"), [(("--filters", 2), True), (("--filters", 6, "--schedule", "linear"), False)]
+)
+def test_filters_in_every_step_or_in_all(words: tuple[object, ...], told: bool) -> None:
+    ran = prune(*words, "--steps", 3, "--criterion", "magnitude", "--json", "--dry-run")
+    assert ran.code == 0, ran.err
+    assert ran.json["report"]["filters_before"] - ran.json["report"]["filters_after"] == 6
+    assert ("2 filters in each of 3 steps, 6 in all" in ran.err) == told
+
+
 def test_a_budget_in_steps() -> None:
-    ran = prune("--filters", 6, "--steps", 3, "--heal", "lstsq", "--criterion", "auto", "--json")
+    ran = prune("--filters", 2, "--steps", 3, "--heal", "lstsq", "--criterion", "auto", "--json")
     assert ran.code == 0, ran.err
     report = ran.json["report"]
     assert report["filters_before"] - report["filters_after"] == 6

@@ -41,7 +41,7 @@ def make() -> nn.Module:
 
 
 def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
-    ran = prune("--filters", 3, "--schedule", "per-step", "--final-epochs", 2, "--lr", 0.05, "--json")
+    ran = prune("--filters", 3, "--final-epochs", 2, "--lr", 0.05, "--json")
     assert ran.code == 0, ran.err
     steps = ran.json["steps"]
     assert [ran.json["dense"]["filters"], *(step["filters"] for step in steps)] == [20, 17, 14]
@@ -58,6 +58,7 @@ def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(last.state_dict().values(), small.state_dict().values(), strict=True))
     assert ran.json["test"]["accuracy"] is not None
     for told in (
+        "3 filters in each of 2 steps, 6 in all",
         "step 1: 17 filters",
         "out-channels",
         "test images: top-1",
@@ -100,7 +101,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(stepwise._Rows, "__call__", stopping)
     ran = prune("--filters", 6, "--run", "run")
-    assert ran.code == 1
+    assert ran.code == 130
     assert "--resume goes on" in ran.err
     monkeypatch.setattr(stepwise._Rows, "__call__", call)
     assert "holds a run" in prune("--filters", 6, "--run", "run").err
@@ -134,8 +135,43 @@ def test_bad_input_is_one_clear_message(name: str) -> None:
     assert not Path("small.safetensors").exists()
 
 
-@pytest.mark.parametrize("words", [("--schedule", "per-step"), ("--schedule", "one-shot"), ("--resume",)])
+@pytest.mark.parametrize("words", [("--schedule", "one-shot"), ("--resume",)])
 def test_what_belongs_to_training_needs_epochs(words: tuple[str, ...]) -> None:
     ran = prune("--filters", 2, "--epochs", 0, *words)
     assert ran.code == 2
     assert "give --epochs N" in ran.err
+
+
+def test_a_list_of_targets_rates_for_each_and_early_weights() -> None:
+    words = (
+        "--model",
+        "cifar:resnet20-x0.1",
+        "--data",
+        "photos",
+        "--image-size",
+        16,
+        "--batch-size",
+        6,
+        "--device",
+        "cpu",
+    )
+    ran = surgeon_cli("train", *words, "--epochs", 1, "--keep-epoch", 0, "--output", "net.safetensors")
+    assert ran.code == 0, ran.err
+    ran = prune(
+        "--max-macs", "80%,60%", "--lr", "0.02,0.01", "--rewind", "net/epoch-0.safetensors", "--json", "--criterion",
+        "magnitude", model="net.safetensors",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    dense = ran.json["dense"]["macs"]
+    shares = [step["macs"] / dense for step in ran.json["steps"]]
+    assert 0.6 < shares[0] <= 0.8
+    assert shares[1] <= 0.6
+    assert surgeon.load("small.safetensors")(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    for wrong, told in (
+        (("--max-macs", "80%,60%,50%"), "lists [3] targets"),
+        (("--ratio", "0.2,x"), "give a number such as 0.5, or one for each step"),
+        (("--ratio", "0.2", "--rewind", "net/epoch-0.safetensors", "--heal", "bn"), "--rewind and --heal exclude"),
+    ):
+        ran = prune(*wrong, "--run", "other", model="net.safetensors")
+        assert ran.code == 2
+        assert told in " ".join(ran.err.split())

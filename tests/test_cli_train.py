@@ -134,7 +134,7 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "epoch_line", stopping)
     ran = train("--output", "net.safetensors", epochs=3)
-    assert ran.code == 1
+    assert ran.code == 130
     assert "the same command with --resume goes on" in ran.err
     assert not Path("net.safetensors").exists()
     monkeypatch.setattr(module, "epoch_line", line)

@@ -249,3 +249,26 @@ def test_preprocessing_from_a_file_is_checked() -> None:
     assert Preprocess.from_dict(MADE.to_dict()) == MADE
     for wrong in (None, {}, {**MADE.to_dict(), "size": 10**9}, {**MADE.to_dict(), "std": [0, 1, 1]}, {"size": "x"}):
         assert Preprocess.from_dict(wrong) is None
+
+
+def test_digits_come_with_scikit_learn_and_have_a_fixed_test_part() -> None:
+    found = open_data("digits")
+    assert found.test is not None
+    assert found.train.pixels is not None
+    assert found.train.pixels.shape[1:] == (1, 8, 8)
+    assert (int(found.train.pixels.min()), int(found.train.pixels.max())) == (0, 255)
+    assert len(found.train) + len(found.test) == 1797
+    assert found.classes == tuple("0123456789")
+    again = open_data("digits").test
+    assert again is not None
+    assert torch.equal(again.labels, found.test.labels)
+
+
+def test_grey_images_in_memory_for_a_model_that_takes_colours() -> None:
+    grey = Split(torch.tensor([0, 1]), torch.arange(2 * 16, dtype=torch.uint8).view(2, 1, 4, 4))
+    images, _ = next(iter(batches(grey, Preprocess(8, 8, (0.0,) * 3, (1.0,) * 3), 2)))
+    assert images.shape == (2, 3, 8, 8)
+    assert torch.equal(images[:, 0], images[:, 2])
+    colours = Split(torch.tensor([0]), torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    with pytest.raises(InputError, match=r"takes images of 1 channel\(s\), these have 3"):
+        batches(colours, Preprocess(8, 8, channels=1), 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -32,8 +34,9 @@ def surgeon_lines() -> list[str]:
     return [part for part in parts if part.startswith("surgeon ")]
 
 
-def test_the_first_two_commands() -> None:
-    assert shell_lines()[:2] == [
+def test_the_first_commands() -> None:
+    assert shell_lines()[:3] == [
+        "python -m pip install . && surgeon demo",
         "python -m pip install . && surgeon prune --model vgg16_bn --filters 512",
         "python -m pip install '.[test]' && python -m pytest -q",
     ]
@@ -41,7 +44,7 @@ def test_the_first_two_commands() -> None:
 
 def test_the_release_check_runs_the_readmes_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    install, test = shell_lines()[1].split(" && ")
+    install, test = shell_lines()[2].split(" && ")
     assert install.replace("install ", "install --quiet ") in script
     assert f"{test} | tee" in script
 
@@ -109,3 +112,14 @@ def test_links_to_files_lead_somewhere(path: str) -> None:
     text = (ROOT / path).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert ((ROOT / path).parent / target).exists(), target
+
+
+def test_generated_pages_are_current() -> None:
+    """In a process of its own: click remembers how a command was last asked for help."""
+    ran = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_every_page_is_in_the_readme() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"docs/{page.name}" in README, page.name

@@ -56,7 +56,7 @@ ORDER = (
 
 #: The command line's own modules that `surgeon --help` loads.
 LIGHT = (
-    "__init__", "__main__", "main", "files", "options", "several", "finegrained", "logs",
+    "__init__", "__main__", "main", "files", "options", "several", "finegrained", "logs", "stopping",
     *(f"commands.{p.stem}" for p in (ROOT / "cli/commands").glob("*.py")),
 )  # fmt: skip
 

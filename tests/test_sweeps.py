@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.utils import parametrizations
 
 import surgeon
 from surgeon.sweeps import WHOLE, Curve, Point, Sensitivity
+from surgeon.sweeps.judging import Judge
 from surgeon.tuning import Validation
 from tests.cli_run import surgeon_cli
 from tests.factories import Small, Tied
@@ -218,7 +220,65 @@ def test_options_out_of_range(wrong: dict[str, Any]) -> None:
         sweep(made(Small()), **wrong)
 
 
+class Stopping:
+    """The judging data, whose n-th pass is interrupted."""
+
+    def __init__(self, after: int = 0) -> None:
+        self.left, self.passes = after, 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return iter(LOADER)
+
+
+@pytest.mark.parametrize("what", ["filters", "weights"])
+def test_a_sweep_that_was_stopped_goes_on_with_what_it_has(what: str, tmp_path: Path) -> None:
+    model, options = made(Shortcut()), {"ratios": (0.3, 0.6), "what": what, "dataloader": LOADER}
+    whole = surgeon.sensitivity(model, IMAGES[:1], LOADER, **options)  # type: ignore[arg-type]  # a mixture of options
+    run = {**options, "directory": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        surgeon.sensitivity(model, IMAGES[:1], Stopping(4), **run)  # type: ignore[arg-type]
+    rest = Stopping()
+    again = surgeon.sensitivity(model, IMAGES[:1], rest, **run)  # type: ignore[arg-type]
+    assert again == whole
+    measured = sum(point.loss is not None for curve in whole.curves for point in curve.points)
+    assert rest.passes == 1 + measured - 2  # the dense model, and all but the two that there were
+    with pytest.raises(surgeon.CheckpointError, match="its sweep has seed=0, this one 1"):
+        surgeon.sensitivity(model, IMAGES[:1], LOADER, seed=1, **run)  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.get_parameter("head.bias").add_(torch.arange(5.0))
+    with pytest.raises(surgeon.CheckpointError, match="its sweep has loss="):
+        surgeon.sensitivity(model, IMAGES[:1], LOADER, **run)  # type: ignore[arg-type]
+    (tmp_path / "run" / "points.json").write_text("{}")
+    with pytest.raises(surgeon.CheckpointError, match="damaged"):
+        surgeon.sensitivity(model, IMAGES[:1], LOADER, **run)  # type: ignore[arg-type]
+
+
 # ---------------------------------------------------------------- the command
+
+
+def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("sensitivity", "--model", "tests.factories:small", "--image-size", 16, "--samples", 6,
+             "--ratios", "0.3,0.6", "--device", "cpu", "--run", "state")  # fmt: skip
+    real, calls = Judge.__call__, iter(range(99))
+
+    def stopping(self: Judge, model: nn.Module) -> Validation:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return real(self, model)
+
+    monkeypatch.setattr(Judge, "__call__", stopping)
+    ran = surgeon_cli(*words)
+    assert ran.code == 130
+    assert ran.err.splitlines()[-1] == "stopped; the same command with --resume goes on from here"
+    assert "holds a run; go on with it" in surgeon_cli(*words).err
+    ran = surgeon_cli(*words, "--resume")
+    assert ran.code == 0, ran.err
+    assert list(tmp_path.iterdir()) == []  # nothing stays
 
 
 @pytest.mark.parametrize("what", ["filters", "weights"])

@@ -150,3 +150,20 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
         assert (tmp_path / f"curves.{kind}").stat().st_size > 1000
     with pytest.raises(surgeon.InputError, match=r"\.png, \.svg, \.pdf"):
         curves(rows, tmp_path / "curves.txt")
+
+
+def test_early_weights_are_kept_to_rewind_to(tmp_path: Path) -> None:
+    model = small()
+    first = {name: p.detach().clone() for name, p in model.state_dict().items()}
+    seen: list[Tensor] = []
+    train(
+        model, colours(), 2, directory=tmp_path, keep_epochs=(0, 1),
+        on_epoch=lambda _: seen.append(model.get_parameter("first.weight").detach().clone()),
+    )  # fmt: skip
+    early, later = (surgeon.load(tmp_path / f"epoch-{number}.safetensors", small) for number in (0, 1))
+    assert all(torch.equal(value, first[name]) for name, value in early.state_dict().items())
+    assert torch.equal(later.get_parameter("first.weight"), seen[0])
+    assert not torch.equal(seen[0], seen[1])
+    assert not (tmp_path / "epoch-2.safetensors").exists()
+    with pytest.raises(TuningError, match="directory"):
+        train(small(), colours(), 1, keep_epochs=(1,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -140,6 +141,8 @@ def test_every_named_schedule_ends_where_it_should() -> None:
 def test_targets_count_from_the_dense_model() -> None:
     assert targets("filters", 512, "per-step", 5, 4224) == (512, 1024, 1536, 2048, 2560)
     assert targets("filters", 10, "linear", 4, 100) == (2, 5, 7, 10)
+    assert targets("filters", 10, None, 4, 100) == (10, 20, 30, 40)  # an amount that a cut takes away
+    assert targets("max_macs", 0.5, None, 2, 1000) == (750, 500)  # a state that all cuts reach
     assert targets("ratio", 0.75, "equal-ratio", 2, 0) == pytest.approx((0.5, 0.75))
     assert targets("max_macs", 0.5, "linear", 2, 1000) == (750, 500)
     assert targets("max_macs", "50%", "linear", 2, 1000) == (750, 500)
@@ -162,6 +165,13 @@ def test_targets_count_from_the_dense_model() -> None:
 def test_bad_targets_are_told(name: str, amount: Any, schedule: str) -> None:
     with pytest.raises(BudgetError):
         targets(name, amount, schedule, 2, 100)
+
+
+def test_more_in_all_steps_than_there_are() -> None:
+    with pytest.raises(
+        BudgetError, match=r"50 in each of 2 steps are 100, and there are 100: .*schedule='linear' for 50"
+    ):
+        targets("filters", 50, None, 2, 100)
 
 
 def test_learning_rates_by_hand() -> None:
@@ -446,7 +456,7 @@ def test_a_carried_state_is_the_indexed_one(maker: str) -> None:
     trained(optimizer, dense, X, Y)
     result = surgeon.prune(dense, X[:2], ratio=0.4, criterion="magnitude")
     small, fitted = result.model, fit(dense, result.plan)
-    carried = surgeon.carry(optimizer, result.plan, dense, small)
+    carried = surgeon.rewrite_optimizer(optimizer, result.plan, dense, small)
     assert type(carried) is type(optimizer)
     assert [g["lr"] for g in carried.param_groups] == [g["lr"] for g in optimizer.param_groups]
     held: dict[Tensor, str] = {p: n for n, p in small.named_parameters()}
@@ -488,7 +498,7 @@ def test_moments_of_a_folded_weight_scale_as_its_gradient() -> None:
     result = surgeon.prune(dense, x, ratio=0.4, criterion="magnitude", ignored_layers=["v", "out"])
     fitted = fit(dense, result.plan)
     assert fitted.folds
-    carried = surgeon.carry(optimizer, fitted, dense, result.model)
+    carried = surgeon.rewrite_optimizer(optimizer, fitted, dense, result.model)
     for name, parameter in result.model.named_parameters():
         factors = fitted.gather(name, torch.ones_like(dense.get_parameter(name)))
         state, theirs = carried.state[parameter], optimizer.state[dense.get_parameter(name)]
@@ -501,10 +511,10 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     dense = net()
     result = surgeon.prune(dense, X[:2], ratio=0.4, criterion="magnitude")
     stale = torch.optim.SGD(dense.parameters(), lr=0.1)
-    with pytest.raises(TuningError, match=r"after a cut use surgeon.carry"):
+    with pytest.raises(TuningError, match=r"after a cut use surgeon.rewrite_optimizer"):
         surgeon.tune(result.model, loader(), epochs=1, optimizer=stale)
     with pytest.raises(TuningError, match="the plan makes"):
-        surgeon.carry(stale, result.plan, dense, net())
+        surgeon.rewrite_optimizer(stale, result.plan, dense, net())
 
 
 # --- penalties
@@ -809,7 +819,7 @@ def test_two_processes_divide_each_batch_and_train_as_one(tmp_path: Path) -> Non
 def iterate(
     folder: Path | None = None, data: Dataset[Any] | None = None, optimizer: str = "sgd", **kwargs: Any
 ) -> surgeon.PrunedAndTuned:
-    given: dict[str, Any] = {"filters": 6, "steps": 2, "epochs_per_step": 2, "final_epochs": 1, **kwargs}
+    given: dict[str, Any] = {"filters": 3, "steps": 2, "epochs_per_step": 2, "final_epochs": 1, **kwargs}
     batches = DataLoader(data or Breaking(0), 8, shuffle=True)
     return surgeon.prune_and_tune(
         net().eval(),
@@ -817,13 +827,12 @@ def iterate(
         batches,
         loader(12, shuffle=False),
         directory=folder,
-        tuning={"lr": 0.05, "optimizer": optimizer},
-        **given,
+        **{"tuning": {"lr": 0.05, "optimizer": optimizer}, **given},
     )
 
 
 def test_steps_reach_the_budget_and_the_plans_compose(tmp_path: Path) -> None:
-    result = iterate(tmp_path, schedule="per-step", filters=3)
+    result = iterate(tmp_path)
     assert [step.filters for step in result.steps] == [11, 8]
     assert [len(step.history) for step in result.steps] == [2, 3]
     assert sum(map(len, result.plan.removed.values())) == 6
@@ -894,6 +903,30 @@ def test_what_follows_a_cut_is_called_before_training() -> None:
     assert not result.model.get_parameter("head.bias").any()
 
 
+def test_each_step_can_have_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = surgeon.tune, []
+
+    def watching(*args: Any, **kwargs: Any) -> surgeon.Tuned:
+        held = kwargs["optimizer"]
+        seen.append((kwargs["lr"], None if isinstance(held, str) else held.param_groups[0]["lr"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(surgeon.iteration, "tune", watching)
+    iterate(tuning={"lr": (0.05, 0.01), "optimizer": "sgd"})
+    assert seen == [(0.05, None), (0.01, 0.01)]  # the second goes on with the optimizer of the first
+
+
+def test_what_a_cut_leaves_starts_again_from_early_weights(tmp_path: Path) -> None:
+    early = net()
+    with torch.no_grad():
+        for parameter in early.parameters():
+            parameter.mul_(0.5)
+    result = iterate(tmp_path, rewind=early, epochs_per_step=0, final_epochs=0)
+    assert same(result.model, surgeon.rewrite(early, dataclasses.replace(result.plan, fitted=None)))
+    with pytest.raises(CheckpointError, match="rewind"):
+        iterate(tmp_path, epochs_per_step=0, final_epochs=0)
+
+
 def test_bad_steps_are_told() -> None:
     for given, error, message in (
         ({"steps": 0}, TuningError, "steps=0"),
@@ -901,6 +934,8 @@ def test_bad_steps_are_told() -> None:
         ({"filters": (2, 4, 6)}, BudgetError, "lists .3. targets"),
         ({"ratio": 0.5}, BudgetError, "give filters="),
         ({"as_graph": True}, surgeon.ModelError, "a graph can be passed"),
+        ({"tuning": {"lr": (0.1, 0.1, 0.1)}}, TuningError, "lr lists 3 rates for 2 steps"),
+        ({"rewind": net(), "after_cut": print}, TuningError, "leave after_cut out"),
     ):
         with pytest.raises(error, match=message):
             iterate(**given)

@@ -69,7 +69,7 @@ def command(models: tuple[str, ...], **options: Any) -> None:
     MODEL_OR_FILE is a torchvision name, timm:NAME, package.module:factory, or a pruned file, which is timed against the
     dense model that it came from.
 
-    Example: surgeon bench vgg16_bn-pruned.safetensors --batch-size 1 --batch-size 32
+    Example: surgeon bench surgeon-demo/small.safetensors --batch-size 1 --batch-size 32
     """
     pages = [options["markdown"], options["html"]]
     for page in filter(None, pages):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import surgeon
 
-    from ..images import Batches, Images
+    from ..images import Batches, Images, Source
     from ..models import Subject
 
 _Command = TypeVar("_Command", bound=click.Command)
@@ -128,12 +128,12 @@ def run(criteria: str, options: Mapping[str, Any]) -> Compared:
     names = _names(criteria)
     import surgeon
 
-    from ..images import scan
+    from ..images import find
     from ..models import resolve
     from ..output import Watch, warn
     from ..runtime import pick_device, try_forward
 
-    files = None if options["data"] is None else scan(Path(options["data"]))
+    source = None if options["data"] is None else find(options["data"], options["data_root"])
     device = pick_device(options["device"])
     subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
     for warning in subject.warnings:
@@ -141,7 +141,7 @@ def run(criteria: str, options: Mapping[str, Any]) -> Compared:
     example, outputs = try_forward(subject.model.to(device), subject, device)
     graph = surgeon.channel_graph(surgeon.trace(subject.model, example))
     surgeon.make_plan(graph, surgeon.score(graph, "random"), **budget)  # a budget out of reach is told at once
-    images, loader = _material(names, files, options, subject, outputs, device)
+    images, loader = _material(names, source, options, subject, outputs, device)
     for warning in images.warnings if images else ():
         warn(warning)
     with Watch() as watch:
@@ -180,7 +180,7 @@ def _names(criteria: str) -> list[str]:
 
 def _material(
     names: list[str],
-    files: dict[str, list[Path]] | None,
+    source: Source | None,
     options: Mapping[str, Any],
     subject: Subject,
     outputs: Any,
@@ -189,15 +189,15 @@ def _material(
     """Images and targets, where some criterion looks at any."""
     from surgeon.criteria import CRITERIA
 
-    from ..images import batches, folder, photographs
+    from ..images import batches, drawn, photographs
 
     if not any(CRITERIA[name].needs_data for name in names):
         return None, None
-    samples = options["samples"] or (SAMPLES if files is None else SAMPLES_WITH_DATA)
-    if files is None:
+    samples = options["samples"] or (SAMPLES if source is None else SAMPLES_WITH_DATA)
+    if source is None:
         images = photographs(samples, subject.preprocess, options["seed"])
     else:
-        images = folder(files, samples, subject.preprocess, options["seed"], name=options["data"])
+        images = drawn(source, samples, subject.preprocess, options["seed"], name=options["data"])
     return images, batches(images, outputs, subject.preprocess, options["batch_size"], device)
 
 

@@ -44,7 +44,7 @@ def command(
     MODEL_OR_FILE is a pruned file, a torchvision name, timm:NAME or package.module:factory. onnx: for ONNX Runtime.
     pt2: torch.export's archive, for torch.export.load. python: plain PyTorch, beside weights in safetensors.
 
-    Example: surgeon export small.safetensors --format onnx
+    Example: surgeon export surgeon-demo/small.safetensors --format onnx --fold-bn
     """
     target = output or _default(model_or_file, kind)
     from surgeon.exporting import check_format, export

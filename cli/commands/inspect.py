@@ -24,17 +24,34 @@ _COLOURS = {"layer": "lightblue", "group": "palegreen"}
 @factory_option
 @image_size_option
 @click.option("--dot", type=click.Path(path_type=Path), metavar="FILE", help="Write the channel graph for graphviz.")
+@click.option(
+    "--filters",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw the first convolution's filters as images: png, svg or pdf.",
+)
 @json_option
-def command(model_or_file: str, factory: str | None, image_size: int | None, dot: Path | None, as_json: bool) -> None:
+def command(
+    model_or_file: str,
+    factory: str | None,
+    image_size: int | None,
+    dot: Path | None,
+    filters: Path | None,
+    as_json: bool,
+) -> None:
     """Show which layers share channels, how many can go, and what is left whole and why.
 
     MODEL_OR_FILE is a torchvision name, timm:NAME, package.module:factory, or a pruned file.
 
     Example: surgeon inspect resnet18 --dot resnet18.dot
     """
-    if dot is not None:
-        check_writable(dot)
+    for path in (path for path in (dot, filters) if path is not None):
+        check_writable(path)
     graph, about = _graph(model_or_file, factory, image_size)
+    if filters is not None:
+        from surgeon import plots
+
+        plots.filters(graph.trace.model, filters)
     found = {
         **about,
         "groups": [_group(group) for group in graph.groups],

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..files import amount, check_writable, step
+from ..files import amount, amounts, check_writable, numbers, step
 from ..options import image_size_option
 from ..several import joined
 from ..training_options import split_training, training_options
-
-if TYPE_CHECKING:
-    import torch
-
-    import surgeon
-
-    from ..images import Batches, Images
-    from ..models import Subject
-    from ..output import Watch
 
 #: Several processes share the work.
 SEVERAL = True
@@ -34,9 +25,9 @@ class Options:
 
     model: str
     filters: int | None
-    ratio: float | None
-    max_macs: int | float | str | None
-    max_params: int | float | str | None
+    ratio: float | tuple[float, ...] | None
+    max_macs: Any  # a number, a share, or a tuple of them
+    max_params: Any
     max_activations: int | float | str | None
     max_latency: str | None
     latency_batch_size: int
@@ -60,7 +51,7 @@ class Options:
     strict: bool
     heal: str
     steps: int
-    schedule: str
+    schedule: str | None
     as_graph: bool
     report: Path | None
     dry_run: bool
@@ -68,6 +59,7 @@ class Options:
     epochs: int
     final_epochs: int
     train_batch_size: int
+    rewind: Path | None
     training: dict[str, Any]
 
     @property
@@ -75,6 +67,13 @@ class Options:
         """Where the file goes."""
         safe = self.model.rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
         return self.output or Path(f"{safe}-pruned.safetensors")
+
+    @property
+    def in_all(self) -> str | None:
+        """What filters in every step come to, in words; None where they are not counted so."""
+        if self.filters is None or self.steps == 1 or self.schedule not in (None, "per-step"):
+            return None
+        return f"{self.filters:,} filters in each of {self.steps} steps, {self.filters * self.steps:,} in all"
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -91,14 +90,21 @@ class Options:
     help="torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's.",
 )
 @click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
-@click.option("--ratio", type=float, metavar="R", help="Remove this share of the channels, such as 0.5.")
+@click.option(
+    "--ratio",
+    callback=numbers,
+    metavar="R",
+    help="Remove this share of the channels, such as 0.5; 0.2,0.4,0.5: after each of three --steps.",
+)
 @click.option(
     "--max-macs",
-    callback=amount,
+    callback=amounts,
     metavar="AMOUNT",
-    help="Keep within: 50%, 0.5, or a count such as 2G (1 multiply-add is 1).",
+    help="Keep within: 50%, 0.5, or a count such as 2G (1 multiply-add is 1); 80%,60%: after each of two --steps.",
 )
-@click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M.")
+@click.option(
+    "--max-params", callback=amounts, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M; or a list."
+)
 @click.option(
     "--max-activations",
     callback=amount,
@@ -213,14 +219,13 @@ class Options:
     default=1,
     show_default=True,
     metavar="N",
-    help="Reach the budget in so many cuts; rank and heal after each.",
+    help="So many cuts: rank and heal anew in each. --filters N is per step, any other budget is what all reach.",
 )
 @click.option(
     "--schedule",
     type=click.Choice(["linear", "cubic", "equal-ratio", "one-shot", "per-step"]),
-    default="linear",
-    show_default=True,
-    help="How far each of the steps goes; per-step, with --epochs: --filters N in every one.",
+    help="How far each of the steps goes: per-step removes --filters N in every one, the others reach the budget at "
+    "the last.  [default: per-step for --filters, else linear]",
 )
 @click.option(
     "--epochs",
@@ -242,6 +247,12 @@ class Options:
     help="Images at a time in training.",
 )
 @training_options
+@click.option(
+    "--rewind",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="After each cut go on from these weights of the dense model (surgeon train --keep-epoch); needs --epochs.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
 @click.option(
     "--as-graph",
@@ -258,10 +269,10 @@ def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
 
     Say how much with --filters alone, --ratio alone, or any of --max-macs, --max-params, --max-activations and
-    --max-latency. With --epochs it trains after each of the --steps; what is interrupted then goes on
-    with --resume.
+    --max-latency. With --epochs it trains after each of the --steps, each of which removes --filters N; what is
+    interrupted then goes on with --resume.
 
-    Example: surgeon prune --model vgg16_bn --filters 512 --data photos/
+    Example: surgeon prune --model vgg16_bn --filters 512
     """
     own, training = split_training(options)
     run(Options(**own, training=training))
@@ -279,56 +290,18 @@ def _run(options: Options) -> None:
         check_writable(options.target)
     if options.report is not None:
         check_writable(options.report)
+    if options.in_all is not None:
+        from ..output import say
+
+        say(options.in_all)
     if options.epochs or options.final_epochs:
         from .. import stepwise
 
         stepwise.run({**vars(options), **options.training}, options.budget, options.target)
         return
-    files = None if options.data is None else _scan(options.data)
-    import torch
+    from .. import onecut
 
-    from surgeon.processes import first
-
-    from ..models import resolve
-    from ..output import Watch, warn
-    from ..runtime import pick_device, try_forward
-    from ..summary import show
-
-    device = pick_device(options.device)
-    subject = resolve(options.model, options.weights, seed=options.seed, image_size=options.image_size)
-    for warning in subject.warnings:
-        warn(warning)
-    model = subject.model.to(device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    example, outputs = try_forward(model, subject, device)
-    if options.latency_batch_size > 1:
-        example = example.repeat(options.latency_batch_size, 1, 1, 1)
-    images, loader = _material(options, files, subject, outputs, device)
-    with Watch() as watch:
-        result = _prune(options, model, example, loader, watch)
-    result = _with_remarks(_since_the_dense(result, subject), subject, images, loader)
-    written = None
-    if not first():
-        return
-    if not options.dry_run:
-        import surgeon
-
-        surgeon.save(options.target, result.model, result.plan, origin=subject.origin)
-        written = options.target
-    if options.report is not None:
-        _write_page(options.report, subject, result, device)
-    show(subject, result, written, as_json=options.as_json, with_plan=options.dry_run)
-
-
-def _write_page(path: Path, subject: Subject, result: surgeon.Result, device: torch.device) -> None:
-    import surgeon
-
-    from ..output import say
-    from ..runtime import about
-
-    surgeon.write_report(path, result, title=f"{subject.name}, cut by surgeon", about=about(device))
-    say(f"report: {path}")
+    onecut.run(options)
 
 
 def _check_budget(options: Options) -> None:
@@ -346,7 +319,7 @@ def _check_budget(options: Options) -> None:
             f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"
         )
     _check_steps(options)
-    if options.ratio is not None and not 0 < options.ratio < 1:
+    if isinstance(options.ratio, float) and not 0 < options.ratio < 1:
         raise click.UsageError(f"--ratio {options.ratio}: give a share between 0 and 1, such as 0.5")
 
 
@@ -356,99 +329,16 @@ def _check_steps(options: Options) -> None:
         for flag in ("dry_run", "as_graph", "report"):
             if getattr(options, flag):
                 raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
+        if options.rewind is not None and options.heal != "none":
+            raise click.UsageError("--rewind and --heal exclude each other: early weights have nothing to heal towards")
         if options.max_latency is not None or options.max_activations is not None or options.round_to == "auto":
             raise click.UsageError(
                 "--max-latency, --max-activations and --round-to auto are kept in one cut, without --epochs"
             )
         return
-    if options.schedule in ("one-shot", "per-step"):
-        raise click.UsageError(f"--schedule {options.schedule} is for cuts with training between: give --epochs N")
+    if options.schedule == "one-shot":
+        raise click.UsageError("--schedule one-shot is for cuts with training between: give --epochs N")
+    if options.rewind is not None:
+        raise click.UsageError("--rewind is for cuts with training between: give --epochs N")
     if options.training["resume"]:
         raise click.UsageError("--resume is for cuts with training between: give --epochs N")
-
-
-def _scan(path: str) -> dict[str, list[Path]]:
-    from ..images import scan
-
-    return scan(Path(path))
-
-
-def _material(
-    options: Options, files: dict[str, list[Path]] | None, subject: Subject, outputs: Any, device: torch.device
-) -> tuple[Images | None, Batches | None]:
-    """Images and targets, where the criterion looks at any."""
-    from surgeon.criteria import find_criterion
-
-    from ..images import batches, folder, photographs
-    from ..output import warn
-
-    if not find_criterion(options.criterion)[1].needs_data and options.heal == "none":
-        if files is not None:
-            warn(f"--data is not looked at: --criterion {options.criterion} needs no images")
-        return None, None
-    if files is None and options.heal != "none":
-        warn("healing on crops of two photographs: give --data DIR with images of your own kind")
-    default = SAMPLES if files is None else SAMPLES_WITH_DATA
-    samples = options.samples or default
-    if files is None:
-        images = photographs(samples, subject.preprocess, options.seed)
-    else:
-        images = folder(files, samples, subject.preprocess, options.seed, strict=options.strict, name=options.data)
-    return images, batches(images, outputs, subject.preprocess, options.batch_size, device)
-
-
-def _prune(
-    options: Options, model: torch.nn.Module, example: torch.Tensor, loader: Batches | None, watch: Watch
-) -> surgeon.Result:
-    import surgeon
-
-    return surgeon.prune(
-        model,
-        example,
-        **options.budget,
-        criterion=options.criterion,
-        dataloader=loader,
-        loss_fn=None if loader is None else loader.loss,
-        scope=options.scope,
-        round_to=options.round_to,
-        ignored_layers=options.ignore,
-        units=options.unit,
-        min_channels=options.min_channels,
-        heal=options.heal,
-        steps=options.steps,
-        schedule=options.schedule,
-        verify=options.verify,
-        strict=options.strict,
-        as_graph=options.as_graph,
-        micro_batch=options.micro_batch,
-        seed=options.seed,
-        progress=watch,
-    )
-
-
-def _since_the_dense(result: surgeon.Result, subject: Subject) -> surgeon.Result:
-    """The same result; its plan says all that is cut from the dense model, where an earlier cut is in the file."""
-    if subject.cuts is None:
-        return result
-    from surgeon.checkpoint import load_dense
-    from surgeon.composition import compose
-    from surgeon.rewriting import fit
-    from surgeon.tracing import Inputs
-
-    example = Inputs.from_spec(result.plan.inputs)
-    fitted = fit(subject.model.cpu(), result.plan, example)
-    whole = compose(load_dense(subject.name), subject.cuts, fitted, example)
-    return replace(result, plan=replace(whole, budget=result.plan.budget, criterion=result.plan.criterion, fitted=None))
-
-
-def _with_remarks(
-    result: surgeon.Result, subject: Subject, images: Images | None, loader: Batches | None
-) -> surgeon.Result:
-    """The same result; its report also says what weights and images it was made with."""
-    notes = () if loader is None else loader.notes
-    report = replace(
-        result.report,
-        notes=(f"weights: {subject.weights}", *notes, *result.report.notes),
-        warnings=(*subject.warnings, *(images.warnings if images else ()), *result.report.warnings),
-    )
-    return replace(result, report=report)

@@ -22,7 +22,7 @@ def command(file: Path, output: Path | None, factory: str | None) -> None:
     Widths before and after, the channel graph, groups, and what was left whole and why. Scores and the outcome of the
     check are not in the file: surgeon prune --report shows them too.
 
-    Example: surgeon report small.safetensors -o report.html
+    Example: surgeon report surgeon-demo/small.safetensors -o report.html
     """
     target = output or file.with_suffix(".html")
     check_writable(target)

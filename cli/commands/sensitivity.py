@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..files import check_writable, write_text
-from ..training_options import data_root_option
+from ..training_options import check_folder, data_root_option
 from .compare import as_in_prune
 
 if TYPE_CHECKING:
@@ -72,16 +73,25 @@ def read_ratios(ctx: click.Context, param: click.Parameter, value: str) -> tuple
     metavar="POINTS",
     help="Percentage points that may be lost, for the last column.",
 )
+@click.option(
+    "--run",
+    "folder",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where figures are kept until all are there.  [default: MODEL-sensitivity]",
+)
+@click.option("--resume", is_flag=True, help="Go on with the sweep that was interrupted there.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), metavar="FILE", help="Everything as a table.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Curves: png, svg or pdf.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
 def command(**options: Any) -> None:
     """Cut each group of coupled layers by several ratios, and the whole network, and show what accuracy is left.
 
-    Nothing is trained and nothing is written but what --csv and --plot ask for. Beside each figure stands the
+    Nothing is trained, and nothing stays written but what --csv and --plot ask for. What is interrupted goes on with
+    --resume. Beside each figure stands the
     threshold: the greatest score, or absolute weight, among what went. What can't be cut is listed with the reason.
 
-    Example: surgeon sensitivity --model cifar:resnet20 --data cifar10 --ratios 0.3,0.5,0.7 --csv resnet20.csv
+    Example: surgeon sensitivity --model surgeon-demo/small.safetensors --data digits --csv digits.csv
     """
     run(options)
 
@@ -91,12 +101,17 @@ def run(options: dict[str, Any]) -> None:
     for path in (options["csv_file"], options["plot"]):
         if path is not None:
             check_writable(path)
+    safe = options["model"].rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
+    folder = options["folder"] or Path(f"{safe}-sensitivity")
+    check_folder(folder, resume=options["resume"])
     import surgeon
+    from surgeon.sweeps.judging import FILE
 
     from ..judging import judges
     from ..models import resolve
     from ..output import Watch, emit_json, warn
     from ..runtime import pick_device, try_forward
+    from ..stopping import resumable
 
     device = pick_device(options["device"])
     subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
@@ -104,7 +119,7 @@ def run(options: dict[str, Any]) -> None:
         warn(warning)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     images = judges(options, subject, outputs, device)
-    with Watch() as watch:
+    with resumable(), Watch() as watch:
         found = surgeon.sensitivity(
             subject.model,
             example,
@@ -114,9 +129,13 @@ def run(options: dict[str, Any]) -> None:
             criterion=options["criterion"],
             dataloader=images.rank,
             layers=options["layers"] or ("*",),
+            directory=folder,
             seed=options["seed"],
             progress=watch,
         )
+    (folder / FILE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it isn't empty
+        folder.rmdir()
     if options["csv_file"] is not None:
         write_text(options["csv_file"], found.to_csv())
     if options["plot"] is not None:

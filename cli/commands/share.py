@@ -53,7 +53,7 @@ def command(**options: Any) -> None:
     Zeros are kept apart, so a masked model stays masked. This saves size, not time. The file keeps the weights to the
     bit; opened with surgeon.finegrained.unpack, the shared values can be trained.
 
-    Example: surgeon share --model resnet18 -k 16 --output resnet18-shared.safetensors
+    Example: surgeon share --model surgeon-demo/small.safetensors -k 16 --data digits
     """
     if options["sweep"] and (options["k"] is not None or options["output"] is not None):
         raise click.UsageError("--sweep tries and writes nothing: leave out -k and --output")

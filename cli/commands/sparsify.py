@@ -70,7 +70,7 @@ def command(**options: Any) -> None:
     by the zeros. A file that surgeon prune wrote can go on here, and the result into surgeon share. Masks stay in place
     when the file is opened with surgeon.finegrained.unpack and trained on.
 
-    Example: surgeon sparsify --model resnet18 --amount 0.8 --output resnet18-sparse.safetensors
+    Example: surgeon sparsify --model surgeon-demo/small.safetensors --amount 0.8 --data digits
     """
     given = [f"--{name}" for name in _AMOUNTS if options[name] is not None]
     if len(given) != 1:

@@ -84,6 +84,14 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
     metavar="FILE",
     help="File to write.  [default: MODEL-trained.safetensors]",
 )
+@click.option(
+    "--keep-epoch",
+    "keep_epochs",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="N",
+    help="Keep the weights after this epoch too (0: before the first), to rewind to; repeatable.",
+)
 @training_options
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Training curves: png, svg or pdf.")
 @click.option("--json", "as_json", is_flag=True, help="All epochs as JSON on standard output.")
@@ -94,7 +102,7 @@ def command(**options: Any) -> None:
     looked at once, at the end. An interrupted run goes on with --resume. Nothing is downloaded but weights that
     --weights asks for.
 
-    Example: surgeon train --model cifar:resnet20 --data cifar10 --epochs 30 --cutout 16
+    Example: surgeon train --model cifar:vgg7_bn --image-size 8 --data digits --epochs 10
     """
     run(options)
 
@@ -121,8 +129,9 @@ def _run(options: Mapping[str, Any]) -> None:
     from surgeon.data import open_data
     from surgeon.processes import first, from_first
 
-    from ..output import Watch, emit_json, resumable, say, warn
+    from ..output import Watch, emit_json, say, warn
     from ..runtime import pick_device, try_forward
+    from ..stopping import resumable
 
     from_first(lambda: check_folder(folder, resume=options["resume"]))
     device = pick_device(options["device"])
@@ -142,6 +151,8 @@ def _run(options: Mapping[str, Any]) -> None:
             batch_size=options["batch_size"],
             workers=options["workers"],
             directory=folder,
+            keep_epochs=options["keep_epochs"],
+            origin=_origin(subject, data),
             on_epoch=epoch_line(options["epochs"]),
             seed=options["seed"],
             device=device,
@@ -223,13 +234,17 @@ def _write(target: Path, subject: Subject, trained: surgeon.Trained, data: surge
     model = trained.model.cpu().eval()
     example, _ = try_forward(model, subject, torch.device("cpu"))
     plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(model, example)))
-    origin = {
+    surgeon.save(target, model, subject.cuts or plan, origin=_origin(subject, data))
+
+
+def _origin(subject: Subject, data: surgeon.data.Data) -> dict[str, Any]:
+    """What the files say about the model."""
+    return {
         **subject.origin,
         "weights": f"trained on {Path(data.name).name}",
         "preprocess": subject.preprocess.to_dict(),
         "classes": list(data.classes),
     }
-    surgeon.save(target, model, subject.cuts or plan, origin=origin)
 
 
 def _facts(trained: surgeon.Trained, target: Path, subject: Subject) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Data: images with labels, from folders or from a local copy of CIFAR; batches of them for training and for judging.
+"""Data: images with labels, from folders, a local copy of CIFAR or scikit-learn's digits; batches of them.
 
 Nothing is downloaded, nothing is unpickled.
 """
@@ -6,9 +6,9 @@ Nothing is downloaded, nothing is unpickled.
 from surgeon.data.batches import Augment, Examples, batches
 from surgeon.data.folders import SUFFIXES, scan, told
 from surgeon.data.preprocess import Preprocess
-from surgeon.data.sources import CIFAR, Data, Split, hold_out, open_data
+from surgeon.data.sources import CIFAR, DIGITS, Data, Split, hold_out, open_data
 
 __all__ = [
-    "CIFAR", "SUFFIXES", "Augment", "Data", "Examples", "Preprocess", "Split", "batches", "hold_out", "open_data",
-    "scan", "told",
+    "CIFAR", "DIGITS", "SUFFIXES", "Augment", "Data", "Examples", "Preprocess", "Split", "batches", "hold_out",
+    "open_data", "scan", "told",
 ]  # fmt: skip

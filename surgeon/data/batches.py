@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 
-from surgeon.data.preprocess import Preprocess, read_pixels, sized
+from surgeon.data.preprocess import Preprocess, read_pixels
 from surgeon.data.sources import Split
 from surgeon.errors import InputError
 
@@ -93,10 +93,8 @@ class Examples(Dataset[Batch]):
     """
 
     def __init__(self, split: Split, preprocess: Preprocess, augment: Augment | None = None) -> None:
-        if split.pixels is not None and split.pixels.shape[1] != preprocess.channels:
-            raise InputError(
-                f"the model takes images of {preprocess.channels} channel(s), these have {split.pixels.shape[1]}"
-            )
+        if split.pixels is not None:
+            preprocess.check_channels(split.pixels.shape[1])
         self.split, self.preprocess, self.augment = split, preprocess, augment
 
     def __len__(self) -> int:
@@ -111,7 +109,7 @@ class Examples(Dataset[Batch]):
         chosen = torch.tensor(indices)
         cropped = self.augment is not None and self.augment.crop > 0 and self.split.pixels is None
         if self.split.pixels is not None:
-            pixels = sized(self.split.pixels[chosen], self.preprocess.size)
+            pixels = self.preprocess.fitted(self.split.pixels[chosen])
         else:
             make = self._random_part if cropped else self.preprocess.pixels
             pixels = torch.stack([read_pixels(self.split.files[index], make) for index in indices])

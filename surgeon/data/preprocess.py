@@ -16,7 +16,7 @@ from torch import Tensor
 from surgeon.data.folders import told
 from surgeon.errors import InputError
 
-__all__ = ["Preprocess", "read_pixels", "sized"]
+__all__ = ["Preprocess", "read_pixels"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 4096  # pixels a side that a file may ask for
@@ -67,6 +67,32 @@ class Preprocess:
         array = torch.from_numpy(np.array(image))
         return array[None] if array.ndim == 2 else array.permute(2, 0, 1).contiguous()
 
+    def check_channels(self, count: int) -> None:
+        """Refuse images in memory that the model can't take.
+
+        Raises
+        ------
+        InputError
+            If they have neither as many channels as the model takes, nor one, of which it can be given several.
+        """
+        if count not in (1, self.channels):
+            raise InputError(f"the model takes images of {self.channels} channel(s), these have {count}")
+
+    def fitted(self, pixels: Tensor) -> Tensor:
+        """Square images (N, C, H, W), uint8, of the size and with as many channels as the model takes.
+
+        Raises
+        ------
+        InputError
+            As :meth:`check_channels`.
+        """
+        self.check_channels(pixels.shape[1])
+        pixels = pixels.expand(-1, self.channels, -1, -1)
+        if pixels.shape[-2:] == (self.size, self.size):
+            return pixels
+        scaled = F.interpolate(pixels.float(), size=(self.size, self.size), mode="bilinear", align_corners=False)
+        return scaled.round().to(torch.uint8)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """From uint8 (N, C, H, W) to what the model takes."""
         mean = torch.tensor(self.mean[: self.channels], device=pixels.device).view(1, -1, 1, 1)
@@ -103,11 +129,3 @@ def read_pixels(path: Path, make: Callable[[Image.Image], Tensor]) -> Tensor:
             return make(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
         raise InputError(f"{path}: can't be read ({told(problem)}); remove the file") from problem
-
-
-def sized(pixels: Tensor, size: int) -> Tensor:
-    """Square images (N, C, H, W), uint8, of another size."""
-    if pixels.shape[-2:] == (size, size):
-        return pixels
-    scaled = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", align_corners=False)
-    return scaled.round().to(torch.uint8)

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from surgeon.data.cifar import CIFAR, read
+from surgeon.data.digits import read_digits
 from surgeon.data.folders import scan
-from surgeon.data.preprocess import Preprocess, read_pixels, sized
+from surgeon.data.preprocess import Preprocess, read_pixels
 from surgeon.errors import InputError
 
-__all__ = ["CIFAR", "Data", "Split", "hold_out", "open_data"]
+__all__ = ["CIFAR", "DIGITS", "Data", "Split", "hold_out", "open_data"]
 
+#: Name of the images that come with scikit-learn, and how many of them are kept apart for the test.
+DIGITS, _TESTED = "digits", 0.2
 #: Folder names that mean a part.
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "training_set"),
@@ -61,7 +64,7 @@ class Split:
             If one can't be read.
         """
         if self.pixels is not None:
-            return replace(self, pixels=sized(self.pixels, preprocess.size))
+            return replace(self, pixels=preprocess.fitted(self.pixels))
         return Split(self.labels, torch.stack([read_pixels(path, preprocess.pixels) for path in self.files]))
 
     def drawn(self, count: int, seed: int = 0) -> Split:
@@ -103,7 +106,8 @@ def open_data(name: str, root: str | os.PathLike[str] = "data") -> Data:
     Parameters
     ----------
     name:
-        ``"cifar10"`` or ``"cifar100"``, which are looked for under `root`; or a folder: ``DIR/CLASS/*.jpg``, or
+        ``"digits"``: 1,797 handwritten digits, 8x8 and grey, that come with scikit-learn, a fifth of them for the
+        test; ``"cifar10"`` or ``"cifar100"``, which are looked for under `root`; or a folder: ``DIR/CLASS/*.jpg``, or
         ``DIR/train/CLASS/*.jpg`` with ``val`` or ``test`` beside it.
 
     Raises
@@ -112,10 +116,19 @@ def open_data(name: str, root: str | os.PathLike[str] = "data") -> Data:
         If there is no such data, or its parts have other classes.
     """
     place = Path(root)
+    if name == DIGITS and not Path(name).is_dir():
+        return _digits()
     if name in CIFAR and not (place / name).is_dir():
         classes, parts = read(name, place)
         return Data(name, classes, **{part: Split(labels, pixels) for part, (pixels, labels) in parts.items()})
     return _from_folder(name, place / name if name in CIFAR else Path(name))
+
+
+def _digits() -> Data:
+    """Always with the same test part, whatever a run's seed is."""
+    pixels, labels = read_digits()
+    train, test = hold_out(Split(labels, pixels), _TESTED)
+    return Data(DIGITS, tuple(str(digit) for digit in range(10)), train, test=test)
 
 
 def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:

@@ -114,13 +114,18 @@ class Comparison:
         """
         return compare(name, self.samples[name], base, self.samples[base], seed=seed)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; times in seconds."""
+    def to_dict(self, base: str | None = None) -> dict[str, Any]:
+        """JSON-able; times in seconds. With a `base`, the rows of the others say how many times faster they are."""
+        rows = [latency.to_dict() for latency in self.latencies]
+        if base is not None:
+            for row in rows:
+                if row["name"] != base:
+                    row |= {"base": base, "speed_up": self.speed_up(row["name"], base).to_dict()}
         return {
             "device": self.device,
             "threads": self.threads,
             "conditions": dict(self.conditions),
-            "latencies": [latency.to_dict() for latency in self.latencies],
+            "latencies": rows,
             "samples": {name: list(values) for name, values in self.samples.items()},
             "differences": dict(self.differences),
         }

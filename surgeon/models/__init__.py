@@ -1,8 +1,9 @@
 """Models: a small zoo of the classic networks for 32x32 images (CIFAR-10 and CIFAR-100), by name.
 
 Names are those of the papers: ``resnet20`` to ``resnet110`` (a ``b`` behind the depth: projections on the shortcuts),
-``wrn16-4`` to ``wrn40-4`` (depth and width of a wide ResNet), ``vgg11`` to ``vgg19``, with ``_bn``. ``-x0.25`` behind
-any of them multiplies all widths: ``vgg16_bn-x0.25``. On the command line they are called ``cifar:NAME``.
+``wrn16-4`` to ``wrn40-4`` (depth and width of a wide ResNet), ``vgg11`` to ``vgg19``, with ``_bn``; ``vgg7`` is for
+smaller images. ``-x0.25`` behind any of them multiplies all widths: ``vgg16_bn-x0.25``. On the command line they are
+called ``cifar:NAME``.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ _ZOO: Mapping[str, Entry] = {
     **{f"resnet{depth}": _resnet(depth, projections=False) for depth in (20, 32, 44, 56, 110)},
     **{f"resnet{depth}b": _resnet(depth, projections=True) for depth in (20, 32, 44, 56, 110)},
     **{f"wrn{d}-{k}": _wide(d, k) for d, k in ((16, 4), (16, 8), (22, 8), (28, 4), (28, 10), (40, 2), (40, 4))},
-    **{f"vgg{depth}": _vgg(depth, norm=False) for depth in (11, 13, 16, 19)},
-    **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in (11, 13, 16, 19)},
+    **{f"vgg{depth}": _vgg(depth, norm=False) for depth in (7, 11, 13, 16, 19)},
+    **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in (7, 11, 13, 16, 19)},
 }
 
 

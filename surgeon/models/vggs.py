@@ -10,8 +10,9 @@ from surgeon.models.resnets import scaled
 
 __all__ = ["CifarVGG"]
 
-#: Convolutions of each of the five stages, between which the images are halved.
+#: Convolutions of each stage, between which the images are halved: five stages, but for the small network.
 _STAGES: Mapping[int, tuple[int, ...]] = {
+    7: (2, 2),
     11: (1, 1, 2, 2, 2),
     13: (2, 2, 2, 2, 2),
     16: (2, 2, 3, 3, 3),
@@ -25,7 +26,8 @@ class CifarVGG(nn.Module):
     Parameters
     ----------
     depth:
-        11, 13, 16 or 19: the name of the original, whose three linear layers count.
+        11, 13, 16 or 19: the name of the original, whose three linear layers count; or 7: the first two stages alone, a
+        network for images from 2x2 pixels.
     num_classes, width:
         Outputs, and what 64 to 512 channels are multiplied by.
     norm:
@@ -34,7 +36,7 @@ class CifarVGG(nn.Module):
 
     def __init__(self, depth: int, num_classes: int = 10, width: float = 1.0, *, norm: bool = True) -> None:
         super().__init__()
-        last = scaled(512, width)
+        last = scaled(_widest(len(_STAGES[depth]) - 1), width)
         self.features = nn.Sequential(*_layers(_STAGES[depth], width, norm=norm))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(last, num_classes)
@@ -50,13 +52,17 @@ class CifarVGG(nn.Module):
         return scores
 
 
+def _widest(stage: int) -> int:
+    return min(64 << stage, 512)
+
+
 def _layers(stages: tuple[int, ...], width: float, *, norm: bool) -> Iterator[nn.Module]:
     inputs = 3
     for stage, count in enumerate(stages):
         if stage:
             yield nn.MaxPool2d(2)
         for _ in range(count):
-            outputs = scaled(min(64 * 2**stage, 512), width)
+            outputs = scaled(_widest(stage), width)
             yield nn.Conv2d(inputs, outputs, 3, padding=1, bias=not norm)
             if norm:
                 yield nn.BatchNorm2d(outputs)

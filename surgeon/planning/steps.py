@@ -12,6 +12,7 @@ from typing import Any
 from surgeon.errors import BudgetError
 
 __all__ = [
+    "PER_STEP",
     "STEPS",
     "cubic",
     "equal_ratio",
@@ -71,6 +72,8 @@ def explicit(targets: Sequence[float]) -> tuple[float, ...]:
     return tuple(targets)
 
 
+#: The schedule that an amount of filters has by default: so many in every step.
+PER_STEP = "per-step"
 #: Name -> shares of (final, steps, initial).
 STEPS: Mapping[str, Callable[[float, int, float], tuple[float, ...]]] = {
     "linear": linear,
@@ -97,7 +100,7 @@ def shares(schedule: str, final: float, steps: int, initial: float = 0.0) -> tup
     return STEPS[schedule](final, steps, initial)
 
 
-def targets(name: str, amount: Any, schedule: str, steps: int, dense: int) -> tuple[float, ...]:
+def targets(name: str, amount: Any, schedule: str | None, steps: int, dense: int) -> tuple[float, ...]:
     """What a budget of :func:`surgeon.prune` allows after each step, always counted from the dense model.
 
     Parameters
@@ -106,7 +109,9 @@ def targets(name: str, amount: Any, schedule: str, steps: int, dense: int) -> tu
         The budget: ``filters`` (convolution filters removed), ``ratio`` (share of the channels removed) or a ``max_*``
         limit (a share up to 1, ``"50%"``, or an absolute number). A sequence holds one target per step itself.
     schedule, steps:
-        Of :func:`shares`; ``"per-step"`` removes `amount` filters in every step.
+        Of :func:`shares`: the amount is reached in so many steps. ``"per-step"`` removes `amount` filters in every one
+        of them. None: the latter for filters, which are what a cut takes away; ``"linear"`` for a ratio or a limit,
+        which are what is reached.
     dense:
         How much the dense model has of it: filters, MACs (one multiply-add is 1), parameters.
 
@@ -121,12 +126,11 @@ def targets(name: str, amount: Any, schedule: str, steps: int, dense: int) -> tu
         If an amount is malformed, or the targets of a sequence go back.
     """
     limit = name.startswith("max_")
+    schedule = schedule or (PER_STEP if name == "filters" else "linear")
     if isinstance(amount, tuple | list):
         gone = explicit([_share(name, a, dense) for a in amount])
-    elif schedule == "per-step":
-        if name != "filters":
-            raise BudgetError(f"schedule='per-step' counts filters: give filters=N, not {name}={amount!r}")
-        gone = explicit([_share(name, a, dense) for a in per_step(amount, steps)])
+    elif schedule == PER_STEP:
+        gone = explicit([_share(name, a, dense) for a in _in_every_step(name, amount, steps, dense)])
     else:
         gone = shares(schedule, _share(name, amount, dense), steps)
     if name == "ratio":
@@ -135,7 +139,21 @@ def targets(name: str, amount: Any, schedule: str, steps: int, dense: int) -> tu
     return tuple(int(dense * (1 - share) + 1e-9) if limit else int(dense * share + 1e-9) for share in gone)
 
 
-def goals_of(budget: Mapping[str, Any], schedule: str, steps: int, dense: Mapping[str, int]) -> list[dict[str, float]]:
+def _in_every_step(name: str, amount: Any, steps: int, dense: int) -> tuple[int, ...]:
+    if name != "filters":
+        raise BudgetError(f"schedule='per-step' counts filters: give filters=N, not {name}={amount!r}")
+    _share(name, amount, dense)  # a whole number that one step can remove
+    if amount * steps >= dense:
+        raise BudgetError(
+            f"filters={amount:,} in each of {steps} steps are {amount * steps:,}, and there are {dense:,}: give fewer, "
+            f"or schedule='linear' for {amount:,} in all"
+        )
+    return per_step(amount, steps)
+
+
+def goals_of(
+    budget: Mapping[str, Any], schedule: str | None, steps: int, dense: Mapping[str, int]
+) -> list[dict[str, float]]:
     """The targets of each step, by budget (:func:`targets`), for one budget or several limits together.
 
     Raises

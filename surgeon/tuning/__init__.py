@@ -19,7 +19,7 @@ from surgeon.tuning.averaging import Average
 from surgeon.tuning.evaluation import Validation, evaluate
 from surgeon.tuning.hardware import hardware, surroundings
 from surgeon.tuning.objectives import Distillation, Objective, distillation_loss
-from surgeon.tuning.optimizers import OptimizerLike, carry, make_optimizer
+from surgeon.tuning.optimizers import OptimizerLike, make_optimizer, rewrite_optimizer
 from surgeon.tuning.order import own_randomness
 from surgeon.tuning.penalties import GroupPenalty, Penalty, ScalePenalty
 from surgeon.tuning.rates import rate
@@ -29,7 +29,7 @@ from surgeon.tuning.training import Loop, Metric, on_device
 
 __all__ = [
     "Epoch", "GroupPenalty", "Metric", "OptimizerLike", "Penalty", "Recipe", "ScalePenalty", "Tuned", "Validation",
-    "carry", "distillation_loss", "evaluate", "rate", "tune",
+    "distillation_loss", "evaluate", "rate", "rewrite_optimizer", "tune",
 ]  # fmt: skip
 
 
@@ -87,8 +87,8 @@ def tune(
     epochs:
         How many passes over `train_loader`; 0 trains nothing.
     optimizer:
-        ``"sgd"``, ``"adamw"``, a function of the parameters, or an optimizer that holds them (from :func:`carry`);
-        with the last two, its own `lr` of each group counts.
+        ``"sgd"``, ``"adamw"``, a function of the parameters, or an optimizer that holds them (from
+        :func:`rewrite_optimizer`); with the last two, its own `lr` of each group counts.
     lr:
         Peak learning rate; default 0.01 for SGD and 0.001 for AdamW.
     momentum, weight_decay:

@@ -15,7 +15,7 @@ from surgeon.planning import Plan
 from surgeon.rewriting import fit
 from surgeon.trial import Fit
 
-__all__ = ["OptimizerLike", "carry", "make_optimizer", "names_of"]
+__all__ = ["OptimizerLike", "make_optimizer", "names_of", "rewrite_optimizer"]
 
 #: ``"sgd"``, ``"adamw"``, a function of the parameters, or an optimizer that holds the model's parameters.
 OptimizerLike = str | torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -69,12 +69,13 @@ def names_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[Tensor,
     if strangers:
         raise TuningError(
             f"the optimizer holds {len(strangers)} of {len(held)} tensors that are no parameters of this model (one of "
-            f"shape {tuple(strangers[0].shape)}): it would train what nothing reads; after a cut use surgeon.carry"
+            f"shape {tuple(strangers[0].shape)}): it would train what nothing reads; after a cut use "
+            "surgeon.rewrite_optimizer"
         )
     return {parameter: known[parameter] for parameter in held}  # type: ignore[index]  # no stranger is left
 
 
-def carry(
+def rewrite_optimizer(
     optimizer: torch.optim.Optimizer, cut: Fit | Plan, dense: nn.Module, small: nn.Module, example_inputs: Any = None
 ) -> torch.optim.Optimizer:
     """The optimizer of `dense`, for `small`: momentum buffers and moments are indexed as the weights were.

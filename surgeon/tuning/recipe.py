@@ -146,7 +146,7 @@ class Tuned:
         Number of the epoch whose weights the model has: the best one on the validation loader (accuracy, or the given
         metric, then loss; the first of equals), or the last one where there is no validation loader. 0: no epoch.
     optimizer:
-        As it stood after the last epoch; :func:`surgeon.carry` takes it through a further cut.
+        As it stood after the last epoch; :func:`surgeon.rewrite_optimizer` takes it through a further cut.
     notes:
         Where an interrupted run went on with another number of threads, device or version: it rounds differently there.
     """
