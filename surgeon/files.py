@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ __all__ = ["locked", "write_beside"]
 
 #: Name of the file by which a run holds its folder. It stays; that nobody holds it is known to the system alone.
 LOCK = ".lock"
+#: What killed writers leave: our own temporary files, and those that safetensors makes beside them.
+_LEFT = re.compile(r"\.(.+\.[0-9a-f]{8}\.tmp|tmp\w{6})")
 
 
 @contextlib.contextmanager
@@ -86,8 +89,9 @@ def locked(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     except filelock.Timeout:
         raise BusyError(f"{folder}: another run is at work there; wait for it, or give another folder") from None
     try:
-        for left in place.glob(".*.????????.tmp"):
-            left.unlink(missing_ok=True)
+        for left in place.iterdir():
+            if _LEFT.fullmatch(left.name) and left.is_file():
+                left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

@@ -343,6 +343,7 @@ def test_a_killed_process_leaves_its_folder_unlocked_and_swept(tmp_path: Path) -
     holder.wait()
     holder.stdout.close()
     (tmp_path / ".step-1.safetensors.0123abcd.tmp").write_bytes(b"half")
+    (tmp_path / ".tmpm2VY2n").write_bytes(b"half, by safetensors")
     (tmp_path / ".mine.tmp").write_bytes(b"of somebody else")
     with locked(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, ".mine.tmp"]

@@ -42,6 +42,7 @@ WRITERS = (".write_text", ".write_bytes", ".savefig", "save_file", ".copyfile", 
 FREE = {
     "surgeon/exporting/modules.py": "a draft, in a temporary folder",
     "surgeon/exporting/programs.py": "a draft, in a temporary folder",
+    "surgeon/streaming/shards.py": "_write, which is called inside write_beside",
     "surgeon/checkpoint/__init__.py": "write_tensors, which is called inside write_beside",
 }
 
