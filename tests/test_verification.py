@@ -247,7 +247,8 @@ class Steep(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.second(torch.relu(self.first(x)))
-        return self.head(torch.sin(1e5 * x).mean((2, 3)))
+        scores: Tensor = self.head(torch.sin(1e5 * x).mean((2, 3)))
+        return scores
 
 
 def test_rounding_that_the_model_makes_much_of_is_no_difference() -> None:
