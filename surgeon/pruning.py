@@ -24,7 +24,7 @@ from surgeon.processes import agree, fingerprint, kept, together
 from surgeon.report import Report, make_report, sizes, tensor_bytes
 from surgeon.rewriting import fit, rewrite
 from surgeon.tracing import as_graph as to_graph
-from surgeon.tracing import check_model, outside_inference_mode, sparing_the_collector
+from surgeon.tracing import check_model, outside_inference_mode
 from surgeon.trial import named_tensors
 from surgeon.verification import Check
 
@@ -41,7 +41,6 @@ class Result:
 @outside_inference_mode
 @together("pruning")
 @alone
-@sparing_the_collector
 def prune(
     model: nn.Module,
     example_inputs: Any,

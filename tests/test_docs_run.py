@@ -16,14 +16,17 @@ from typing import Any
 import click
 import pytest
 import torch
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import surgeon
+from surgeon.streaming import SINGLE
 from surgeon_cli import weights as sources
 from tests.cli_run import commands, surgeon_cli
 from tests.factories import Small
 from tests.pictures import draw
+from tests.test_streaming import Decoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,6 +37,8 @@ SHORTER_COMMANDS: tuple[tuple[str, str], ...] = (
     (r"cifar:resnet20(?= )", "cifar:resnet20b-x0.1"),
     (r"cifar:vgg7_bn(?= )", "cifar:vgg7_bn-x0.25"),
     (r"mypackage\.models:make", "tests.factories:two_classes"),
+    (r"decoder:make", "tests.test_docs_run:make_language_model"),
+    (r"--ignore model\.embed_tokens", "--ignore embed"),
     (r"--data cifar10", "--data photos"),  # it isn't downloaded
     (r"--weights DEFAULT", "--weights none"),  # nor are these
     (r"--(|final-|frozen-)epochs \d+", r"--\1epochs 1"),
@@ -64,6 +69,17 @@ NOT_RUN: dict[str, str] = {
         "compiles for minutes; tests/test_cli_bench.py does so once"
     ),
 }
+
+
+class LanguageModel(Decoder):
+    """Takes what transformers' language models take."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return super().forward(input_ids)
+
+
+def make_language_model() -> nn.Module:
+    return LanguageModel()
 
 
 def shell_commands() -> Iterator[str]:
@@ -122,6 +138,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert ran.code == 0, ran.err
         shutil.copy("net.safetensors", "resnet20-trained.safetensors")
         torch.save(Small(2).state_dict(), "trained.pt")
+        Path("llama").mkdir()
+        save_file({name: tensor.clone() for name, tensor in LanguageModel().state_dict().items()}, f"llama/{SINGLE}")
         page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
         toml = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0]
         shorter_toml = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 import surgeon
 from surgeon.errors import InputError, ModelError
-from surgeon.tracing import Replay, sparing_the_collector, unwrap
+from surgeon.tracing import Replay, unwrap
 from tests import factories
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -417,28 +416,3 @@ class Padded(nn.Module):
 def test_a_circular_border_is_recorded_as_torch_makes_it(border: tuple[int, ...]) -> None:
     model, x = Padded(border), torch.randn(2, 3, 4, 4)
     assert torch.equal(Replay(surgeon.trace(model, x)).forward(), model(x))
-
-
-def test_the_collector_passes_over_what_was_there_before_and_is_left_as_it_was() -> None:
-    before: list[int] = []
-
-    @sparing_the_collector
-    def body() -> None:
-        before.append(gc.get_freeze_count())
-
-    body()
-    assert before[0] > 0
-    assert gc.get_freeze_count() == 0
-    gc.freeze()
-    try:
-        frozen = gc.get_freeze_count()
-        body()
-        assert gc.get_freeze_count() >= frozen - 100  # some of what was frozen has gone since
-    finally:
-        gc.unfreeze()
-
-
-def test_the_collector_is_left_as_it_was_by_a_failure() -> None:
-    with pytest.raises(RuntimeError, match="channels"):
-        surgeon.trace(factories.Small(), torch.randn(2, 7, 8, 8))
-    assert gc.get_freeze_count() == 0

@@ -21,7 +21,7 @@ from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_in, channels_made_by, select_layers
 from surgeon.planning.shares import NoSuchWidthError, Shares
 from surgeon.rules import reasons
-from surgeon.tracing import outside_inference_mode, sparing_the_collector
+from surgeon.tracing import outside_inference_mode
 from surgeon.trial import Misfit
 
 __all__ = [
@@ -34,7 +34,6 @@ AUTO = "auto"
 
 
 @outside_inference_mode
-@sparing_the_collector
 def make_plan(
     graph: ChannelGraph,
     scores: Scores,

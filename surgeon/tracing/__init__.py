@@ -2,7 +2,7 @@
 
 from surgeon.tracing.decisions import MASKS
 from surgeon.tracing.graphs import as_graph
-from surgeon.tracing.guard import check_model, in_mode, outside_inference_mode, sparing_the_collector, unwrap
+from surgeon.tracing.guard import check_model, in_mode, outside_inference_mode, unwrap
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recording import Trace, Unfinished, record, trace
 from surgeon.tracing.replay import Call, Replay, plain_call
@@ -11,5 +11,5 @@ from surgeon.tracing.source import COPIES, Site, Source, error_site, moves_numbe
 __all__ = [
     "COPIES", "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model",
     "error_site", "in_mode", "moves_numbers", "operator_name", "outside_inference_mode", "plain_call", "record",
-    "sparing_the_collector", "trace", "unwrap",
+    "trace", "unwrap",
 ]  # fmt: skip

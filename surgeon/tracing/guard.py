@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -70,26 +69,6 @@ def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with torch.inference_mode(False):
             return function(*args, **kwargs)
-
-    return run
-
-
-def sparing_the_collector(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run `function`, which makes many objects, without Python's collector going through all that was there before.
-
-    A full collection in a process with a few libraries takes longer than the recording of a small network. What is made
-    in the meantime is collected as ever; whoever has frozen objects already keeps them so.
-    """
-
-    @functools.wraps(function)
-    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if gc.get_freeze_count():
-            return function(*args, **kwargs)
-        gc.freeze()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            gc.unfreeze()
 
     return run
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from surgeon.exclusive import ALONE
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
-from surgeon.tracing.guard import check_model, plain_kernels, set_mode, sparing_the_collector, untouched
+from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recorder import Recorder
 
@@ -75,7 +75,6 @@ class Unfinished(Exception):
         self.graph = graph
 
 
-@sparing_the_collector
 def trace(model: nn.Module, example_inputs: Any) -> Trace:
     """Run `model` once in eval mode and record every ATen call.
 
