@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,8 @@ _WAITING = 120  # of the clock: a case that waits for something uses no processo
 #: What a process may grow by beside twice the file, and where the kernel stops it.
 ALWAYS, CEILING = 2**24, 2**28
 _CHUNK = 2000
+#: What reads files: the code whose coverage guides atheris.
+_GUIDED = ("surgeon.checkpoint", "surgeon.jsontext", "surgeon.planning.plan", "surgeon.tracing.inputs")
 _KEPT = 50  # wrong cases that are written down
 
 
@@ -205,8 +208,14 @@ def guided(seconds: int) -> int:
     except ImportError:
         say("skipped: the package atheris isn't installed (python -m pip install atheris; CPython on Linux and macOS)")
         return 0
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     found = seeds()
     path = Path(tempfile.mkdtemp()) / "case"
+    for name, module in list(sys.modules.items()):
+        for function in vars(module).values() if name.startswith(_GUIDED) else ():
+            if isinstance(function, types.FunctionType) and function.__module__ == name:
+                atheris.instrument_func(function)
 
     @atheris.instrument_func  # type: ignore[untyped-decorator]
     def one(data: bytes) -> None:

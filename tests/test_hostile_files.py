@@ -184,6 +184,8 @@ def test_inputs_have_room_for_so_many_numbers_together() -> None:
         Inputs.from_spec({"args": {"list": [{"tensor": [2**32, 2**32], "dtype": "float32"}]}, "kwargs": {"dict": {}}})
     with pytest.raises(PlanError, match="out of bounds"):
         Inputs.from_spec({"args": {"list": [{"tensor": [2**28], "dtype": "int8"}]}, "kwargs": {"dict": {}}})
+    with pytest.raises(PlanError, match="plain numbers"):
+        Inputs.from_spec({"args": {"list": [{"tensor": [1], "dtype": "qint8"}]}, "kwargs": {"dict": {}}})
     several = {"args": {"list": [one] * 3}, "kwargs": {"dict": {}}}
     assert [t.shape[0] for t in Inputs.from_spec(several, device="meta").leaves()] == [2**26] * 3
 
