@@ -146,7 +146,7 @@ CALLS: dict[str, Callable[[nn.Module, Any], Any]] = {
     [("prune", Stop), *((call, KeyboardInterrupt) for call in ("prune and heal", "prune in steps", "auto"))],
 )
 def test_a_loader_that_raises_leaves_everything_as_it_was(call: str, error: type[BaseException]) -> None:
-    for at in (1, 4):
+    for at in (1, 3, 4):
         model, batches = watched(), Breaking(at, error)
         before = state(model)
         try:
@@ -154,7 +154,7 @@ def test_a_loader_that_raises_leaves_everything_as_it_was(call: str, error: type
         except error:
             assert changed(before, state(model)) == [], at
         else:
-            raise AssertionError(at)
+            assert batches.asked < at == 4, "only a call that needs a single pass gets by"
 
 
 def _break_at(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, at: int) -> list[int]:
