@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..files import amount, amounts, check_writable, numbers, step
-from ..options import image_size_option
+from ..options import ignore_option, image_size_option, scope_option
 from ..several import joined
 from ..training_options import split_training, training_options
 
@@ -125,13 +125,7 @@ class Options:
     help="Images at a time that time is measured at; MACs are then of so many.",
 )
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: torch's own choice]")
-@click.option(
-    "--scope",
-    type=click.Choice(["global", "local"]),
-    default="global",
-    show_default=True,
-    help="Rank all channels together, or cut the same ratio in every group.",
-)
+@scope_option
 @click.option(
     "--criterion",
     default="taylor",
@@ -153,9 +147,7 @@ class Options:
     metavar="N",
     help="Every group keeps at least this many.",
 )
-@click.option(
-    "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that keeps all its filters; repeatable."
-)
+@ignore_option
 @click.option(
     "--unit",
     multiple=True,

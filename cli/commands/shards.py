@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import amount
+from ..options import ignore_option, scope_option
 
 if TYPE_CHECKING:
     import surgeon
@@ -45,17 +46,9 @@ if TYPE_CHECKING:
 @click.option(
     "--criterion", default="magnitude", show_default=True, metavar="NAME", help="One that looks at weights alone."
 )
-@click.option(
-    "--scope",
-    type=click.Choice(["global", "local"]),
-    default="global",
-    show_default=True,
-    help="Rank all channels together, or cut the same ratio in every group.",
-)
+@scope_option
 @click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
-@click.option(
-    "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that keeps all its filters; repeatable."
-)
+@ignore_option
 @click.option("--seed", type=int, default=0, show_default=True, help="For everything that draws.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check the cut at every node.")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")

@@ -76,19 +76,22 @@ def _order(
 
     Where it isn't as simple as that, the tensor stays whole.
     """
-    labelled = [i for i, marked in enumerate(indices) if marked is not None and marked.planes]
+    labelled = {axis: marked for axis, marked in enumerate(indices) if marked is not None and marked.planes}
     if not labelled:
         return None
-    given = [i for i, marked in enumerate(indices) if marked is not None]
-    number, order, node = labelled[0], indices[labelled[0]], nodes[labelled[0]]
-    along = [plane for plane in x.planes if number in plane.axes]
-    simple = len(given) == 1 and node is not None and node.op == "get_attr" and node.meta["dtype"] not in MASKS
-    if simple and order is not None and len(order.shape) == 1 and [plane.axes for plane in along] == [{number}]:
-        assert node is not None
+    axis, order = next(iter(labelled.items()))
+    node, along = nodes[axis], [plane for plane in x.planes if axis in plane.axes]
+    alone = sum(marked is not None for marked in indices) == 1 and len(order.shape) == 1
+    if (
+        node is not None
+        and node.op == "get_attr"
+        and node.meta["dtype"] not in MASKS
+        and alone
+        and [plane.axes for plane in along] == [{axis}]
+    ):
         ledger.number_by(node, along[0].labels.flatten())
-        return on_axis(order, number, len(x.shape)).planes[0]
-    for i in labelled:
-        ledger.pin(indices[i].planes, reasons.mixes(ledger.node))  # type: ignore[union-attr]  # labelled: not None
+        return on_axis(order, axis, len(x.shape)).planes[0]
+    ledger.pin([plane for marked in labelled.values() for plane in marked.planes], reasons.mixes(ledger.node))
     return None
 
 

@@ -12,7 +12,6 @@ import functools
 import itertools
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.criteria import Request, find_criterion, score
 from surgeon.criteria.table import Floats
+from surgeon.cutting import Clock
 from surgeon.errors import CheckpointError, InputError, ScoreError, SurgeonError
 from surgeon.files import write_beside
 from surgeon.planning import Plan, make_plan
@@ -128,27 +128,27 @@ def prune_shards(
     """
     target = Path(output)
     _check_early(criterion, target)
-    stages = _Stages(progress)
+    clock = Clock(progress)
     model, buffers = empty_model(factory)
     source = Weights(model, Shards(weights), buffers)
     inputs = Inputs.of(example_inputs)
-    with stages("trace"):
+    with clock("trace"):
         graph = _without_unstored(channel_graph(_trace(model, inputs)), source)
-    with stages("score"):
+    with clock("score"):
         scores = score(graph, criterion, weights=source, seed=seed)
-    with stages("plan"):
+    with clock("plan"):
         plan = make_plan(graph, scores, seed=seed, **planning)
         small = rewrite(model, plan)
     assert plan.fitted is not None
     with _made_beside(target) as folder:
-        with stages("rewrite"):
-            written = _write(folder, plan, source, stages.progress)
+        with clock("rewrite"):
+            written = _write(folder, plan, source, clock.progress)
         check = None
         if verify:
-            with stages("verify"):
+            with clock("verify"):
                 check = _verified(plan.fitted, small, source, Weights(small, Shards(folder), buffers), inputs, seed)
     report = make_report(plan.fitted.graph, plan.fitted.kept, check, (), scores)
-    report = replace(report, bytes_after=written, seconds=dict(stages.seconds))
+    report = replace(report, bytes_after=written, seconds=dict(clock.seconds))
     known = {name for names in source.stored.values() for name in names}
     left = tuple(name for name in source.shards if name not in known)
     return Streamed(target, replace(plan, fitted=None), report, small, left)
@@ -186,22 +186,6 @@ def _check_early(criterion: str | Callable[[Request], Floats], target: Path) -> 
         raise FileExistsError(errno.EEXIST, "is there already; name a folder to be made", str(target))
     if not target.absolute().parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder; make it first", str(target.absolute().parent))
-
-
-class _Stages:
-    """Seconds of each stage, and word of it to the caller."""
-
-    def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self.progress = progress or (lambda *_: None)
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self.progress(stage, 0, 1)
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
-        self.progress(stage, 1, 1)
 
 
 def _trace(model: nn.Module, inputs: Inputs) -> Trace:
