@@ -24,7 +24,7 @@ from common import Table, arguments, output_path, pick_device, run_main, say, so
 from confined import Facts, Limits, run_confined
 from coverage_zoo import LISTS, names
 
-SIDES = {"ours": Limits(300, 12), "theirs": Limits(180, 8), "race": Limits(300, 12)}
+SIDES = {"ours": Limits(300, 12), "theirs": Limits(180, 8), "race": Limits(480, 12)}
 SETTINGS = {"ratio": 0.5, "scope": "local", "criterion": "random"}
 GOOD = "right"
 

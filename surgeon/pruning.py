@@ -24,8 +24,7 @@ from surgeon.processes import agree, fingerprint, kept, together
 from surgeon.report import Report, make_report, sizes, tensor_bytes
 from surgeon.rewriting import fit, rewrite
 from surgeon.tracing import as_graph as to_graph
-from surgeon.tracing import check_model, outside_inference_mode
-from surgeon.trial import named_tensors
+from surgeon.tracing import check_model, named_modules, named_tensors, outside_inference_mode
 from surgeon.verification import Check
 
 
@@ -267,7 +266,7 @@ def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool, units
 def _by_name(model: nn.Module, layers: Iterable[nn.Module | str]) -> list[nn.Module | str]:
     """The same layers by name: graphs, and the models between steps, have modules of their own."""
     layers = [layers] if isinstance(layers, str | nn.Module) else layers
-    names = {part: name for name, part in model.named_modules()}
+    names = {part: name for name, part in named_modules(model)}
     return [names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in layers]
 
 

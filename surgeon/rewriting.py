@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from surgeon.channels import channel_graph
 from surgeon.errors import ConstantError, ModelError, PlanError
 from surgeon.planning import Plan
-from surgeon.tracing import Inputs, Trace, outside_inference_mode, trace, unwrap
-from surgeon.trial import Fit, Misfit, arrivals, named_tensors, replace_tensors, with_tensors
+from surgeon.tracing import Inputs, Trace, named_tensors, outside_inference_mode, trace, unwrap
+from surgeon.trial import Fit, Misfit, arrivals, replace_tensors, with_tensors
 from surgeon.trial import fit as try_fit
 
 __all__ = ["fit", "rewrite"]

@@ -15,7 +15,7 @@ import surgeon
 from surgeon.errors import PlanError
 from surgeon.planning import Plan
 from surgeon.rewriting import fit
-from surgeon.trial import named_tensors
+from surgeon.tracing import named_tensors
 from tests import factories
 from tests.networks import redraw
 from tests.test_tracing import Picture

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.errors import VerificationError
 from surgeon.planning import Plan
-from surgeon.trial import Fit, named_tensors
+from surgeon.tracing import named_tensors
+from surgeon.trial import Fit
 from tests import factories
 from tests.test_planning import chain
 from tests.test_zoo import build

@@ -14,7 +14,7 @@ from surgeon.channels.bundles import Bundle, Link, find_bundles
 from surgeon.channels.labelling import label
 from surgeon.channels.pins import Pin, find_pins
 from surgeon.channels.structure import Ints, Structure, analyse, layer_of, rows
-from surgeon.tracing import Trace
+from surgeon.tracing import Trace, named_modules
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class ChannelGraph:
         layers such as BatchNorm that a channel passes through).
         """
         graph: nx.DiGraph = nx.DiGraph()
-        modules = dict(self.trace.model.named_modules())
+        modules = dict(named_modules(self.trace.model))
         for group in self.groups:
             node = f"group:{group.name}"
             graph.add_node(node, kind="group", size=group.size, filters=group.filters)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.channels.structure import layer_of
 from surgeon.rules import reasons
+from surgeon.tracing import named_modules, named_parameters
 
 if TYPE_CHECKING:
     from surgeon.channels.graph import ChannelGraph
@@ -100,9 +101,9 @@ def _neighbour(graph: ChannelGraph, layers: tuple[str, ...], direct: dict[int, W
 def _whole_layers(graph: ChannelGraph) -> Iterator[tuple[str, Pin]]:
     """Layers with a weight of which no channel is known."""
     model = graph.trace.model
-    known = {id(p) for name, p in model.named_parameters() if name in graph.trace.tensors}
+    known = {id(p) for name, p in named_parameters(model) if name in graph.trace.tensors}
     made = {layer for group in graph.groups for layer in group.producers}
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         weight = getattr(module, "weight", None)
         if not isinstance(weight, Tensor) or weight.ndim < 2 or name in made:
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,8 +95,12 @@ def analyse(labels: Labels, names: Mapping[fx.Node, fx.Node] | None = None) -> S
 
 
 def _pair(one: Tensor, other: Tensor) -> Ints:
-    left, right = np.broadcast_arrays(one.numpy(), other.numpy())
-    return np.stack([left.reshape(-1), right.reshape(-1)])
+    left, right = one.numpy(), other.numpy()
+    if left.shape != right.shape:
+        left, right = np.broadcast_arrays(left, right)
+    pair = np.empty((2, left.size), dtype=np.int64)
+    pair[0], pair[1] = left.reshape(-1), right.reshape(-1)
+    return pair
 
 
 def _flags(labels: Labels, total: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
@@ -136,8 +141,8 @@ def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Nod
         for row, value in zip(sums, values, strict=True):  # numpy's fast path takes one dimension
             np.add.at(row, channels, value)
 
-    for (name, axis), start, size in zip(space.places, space.starts, space.sizes, strict=True):
-        add(channel[start : start + size], _hash(f"{name}:{axis}"))
+    hashes = np.array([_hash(f"{name}:{axis}") for name, axis in space.places], dtype=np.uint64).reshape(-1, 2)
+    add(channel[1:], np.repeat(hashes, space.sizes, axis=0).T)  # labels are numbered place by place
     for anchor in ledger.anchors:
         base = _hash(f"{names.get(anchor.node, anchor.node).name}:{anchor.kind}")
         add(channel[flat(anchor.labels)], [_mix(half, flat(anchor.coordinates)) for half in base])
@@ -146,6 +151,7 @@ def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Nod
     return np.ascontiguousarray(sums[:, :-1].T)
 
 
+@functools.lru_cache(maxsize=1 << 14)  # the small recording has the names of the dense one
 def _hash(text: str) -> Hashes:
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return np.frombuffer(digest, dtype=np.uint64)

@@ -19,8 +19,8 @@ from surgeon.checkpoint.header import Header
 from surgeon.errors import CheckpointError, PlanError
 from surgeon.planning import Plan
 from surgeon.rewriting import rewrite
-from surgeon.tracing import Inputs, in_mode
-from surgeon.trial import named_tensors, replace_tensors, with_tensors
+from surgeon.tracing import Inputs, in_mode, named_tensors
+from surgeon.trial import replace_tensors, with_tensors
 
 __all__ = ["bytes_of", "check_memory", "compare_dense", "cut_sketch", "fill_sketch"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints
-from surgeon.tracing import moves_numbers
+from surgeon.tracing import moves_numbers, named_parameters
 
 #: A sum's terms: an amount, and the channel numbers along each axis that it is proportional to.
 Terms = list[tuple[int, list[Ints]]]
@@ -73,7 +73,7 @@ def _parameters(graph: ChannelGraph) -> Iterator[tuple[int, list[Ints]]]:
     axes: dict[str, list[Ints]] = {}
     for (name, _), start, size in zip(space.places, space.starts, space.sizes, strict=True):
         axes.setdefault(name, []).append(structure.channel[start : start + size])
-    for name, parameter in graph.trace.model.named_parameters():
+    for name, parameter in named_parameters(graph.trace.model):
         yield parameter.numel(), axes.get(name, [])
 
 

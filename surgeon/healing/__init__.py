@@ -23,8 +23,7 @@ from surgeon.healing.levels import FITTERS
 from surgeon.healing.recalibration import recalibrate
 from surgeon.planning import Plan
 from surgeon.processes import Own, share, together
-from surgeon.tracing import Inputs, check_model, outside_inference_mode, unwrap
-from surgeon.trial import named_tensors
+from surgeon.tracing import Inputs, check_model, named_tensors, outside_inference_mode, unwrap
 
 __all__ = ["LEVELS", "LayerHealing", "heal"]
 

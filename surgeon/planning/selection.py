@@ -13,6 +13,7 @@ from torch import fx, nn
 from surgeon.channels import ChannelGraph, layer_of
 from surgeon.channels.structure import Ints
 from surgeon.errors import SelectionError
+from surgeon.tracing import named_modules
 
 
 def select_layers(model: nn.Module, wanted: Iterable[Any], option: str = "ignored_layers") -> set[str]:
@@ -29,7 +30,7 @@ def select_layers(model: nn.Module, wanted: Iterable[Any], option: str = "ignore
     odd = [item for item in wanted if not isinstance(item, str | nn.Module)]
     if odd:
         raise SelectionError(f"{option} holds {odd[0]!r}; expected modules, names or globs")
-    names = {name: module for name, module in model.named_modules() if name}
+    names = {name: module for name, module in named_modules(model) if name}
     chosen: set[str] = set()
     for item in wanted:
         found = {name for name, module in names.items() if _matches(item, name, module)}

@@ -16,6 +16,7 @@ from surgeon.criteria import Scores
 from surgeon.deadline import Timing
 from surgeon.healing import LayerHealing
 from surgeon.report.groups import GroupRow, ScoreHistogram, flow_of, group_rows
+from surgeon.tracing import named_modules, named_tensors
 from surgeon.verification import Check
 
 __all__ = ["GroupRow", "LayerRow", "Report", "ScoreHistogram", "layer_rows", "make_report", "sizes", "tensor_bytes"]
@@ -65,7 +66,7 @@ class Report:
 
 def tensor_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers, tied ones once."""
-    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return sum(t.numel() * t.element_size() for t in named_tensors(model).values())
 
 
 def filter_counts(graph: ChannelGraph, kept: Flags) -> tuple[int, int]:
@@ -85,7 +86,7 @@ def sizes(graph: ChannelGraph) -> dict[str, int]:
 def layer_rows(graph: ChannelGraph, kept: Flags) -> tuple[LayerRow, ...]:
     """One row for each layer whose weight makes channels; layers that share a weight each have theirs."""
     structure = graph.structure
-    space, modules = structure.labels.space, dict(graph.trace.model.named_modules())
+    space, modules = structure.labels.space, dict(named_modules(graph.trace.model))
     owners = _owners(graph.trace.model)
     rows: dict[str, LayerRow] = {}
     for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True):

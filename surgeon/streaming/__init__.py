@@ -35,8 +35,8 @@ from surgeon.rewriting import rewrite, small_tensor
 from surgeon.rules import reasons
 from surgeon.streaming.shards import INDEX, SINGLE, Shards, write_shards
 from surgeon.streaming.weights import Read, Weights, empty_model
-from surgeon.tracing import Inputs, Trace, error_site, outside_inference_mode, record, trace
-from surgeon.trial import Fit, fit_recording, named_tensors, replace_tensors
+from surgeon.tracing import Inputs, Trace, error_site, named_tensors, outside_inference_mode, record, trace
+from surgeon.trial import Fit, fit_recording, replace_tensors
 from surgeon.verification import Check, check_fit
 from surgeon.verification.twin import codes, redraw
 

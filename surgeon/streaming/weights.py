@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from surgeon.errors import CheckpointError, ModelError
 from surgeon.streaming.shards import Shards
-from surgeon.trial import named_tensors
+from surgeon.tracing import named_tensors
 
 __all__ = ["Read", "Weights", "empty_model"]
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from surgeon.errors import ModelError
+from surgeon.tracing.members import modules, named_modules, named_parameters
 
 _QUANTISED = (torch.qint8, torch.quint8, torch.qint32)
 
@@ -39,7 +40,7 @@ def check_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     inner = unwrap(model)
-    for name, module in inner.named_modules():
+    for name, module in named_modules(inner):
         _check_module(name or type(module).__name__, module)
     return inner
 
@@ -80,13 +81,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
     A forward that stores activations on ``self``, fills lists and dicts that it holds or registers hooks leaves
     nothing behind. In-place writes to parameters, buffers and inputs are held off by the recorder.
     """
-    modules = list(model.modules())
-    saved = [(m, dict(m.__dict__), _containers(m)) for m in modules]
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    parts = modules(model)
+    saved = [(m, dict(m.__dict__), _containers(m)) for m in parts]
+    devices = {p.device for _, p in named_parameters(model) if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
             set_mode(model, False)
-            _keep_quiet(modules)
+            _keep_quiet(parts)
             yield
     finally:
         for module, attributes, containers in saved:
@@ -96,9 +97,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 _refill(container, content)
 
 
-def _keep_quiet(modules: Iterable[nn.Module]) -> None:
+def _keep_quiet(parts: Iterable[nn.Module]) -> None:
     """Graph modules print a traceback of their own when they fail, as trials do; without it, the error says it all."""
-    for module in modules:
+    for module in parts:
         if isinstance(module, fx.GraphModule):
             module.__dict__["_wrapped_call"] = nn.Module.__call__
 
@@ -127,7 +128,7 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
     Flags are set one by one: exported modules refuse ``eval()``, and overrides of ``train()`` may do more than that.
     """
-    for module in model.modules():
+    for module in modules(model):
         # a norm that holds its activation is a layer all the same
         module.training = training and bool(module._modules) and not isinstance(module, _NormBase)
 
@@ -138,7 +139,7 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
     Flags are set one by one: exported modules refuse ``train()``, and overrides of it may do more than that.
     """
-    saved = [(module, module.training) for module in model.modules()]
+    saved = [(module, module.training) for module in modules(model)]
     try:
         for module, _ in saved:
             module.training = training
@@ -154,7 +155,7 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     # oneDNN fuses whole LSTMs; it is left on for all other models, whose convolutions would crawl without it
     fused = torch._C._get_mkldnn_enabled()  # the public flags() also sets TF32 and warns where there is none
-    recurrent = any(isinstance(m, nn.LSTM) for m in model.modules())
+    recurrent = any(isinstance(m, nn.LSTM) for m in modules(model))
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         torch._C._set_mkldnn_enabled(fused and not recurrent)

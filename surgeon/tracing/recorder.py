@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.tracing.decisions import Decisions, decides, may_decide
+from surgeon.tracing.members import named_modules
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
 
@@ -39,6 +40,8 @@ INDEX_OPERATORS = frozenset(
     }
 )
 _MAX_INDEX = 1 << 24
+#: What most operands are that are no tensors.
+_ATOMS = frozenset({int, float, bool, type(None)})
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__ is untyped
@@ -61,7 +64,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self.decisions = decisions
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
-        self._paths = {id(module): name for name, module in model.named_modules()}
+        self._paths = {id(module): name for name, module in named_modules(model)}
         self._nodes: Any = WeakTensorKeyDictionary()
         self._known = {id(tensor): name for name, tensor in known.items()}
         self._stored = {_place(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
@@ -128,7 +131,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self, kind: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> fx.Node:
         """A new node; fx looks through operands that it is given at once for symbolic sizes, which nobody has here."""
-        node = self.graph.create_node(kind, target)
+        node = self.graph.create_node(kind, target, name=_node_name(target))
         node.args = args
         if kwargs:
             node.kwargs = kwargs
@@ -136,6 +139,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _written(self, value: Any) -> Any:
         """The operands of a call with nodes for tensors (they nest in lists and tuples alone)."""
+        if type(value) in _ATOMS:
+            return value
         if isinstance(value, Tensor):
             return self.node(value)
         if isinstance(value, list | tuple):
@@ -203,6 +208,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
     def _describe(node: fx.Node, tensor: Tensor) -> None:
         node.meta["shape"] = tensor.shape
         node.meta["dtype"] = tensor.dtype
+
+
+def _node_name(target: Any) -> str:
+    """What a node is called before a number is appended (fx would take every target's name apart anew)."""
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
 from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
+from surgeon.tracing.members import named_parameters, named_tensors
 from surgeon.tracing.recorder import Recorder
 
 
@@ -123,7 +123,7 @@ def record(model: nn.Module, inputs: Inputs, like: Trace | None = None) -> Trace
 
 
 def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, functional: bool = True) -> Trace:
-    known = {name: _plain(tensor) for name, tensor in _named_tensors(model)}
+    known = {name: _plain(tensor) for name, tensor in named_tensors(model).items()}
     flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
     tensors = [_plain(leaf) for leaf in flat if isinstance(leaf, Tensor)]
     recorder = Recorder(model, known, Decisions(decisions))
@@ -168,13 +168,9 @@ def _drop_unread(graph: fx.Graph) -> None:
 
 
 def _unused(model: nn.Module, recorder: Recorder) -> bool:
-    return any(name not in recorder.tensors for name, _ in model.named_parameters())
+    return any(name not in recorder.tensors for name, _ in named_parameters(model))
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """The same numbers without a history; a tensor made in inference mode would hide what composite operators do."""
     return tensor.clone() if tensor.is_inference() else tensor.detach()
-
-
-def _named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*itertools.chain(model.named_parameters(), model.named_buffers())]

@@ -9,7 +9,7 @@ from surgeon.trial.links import find_links
 from surgeon.trial.places import find_places
 from surgeon.trial.running import widths_of
 from surgeon.trial.search import Search, fit
-from surgeon.trial.skeleton import named_tensors, replace_tensors, with_tensors
+from surgeon.trial.skeleton import replace_tensors, with_tensors
 
 __all__ = [
     "Binding",
@@ -26,7 +26,6 @@ __all__ = [
     "find_places",
     "fit",
     "fit_recording",
-    "named_tensors",
     "partners",
     "place",
     "replace_tensors",

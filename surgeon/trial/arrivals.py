@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
+from surgeon.tracing import named_modules
 from surgeon.trial.targets import Attribute, Target
 
 #: Of each kind of norm the axis that it counts and the attribute that says how many.
@@ -26,7 +27,7 @@ def arrivals(graph: ChannelGraph, kept: Flags) -> dict[Target, Any]:
     for node in graph.trace.calls:
         first.setdefault(node.meta["site"].path, node)
     found: dict[Target, Any] = {}
-    for name, module in graph.trace.model.named_modules():
+    for name, module in named_modules(graph.trace.model):
         kind = _kind(module)
         if kind is None or name not in first or [*module.parameters(), *module.buffers()]:
             continue

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from surgeon.channels import ChannelGraph, Group, Structure
 from surgeon.channels.structure import Flags, Hashes, Ints
-from surgeon.tracing import Trace
+from surgeon.tracing import Trace, named_tensors
 from surgeon.trial.alignment import partners
 from surgeon.trial.bindings import Binding, settings
 from surgeon.trial.blame import Misfit, find_misfit, find_other_way
@@ -18,7 +18,6 @@ from surgeon.trial.folding import Fold
 from surgeon.trial.places import find_places
 from surgeon.trial.renumbering import Numbers
 from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
-from surgeon.trial.skeleton import named_tensors
 from surgeon.trial.targets import Settings
 
 

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import copy
 import copyreg
-import itertools
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
 
+from surgeon.tracing import modules, named_tensors
 from surgeon.trial.attributes import follow, followers
 from surgeon.trial.targets import Settings, apply_settings
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by their first qualified name; tied tensors appear once."""
-    return dict(itertools.chain(model.named_parameters(), model.named_buffers()))
 
 
 def with_tensors(
@@ -54,7 +49,7 @@ def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], settings: S
     """:func:`with_tensors` in place: `model` itself becomes the cut model."""
     shadow = with_tensors(model, tensors, settings, share=True)  # everything that can fail happens on a copy
     pairs = [(old, new) for old, new in zip(_registered(model), _registered(shadow), strict=True) if old is not new]
-    saved = [(module, dict(vars(module))) for module in model.modules()]
+    saved = [(module, dict(vars(module))) for module in modules(model)]
     try:
         _take_over(model, shadow, {id(old): new for old, new in pairs})
         apply_settings(model, settings)
@@ -68,14 +63,16 @@ def replace_tensors(model: nn.Module, tensors: Mapping[str, Tensor], settings: S
 
 
 def _take_over(model: nn.Module, shadow: nn.Module, new: Mapping[int, Tensor]) -> None:
-    for own, other in zip(model.modules(), shadow.modules(), strict=True):
+    for own, other in zip(modules(model), modules(shadow), strict=True):
         for name, value in vars(own).items():
+            if value is None or (type(value) in _REGISTRIES and not value):
+                continue
             width = vars(other).get(name) if _is_width(value) and not name.startswith("_") else value
             own.__dict__[name] = _substituted(width, new)
 
 
 def _registered(model: nn.Module) -> list[Tensor]:
-    return [t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+    return [t for m in modules(model) for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
 
 
 def _substituted(value: object, new: Mapping[int, Tensor]) -> object:
@@ -94,7 +91,7 @@ def _substituted(value: object, new: Mapping[int, Tensor]) -> object:
 
 def _computed(model: nn.Module) -> list[Tensor]:
     """Tensors with a history that modules hold: results of an earlier forward, or weights made by a hook."""
-    held = [value for module in model.modules() for value in vars(module).values()]
+    held = [value for module in modules(model) for value in vars(module).values()]
     return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
 
 
@@ -103,7 +100,7 @@ def _copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     try:
         return _deep_copy(model, dict(memo))
     except TypeError:
-        for module in model.modules():
+        for module in modules(model):
             memo |= {id(value): value for value in vars(module).values() if not _can_copy(value)}
         return _deep_copy(model, memo)
 
@@ -113,13 +110,14 @@ def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     Modules that are copied in a way of their own still are.
     """
-    modules = list(model.modules())
-    plain = {kind: _is_plain(kind) for kind in {type(module) for module in modules}}
-    modules = [module for module in modules if id(module) not in memo and plain[type(module)]]
-    for module in modules:
+    parts = modules(model)
+    plain = {kind: _is_plain(kind) for kind in {type(part) for part in parts}}
+    parts = [module for module in parts if id(module) not in memo and plain[type(module)]]
+    for module in parts:
         memo[id(module)] = type(module).__new__(type(module))
-    for module in reversed(modules):  # a module is whole before it is given to the one that holds it
-        state = {name: _deep_copied(value, memo) for name, value in vars(module).items()}
+    for module in reversed(parts):  # a module is whole before it is given to the one that holds it
+        held = vars(module).items()
+        state = {name: value if type(value) in _ATOMS else _deep_copied(value, memo) for name, value in held}
         memo[id(module)].__setstate__(state)
     small: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
     return small
@@ -137,18 +135,24 @@ _COPIED_BY = frozenset(
      "__new__", "__slots__"}
 )  # fmt: skip
 _ATOMS = frozenset({type(None), int, float, bool, str})
+_REGISTRIES = frozenset({dict, OrderedDict})
 
 
 def _deep_copied(value: Any, memo: dict[int, Any]) -> Any:
     """A deep copy of an attribute."""
-    if type(value) in _ATOMS:
+    kind, made = type(value), memo.get(id(value))
+    if made is not None:
+        return made
+    if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
         return value
-    if type(value) is OrderedDict and not value and not vars(value) and id(value) not in memo:
-        memo[id(value)] = OrderedDict()
-    if type(value) is dict and id(value) not in memo and all(type(key) is str for key in value):
-        memo[id(value)] = found = {}
-        found.update({key: _deep_copied(item, memo) for key, item in value.items()})
-    return memo[id(value)] if id(value) in memo else copy.deepcopy(value, memo)
+    if kind is OrderedDict and not value and not vars(value):
+        memo[id(value)] = made = OrderedDict()
+    elif kind is dict and all(type(key) is str for key in value):
+        memo[id(value)] = made = {}
+        made.update({key: _deep_copied(item, memo) for key, item in value.items()})
+    else:
+        made = copy.deepcopy(value, memo)
+    return made
 
 
 def _can_copy(value: object) -> bool:
@@ -173,9 +177,9 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
 
 
 def _follow_all(dense: nn.Module, small: nn.Module) -> None:
-    modules = list(small.modules())
-    following = {kind: followers(kind) for kind in {type(module) for module in modules}}
-    for before, after in zip(dense.modules(), modules, strict=True):
+    parts = modules(small)
+    following = {kind: followers(kind) for kind in {type(part) for part in parts}}
+    for before, after in zip(modules(dense), parts, strict=True):
         for update in following[type(after)]:
             follow(update, before, after)
         if isinstance(after, fx.GraphModule):  # each has a class of its own, whose name copies forget

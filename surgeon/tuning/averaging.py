@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from surgeon.trial import named_tensors
+from surgeon.tracing import named_tensors
 
 __all__ = ["Average", "copy_into", "snapshot"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from surgeon.checkpoint import write_beside, write_tensors
 from surgeon.checkpoint.header import opened
 from surgeon.errors import CheckpointError
-from surgeon.trial import named_tensors
+from surgeon.tracing import named_tensors
 from surgeon.tuning.averaging import Average, copy_into
 from surgeon.tuning.optimizers import names_of
 from surgeon.tuning.recipe import Epoch

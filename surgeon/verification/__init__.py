@@ -13,8 +13,17 @@ from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
 from surgeon.exclusive import alone
 from surgeon.planning import Plan
-from surgeon.tracing import Inputs, check_model, operator_name, outside_inference_mode, record, trace, unwrap
-from surgeon.trial import Fit, Misfit, fit_recording, named_tensors
+from surgeon.tracing import (
+    Inputs,
+    check_model,
+    named_tensors,
+    operator_name,
+    outside_inference_mode,
+    record,
+    trace,
+    unwrap,
+)
+from surgeon.trial import Fit, Misfit, fit_recording
 from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
 from surgeon.verification.twin import codes, redraw
