@@ -73,9 +73,12 @@ def find_bundles(structure: Structure, groups: Sequence[Group], links: Iterable[
     for chain in (*(demand.groups for demand in demands), *linked):
         nx.add_path(graph, chain)
     proportional = {index for link in linked for index in link if len(link) > 1}
+    of_group: dict[int, list[_Demand]] = {}
+    for demand in demands:  # all of its groups are in one component: any of them leads there
+        of_group.setdefault(demand.groups[0], []).append(demand)
     found = []
     for component in nx.connected_components(graph):
-        own = [d for d in demands if component.issuperset(d.groups)]
+        own = [demand for index in component for demand in of_group.get(index, ())]
         found.append(_bundle(structure, groups, sorted(component), own, proportional=bool(component & proportional)))
     return tuple(sorted(found, key=lambda bundle: order[bundle.groups[0].name]))
 

@@ -60,13 +60,14 @@ class Space:
         return torch.arange(self.total - size, self.total)
 
     def place_of(self, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Index into :attr:`places` of each label."""
-        return np.searchsorted(self._bounds, labels, side="right") - 1
+        """Index into :attr:`places` of each label; -1 of :data:`FIXED`."""
+        found: np.ndarray[Any, Any] = self._place[labels]
+        return found
 
     @functools.cached_property
-    def _bounds(self) -> np.ndarray[Any, Any]:
-        """The starts as an array, once all labels are numbered."""
-        return np.asarray(self.starts)
+    def _place(self) -> np.ndarray[Any, Any]:
+        """The place of every label, once all are numbered."""
+        return np.concatenate([[-1], np.repeat(np.arange(len(self.sizes)), self.sizes)])
 
 
 #: Calls whose result has the axes of their operands: one that was stretched is so still.

@@ -14,7 +14,11 @@ from torch import Tensor, fx
 FIXED = 0
 
 
-@dataclass(frozen=True, eq=False)  # tensors have no single truth value to compare by
+# Of the two classes that follow, thousands are made: a frozen dataclass's own __init__ sets field by field, at four
+# times the cost. Neither compares by value: tensors have no single truth value.
+
+
+@dataclass(frozen=True, eq=False, init=False)
 class Plane:
     """Labels along some axes of a value.
 
@@ -32,13 +36,16 @@ class Plane:
     axes: frozenset[int]
     example: bool = False
 
+    def __init__(self, labels: Tensor, axes: frozenset[int], example: bool = False) -> None:
+        self.__dict__.update(labels=labels, axes=axes, example=example)
+
     @property
     def key(self) -> tuple[bool, frozenset[int]]:
         """Planes with equal keys describe the same axes in the same sense."""
         return (self.example, self.axes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Marked:
     """What the label pass knows of one tensor.
 
@@ -67,6 +74,21 @@ class Marked:
     constant: bool = False
     value: Tensor | None = None
     stretched: frozenset[int] = frozenset()
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        span: tuple[int, ...],
+        planes: tuple[Plane, ...] = (),
+        *,
+        free: bool = False,
+        constant: bool = False,
+        value: Tensor | None = None,
+        stretched: frozenset[int] = frozenset(),
+    ) -> None:
+        self.__dict__.update(
+            shape=shape, span=span, planes=planes, free=free, constant=constant, value=value, stretched=stretched
+        )
 
     def covers(self, axis: int) -> bool:
         """Whether some plane labels `axis`."""
