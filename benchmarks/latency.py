@@ -33,7 +33,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,7 +43,6 @@ from timing import Case, interleaved, paired_ratio, spread
 from torch import nn
 
 import surgeon
-from surgeon.cost import Latency, Place, open_table
 from surgeon.measure import Comparison, file_bytes, footprint, latency
 
 NETWORKS = ("vgg16_bn", "resnet50", "mobilenet_v2", "efficientnet_b0")
@@ -56,6 +55,7 @@ WITHIN = 0.05  # of the time that was asked for
 PEER, PEER_STEP = "torch_pruning", 16
 GPU_NETWORKS, GPU_BATCHES, GPU_DTYPES = ("resnet50", "vgg16_bn"), (1, 32, 256), ("float32", "bfloat16")
 GPU_FASTER = 1.2
+_SEARCHING = 9  # rounds, while a plan from MACs alone is searched for
 UNMEASURED = {"status": "not measured", "command": "python benchmarks/latency.py --device cuda --only E"}
 
 Row = dict[str, Any]
@@ -216,7 +216,7 @@ def told(stage: str, done: int, _total: int) -> None:
 
 
 def in_time(name: str, share: float, options: argparse.Namespace, device: torch.device) -> Row:
-    """Ask for a share of the time; measure anew, beside a plan from MACs alone that is predicted to be as fast."""
+    """Ask for a share of the time; measure anew, beside a plan from MACs alone that is as fast."""
     model, x = network(name, device), images(1, options, device)
     try:
         result = surgeon.prune(
@@ -224,7 +224,7 @@ def in_time(name: str, share: float, options: argparse.Namespace, device: torch.
         )  # fmt: skip
     except surgeon.BudgetError as refusal:
         return {"status": "refused", "asked": share, "reason": str(refusal)}
-    rival = by_macs_alone(model, x, result.plan.budget["predicted_latency"]["small"])
+    rival = by_macs_alone(model, x, result.model)
     models = {"dense": model, "surgeon": result.model} | ({} if rival is None else {"macs alone": rival.model})
     measured = latency(models, x, rounds=options.rounds)
     medians = {found.name: found.median for found in measured.latencies}
@@ -243,17 +243,17 @@ def in_time(name: str, share: float, options: argparse.Namespace, device: torch.
     }  # fmt: skip
 
 
-class _ByMacs:
+class _ByMacs(NamedTuple):
     """A model that was planned from its MACs."""
 
-    def __init__(self, model: nn.Module, plan: surgeon.Plan) -> None:
-        self.model, self.plan = model, plan
+    model: nn.Module
+    plan: surgeon.Plan
 
 
-def by_macs_alone(model: nn.Module, x: torch.Tensor, seconds: float) -> _ByMacs | None:
-    """Of the plans that know of MACs alone, in the same steps, the largest one that is predicted to be as fast."""
+def by_macs_alone(model: nn.Module, x: torch.Tensor, small: nn.Module) -> _ByMacs | None:
+    """Of the plans that know of MACs alone, in the same steps, the largest one that is measured to be as fast."""
     graph = surgeon.channel_graph(surgeon.trace(model, x))
-    scores, predicted = surgeon.score(graph, "magnitude"), Latency(graph, open_table(Place.of(x)))
+    scores = surgeon.score(graph, "magnitude")
     low, high, best = 0.02, 1.0, None
     for _ in range(7):
         middle = (low + high) / 2
@@ -262,12 +262,12 @@ def by_macs_alone(model: nn.Module, x: torch.Tensor, seconds: float) -> _ByMacs 
         except surgeon.BudgetError:
             low = middle
             continue
-        assert plan.fitted is not None
-        if predicted.seconds(plan.fitted.kept) <= seconds:
-            low, best = middle, plan
+        rival = surgeon.rewrite(model, plan)
+        if latency({"ours": small, "theirs": rival}, x, rounds=_SEARCHING).speed_up("theirs", "ours").ratio >= 1:
+            low, best = middle, _ByMacs(rival, plan)
         else:
             high = middle
-    return None if best is None else _ByMacs(surgeon.rewrite(model, best), best)
+    return best
 
 
 def score_kept(model: nn.Module, x: torch.Tensor, plan: surgeon.Plan) -> float:

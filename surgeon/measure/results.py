@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,12 @@ class Comparison:
             If one of them was not measured.
         """
         return compare(name, self.samples[name], base, self.samples[base], seed=seed)
+
+    def pooled(self, other: Comparison) -> Comparison:
+        """Two measurements of the same models as one."""
+        samples = {name: values + other.samples[name] for name, values in self.samples.items()}
+        latencies = tuple(Latency.of(own.name, samples[own.name], own.calls) for own in self.latencies)
+        return replace(self, samples=samples, latencies=latencies)
 
     def to_dict(self, base: str | None = None) -> dict[str, Any]:
         """JSON-able; times in seconds. With a `base`, the rows of the others say how many times faster they are."""
