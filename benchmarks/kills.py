@@ -60,7 +60,7 @@ def work(folder: Path) -> None:
     train = DataLoader(TensorDataset(images, labels), 16, shuffle=True)
     val = DataLoader(TensorDataset(images[:64], labels[:64]), 32)
     done = surgeon.prune_and_tune(
-        model, images[:2], train, val, steps=3, filters=12, epochs_per_step=3, final_epochs=2, criterion="taylor",
+        model, images[:2], train, val, steps=3, filters=4, epochs_per_step=3, final_epochs=2, criterion="taylor",
         tuning={"lr": 0.05, "ema": 0.9}, directory=folder / "run", seed=3,
     )  # fmt: skip
     rows = [{k: v for k, v in vars(step).items() if k not in ("history", "cut", "notes")} for step in done.steps]
