@@ -15,10 +15,12 @@ import filelock
 
 from surgeon.errors import BusyError
 
-__all__ = ["locked", "write_beside"]
+__all__ = ["beside", "locked", "write_beside"]
 
 #: Name of the file by which a run holds its folder. It stays; that nobody holds it is known to the system alone.
 LOCK = ".lock"
+#: Characters of a name: file systems allow 255 bytes, and one takes up to four.
+_SHORT = 50
 #: What killed writers leave: our own temporary files, and those that safetensors makes beside them.
 _LEFT = re.compile(r"\.(.+\.[0-9a-f]{8}\.tmp|tmp\w{6})")
 
@@ -39,7 +41,7 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         the file that was asked for, never the temporary one.
     """
     target = _target(Path(path))
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = beside(target)
     try:
         temporary.touch(exist_ok=False)  # a plain open: the file gets the rights that the user's umask says
         mode = temporary.stat().st_mode
@@ -50,11 +52,18 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # not every system can; the rename itself is done
             _to_disk(target.parent)
     except OSError as problem:
-        if problem.filename != str(temporary):
+        if problem.filename not in (None, str(temporary)):  # what fails while it writes has no name
             raise
-        raise OSError(problem.errno, problem.strerror, os.fspath(path)) from problem
+        told = problem.strerror or str(problem)
+        raise OSError(problem.errno or errno.EIO, told, os.fspath(path)) from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # whatever took the folder away is told already
+            temporary.unlink(missing_ok=True)
+
+
+def beside(target: Path) -> Path:
+    """A name for what is to become `target`, in the same folder; short enough where that one's name is a long one."""
+    return target.with_name(f".{target.name[:_SHORT]}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _to_disk(path: Path) -> None:
