@@ -8,9 +8,11 @@ operators and layers and nothing else.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -258,7 +260,9 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as problem:
-        raise OSError(f"{path.parent}: the file can't be written: {problem}") from problem
+        found = re.search(r"os error (\d+)", str(problem))  # the library tells the system's word in its own
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(problem), os.fspath(path)) from problem
 
 
 def _dense(
