@@ -203,7 +203,7 @@ class _Run:
 
     def finish(self, asked: dict[str, Any], graph: ChannelGraph) -> PrunedAndTuned:
         """All steps that are still to come."""
-        rows = [] if self.directory is None else read_rows(self.directory, asked)
+        rows = [] if self.directory is None else self._record(self.directory, asked)
         model, plan, tuned = self.dense, Plan.empty(graph), None
         dense = self._measured(0, self.dense, plan, graph)
         start = self._last_begun()
@@ -233,6 +233,11 @@ class _Run:
             self.on_step(row, model)
             self.progress("steps", number, len(self.goals))
         return PrunedAndTuned(model, plan, tuple(rows), dense)
+
+    def _record(self, folder: Path, asked: dict[str, Any]) -> list[Step]:
+        """The steps that are finished; where there is no record yet, the first process makes one before others look."""
+        from_first(lambda: len(read_rows(folder, asked)))
+        return read_rows(folder, asked)
 
     def _measured(self, number: int, model: nn.Module, plan: Plan, dense: ChannelGraph) -> Step:
         """The row of a step whose training is still to come."""

@@ -68,7 +68,7 @@ def write_pt2(model: nn.Module, inputs: Inputs, sizes: Sizes, path: Path) -> Non
 
 
 class _Careful(io.FileIO):
-    """A file for torch's writer of archives, which ends the process where it can't write; the error waits till later."""
+    """A file for torch's writer of archives, which ends the process where it can't write: errors wait."""
 
     problem: OSError | None = None
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from surgeon.errors import CheckpointError, SelectionError
 from surgeon.jsonfiles import as_read, changed, read_file, write_file
+from surgeon.processes import first
 from surgeon.sweeps.results import Point
 from surgeon.tuning import Validation, evaluate
 from surgeon.tuning.objectives import Objective
@@ -100,7 +101,7 @@ class Judge:
         self.points = {(row.name, row.point.ratio): row.point for row in saved.points}
 
     def _write(self) -> None:
-        if self.directory is None:
+        if self.directory is None or not first():
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         rows = tuple(_Row(name, point) for (name, _), point in self.points.items())
