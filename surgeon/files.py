@@ -15,7 +15,7 @@ import filelock
 
 from surgeon.errors import BusyError
 
-__all__ = ["beside", "locked", "write_beside"]
+__all__ = ["beside", "check_name", "locked", "write_beside"]
 
 #: Name of the file by which a run holds its folder. It stays; that nobody holds it is known to the system alone.
 LOCK = ".lock"
@@ -59,6 +59,18 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # whatever took the folder away is told already
             temporary.unlink(missing_ok=True)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that is no text: the safetensors library can't open it, here or anywhere.
+
+    Raises
+    ------
+    OSError
+        If its bytes are no UTF-8.
+    """
+    if any("\ud800" <= sign <= "\udfff" for sign in os.fspath(path)):
+        raise OSError(errno.EILSEQ, "the name is no UTF-8, which safetensors needs; give another", os.fspath(path))
 
 
 def beside(target: Path) -> Path:

@@ -29,7 +29,7 @@ from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
 from surgeon.checkpoint.origin import build_origin, check_origin, is_followed
 from surgeon.checkpoint.sketch import bytes_of, check_memory, compare_dense, cut_sketch, fill_sketch
 from surgeon.errors import CheckpointError, ModelError, PlanError
-from surgeon.files import write_beside
+from surgeon.files import check_name, write_beside
 from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
 from surgeon.report import tensor_bytes
@@ -257,6 +257,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     OSError
         If it can't be written.
     """
+    check_name(path)
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as problem:
