@@ -11,6 +11,8 @@ from typing import IO, Any
 
 import click
 
+from .several import launched
+
 #: What asks a process to end, beside Ctrl-C: a scheduler, a terminal that is closed.
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -46,14 +48,18 @@ def resumable(option: str = "--resume") -> Iterator[None]:
 
 @contextlib.contextmanager
 def endable() -> Iterator[None]:
-    """In the body SIGTERM and SIGHUP stop the work as Ctrl-C does, once; a second one ends the process at once."""
+    """In the body SIGTERM and SIGHUP stop the work as Ctrl-C does, once; a second one ends the process at once.
+
+    Not where several processes work together: one that waits for another in native code wouldn't hear of it, and the
+    launcher, which sends it when one has failed, would have to wait.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # as signal calls it
         signal.signal(number, signal.SIG_DFL)
         raise Ended(number)
 
     ours = []
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and launched() == 1:
         ours = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]  # nohup ignores one
     for number in ours:
         signal.signal(number, stop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from surgeon.errors import BusyError
 
 __all__ = ["beside", "check_name", "locked", "write_beside"]
 
+_log = logging.getLogger("surgeon")
 #: Name of the file by which a run holds its folder. It stays; that nobody holds it is known to the system alone.
 LOCK = ".lock"
 #: Characters of a name: file systems allow 255 bytes, and one takes up to four.
@@ -90,7 +92,8 @@ def _to_disk(path: Path) -> None:
 def locked(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Hold a run's folder, made if it isn't there, for the body; what killed writers left half-written in it goes.
 
-    The lock is the system's own (``flock``): it ends with the process, however that ends. None holds nothing.
+    The lock is the system's own (``flock``): it ends with the process, however that ends. None holds nothing; where the
+    file system has no locks, that is logged.
 
     Raises
     ------
@@ -109,6 +112,8 @@ def locked(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise BusyError(f"{folder}: another run is at work there; wait for it, or give another folder") from None
+    except NotImplementedError:
+        _log.warning("%s: its file system has no locks; see to it that one run at a time is at work there", folder)
     try:
         for left in place.iterdir():
             if _LEFT.fullmatch(left.name) and left.is_file():

@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import torch
 
 import surgeon
 from surgeon.cost.tables import Place, Table, cache_folder
-from surgeon.files import LOCK, write_beside
+from surgeon.files import LOCK, locked, write_beside
 from surgeon_cli.stopping import Ended, Stopped, endable
 from tests.cli_run import Ran, surgeon_cli
 from tests.pictures import draw
@@ -161,6 +162,28 @@ def test_a_user_without_a_home_measures_every_time(monkeypatch: pytest.MonkeyPat
     assert not cache_folder().exists()
 
 
+# ---------------------------------------------------------------- folders of runs
+
+
+def test_a_file_system_without_locks_is_told_and_worked_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def without(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", without)
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+    assert "its file system has no locks" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc: no folder in which nobody may write")
+def test_a_folder_for_the_run_that_can_not_be_made_is_told() -> None:
+    draw(Path("photos/train"), 6)
+    words = ("train", "--model", "tests.factories:two_classes", "--image-size", 16, "--data", "photos", "--epochs", 1)
+    is_told(surgeon_cli(*words, "--output", "t.safetensors", "--run", "/proc/self/run"), "/proc/self/run")
+
+
 # ---------------------------------------------------------------- signals
 
 TRAIN = """
@@ -231,13 +254,16 @@ def test_a_second_signal_ends_at_once_and_the_caller_has_his_handlers_back() -> 
     assert Stopped("", KeyboardInterrupt()).exit_code == 130
 
 
-def test_signals_that_somebody_else_has_are_left_alone() -> None:
+def test_signals_that_somebody_else_has_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
         with endable():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with endable():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 # ---------------------------------------------------------------- pipes
