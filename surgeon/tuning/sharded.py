@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import TuningError
-from surgeon.trial import named_tensors, with_tensors
+from surgeon.tracing import named_tensors
+from surgeon.trial import with_tensors
 from surgeon.tuning.averaging import Average
 from surgeon.tuning.optimizers import names_of
 from surgeon.tuning.state import Run
