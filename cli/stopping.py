@@ -30,7 +30,8 @@ class Stopped(click.ClickException):
 
     def __init__(self, message: str, stop: KeyboardInterrupt) -> None:
         super().__init__(message)
-        self.exit_code = 128 + (stop.number if isinstance(stop, Ended) else signal.SIGINT)
+        number = stop.number if isinstance(stop, Ended) else signal.SIGINT
+        self.exit_code = 128 + number  # type: ignore[misc]  # click reads it off the instance
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Say it; it is no error."""

@@ -137,6 +137,11 @@ class Key:
     epochs: int
 
     @property
+    def amounts(self) -> dict[str, Any]:
+        """The budget, as :func:`surgeon.prune` takes it."""
+        return dict(self.budget)
+
+    @property
     def folder(self) -> str:
         """Where its training is kept."""
         words = [self.criterion, *(f"{name}={amount}" for name, amount in self.budget), self.schedule]
@@ -333,7 +338,7 @@ class _Run:
             )  # fmt: skip
             return start
         result = prune_and_tune(
-            self.dense, self.example_inputs, self.train_loader, self.val_loader, **dict(key.budget), steps=key.steps,
+            self.dense, self.example_inputs, self.train_loader, self.val_loader, **key.amounts, steps=key.steps,
             schedule=key.schedule, epochs_per_step=key.epochs // key.steps, criterion=key.criterion, seed=key.seed,
             directory=folder, tuning=self.tuning, progress=self.progress, **self.options,
         )  # fmt: skip
@@ -346,7 +351,7 @@ class _Run:
         with own_randomness(device):
             torch.manual_seed(key.seed)
             small = prune(
-                self.dense, self.example_inputs, **dict(key.budget), criterion=key.criterion, seed=key.seed, **options
+                self.dense, self.example_inputs, **key.amounts, criterion=key.criterion, seed=key.seed, **options
             ).model
             torch.manual_seed(key.seed)
             renew(small)

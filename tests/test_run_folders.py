@@ -175,7 +175,10 @@ def test_what_is_no_regular_file_is_not_waited_for(run: tuple[Kept, Path], kind:
     kept, folder = run
     file = folder / kept.file
     file.unlink()
-    {"folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "device": lambda: file.symlink_to("/dev/zero")}[kind]()
+    makers: dict[str, Callable[[], None]] = {
+        "folder": file.mkdir, "pipe": lambda: os.mkfifo(file), "device": lambda: file.symlink_to("/dev/zero"),
+    }  # fmt: skip
+    makers[kind]()
     with pytest.raises(CheckpointError, match="no regular file; give another"):
         kept.again(folder)
 
@@ -403,7 +406,7 @@ def test_commands_that_go_on_name_a_damaged_file() -> None:
         file.write_bytes(data)
     row = json.loads(Path("small/steps.jsonl").read_text())
     for path in places(row["latency"]):
-        for wrong in ("x", [], -1.5, {"a": 1}):
+        for wrong in WRONG:
             text = json.dumps({**row, "latency": with_another(row["latency"], path, wrong)})
             Path("small/steps.jsonl").write_text(text + "\n")
             stepwise_says(Path("small/steps.jsonl"))

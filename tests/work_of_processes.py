@@ -183,7 +183,7 @@ def kinds(model: nn.Module) -> str:
 
 def moments(tuned: surgeon.Tuned) -> Outcome:
     """The optimizer's, by the name of the parameter."""
-    names = {parameter: name for name, parameter in tuned.model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in tuned.model.named_parameters()}
     states = tuned.optimizer.state.items()
     return {f"{names[p]}/{key}": value for p, state in states for key, value in state.items()}
 
@@ -294,7 +294,7 @@ def has_shards() -> Outcome:
     real = sharded.Spread.gather
 
     def counting(self: sharded.Spread, *, keep: bool = True) -> Any:
-        own = [p.to_local().numel() for p in self.run.model.parameters()]  # type: ignore[operator]
+        own = [p.to_local().numel() for p in self.run.model.parameters()]  # type: ignore[attr-defined]
         state = [value.to_local().numel() for part in self.run.optimizer.state.values() for value in part.values()]
         seen.update(weights=sum(own), state=sum(state), all=sum(p.numel() for p in self.whole.model.parameters()))
         return real(self, keep=keep)

@@ -230,7 +230,7 @@ def _gathered(values: Mapping[str, Any], keep: bool) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, value in values.items():
-        whole = value.detach().full_tensor() if isinstance(value, DTensor) else value
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
         if keep:
             found[name] = whole.detach().cpu().clone() if isinstance(whole, Tensor) else whole
     return found
