@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 
-def check_writable(path: Path) -> None:
-    """Make sure, before hours of work, that a file can be written there; nothing is left behind.
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
+    """Make sure, before hours of work, that the files can be written, and that none takes another's place.
+
+    Parameters
+    ----------
+    outputs, inputs:
+        What will be written and what is read; None counts for nothing, nor does an input that is no file.
 
     Raises
     ------
+    click.UsageError
+        If two are one file.
     OSError
-        If it can't.
+        If one can't be written; nothing is left behind.
     """
-    from surgeon.checkpoint import write_beside
+    read = {os.path.realpath(name): name for name in inputs if name is not None and Path(name).is_file()}
+    written: dict[str, Path] = {}
+    for path in outputs:
+        if path is None:
+            continue
+        place = os.path.realpath(path)
+        if place in read:
+            raise click.UsageError(f"{path}: is read by this command; give what is written another name")
+        if place in written:
+            raise click.UsageError(f"{path}: two things would be written there; give one another name")
+        written[place] = path
+        _try(path)
 
+
+def _try(path: Path) -> None:
+    from surgeon.files import check_name, write_beside
+
+    check_name(path)
     with contextlib.suppress(_OnlyTrying), write_beside(path) as trial:
         trial.write_bytes(b"?")  # an empty file fits on a full disk
         raise _OnlyTrying  # so that it is removed, not renamed

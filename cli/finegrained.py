@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .files import check_writable
+from .files import check_outputs
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -127,7 +127,7 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
 
     name = options["model"]
     if not options.get("sweep"):
-        check_writable(options["output"] or default_target(name, word))
+        check_outputs([options["output"] or default_target(name, word)], [name])
     source = None if options["data"] is None else find(options["data"])
     device = pick_device(options["device"])
     opened = _from_file(options, device) if is_file(name) else _from_name(options, device)

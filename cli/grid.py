@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import surgeon
 from surgeon.data import batches, open_data
-from surgeon.errors import InputError, ModelError
+from surgeon.errors import InputError, ModelError, TuningError
 from surgeon.experiments import Cell, Compared, Experiment, Summary
+from surgeon.jsonfiles import read_text
+from surgeon.jsontext import read_json
 
 from .images import Batches
 from .models import resolve
@@ -33,18 +34,23 @@ def read(path: Path) -> Experiment:
     InputError
         If the file is neither, or this Python can't read TOML.
     TuningError
-        For a field that there isn't.
+        For a field that there isn't, or one of another type.
+    CheckpointError
+        If it is no regular file, or no text.
     OSError
         If it can't be read.
     """
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "write the experiment as .toml or .json")
     try:
-        fields = json.loads(text) if path.suffix.lower() == ".json" else _toml(text)
-    except ValueError as problem:  # of both readers
-        raise InputError(f"{path}: {problem}") from problem
+        fields = read_json(text) if path.suffix.lower() == ".json" else _toml(text)
+    except (ValueError, RecursionError) as problem:  # of both readers
+        raise InputError(f"{path}: {problem}; docs/comparing.md has an example") from problem
     if not isinstance(fields, dict):
         raise InputError(f"{path}: holds {type(fields).__name__}, expected a table of fields")
-    return Experiment.read(fields)
+    try:
+        return Experiment.read(fields)
+    except TuningError as problem:
+        raise TuningError(f"{path}: {problem}") from problem
 
 
 def _toml(text: str) -> Any:

@@ -38,6 +38,19 @@ class Lines(logging.Formatter):
         return json.dumps(told)
 
 
+class _File(logging.FileHandler):
+    """Where the file can't be written any more, that is said once, and the work goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  # logging's name
+        """Of the error that is being handled."""
+        problem = sys.exc_info()[1]
+        if not isinstance(problem, OSError):
+            super().handleError(record)
+            return
+        LOGGER.removeHandler(self)
+        sys.stderr.write(f"WARNING: {self.baseFilename}: {problem.strerror}; nothing more is logged there\n")
+
+
 @contextlib.contextmanager
 def logged_to(path: str | None) -> Iterator[None]:
     """Write the log into a file, behind what is there (``-``: to standard error); None: nowhere.
@@ -50,9 +63,7 @@ def logged_to(path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    handler: logging.Handler = (
-        logging.StreamHandler(sys.stderr) if path == "-" else logging.FileHandler(Path(path), encoding="utf-8")
-    )
+    handler = logging.StreamHandler(sys.stderr) if path == "-" else _File(Path(path), encoding="utf-8")
     handler.setFormatter(Lines())
     level = LOGGER.level
     LOGGER.addHandler(handler)
@@ -62,4 +73,5 @@ def logged_to(path: str | None) -> Iterator[None]:
     finally:
         LOGGER.setLevel(level)
         LOGGER.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):  # a line that doesn't fit; it is told
+            handler.close()

@@ -17,7 +17,7 @@ import click
 from . import commands
 from .logs import LOGGER, logged_to, printable
 from .several import launched, refuse
-from .stopping import Stopped
+from .stopping import Stopped, endable
 
 #: Distribution whose version `--version` shows.
 DISTRIBUTION = "filter-surgeon"
@@ -77,7 +77,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what surgeon raises on purpose becomes one message."""
-        with told(), logged_to(ctx.params.get("log_json")), _noted():
+        with endable(), told(), logged_to(ctx.params.get("log_json")), _noted():
             return super().invoke(ctx)
 
 
@@ -99,7 +99,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise Stopped("nothing half-written is left; the same command starts again") from stop
+        raise Stopped("nothing half-written is left; the same command starts again", stop) from stop
     except BrokenPipeError:
         raise  # click's own business
     except OSError as problem:
@@ -150,7 +150,7 @@ def cli(log_json: str | None) -> None:  # the group itself reads it
 
     Results are written to standard error, or as JSON to standard output with --json. Start with surgeon demo: it needs
     nothing, and the examples of the other commands run on what it leaves.
-    Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped by Ctrl-C.
+    Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 stopped by Ctrl-C, 143 by SIGTERM.
     """
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections import defaultdict
@@ -57,8 +59,22 @@ def warn(message: str) -> None:
 
 def emit_json(value: Any) -> None:
     """One JSON document on standard output; what is not finite becomes null, for JSON has no word for it."""
-    if first():
-        click.echo(json.dumps(_finite(value), indent=2, sort_keys=True, default=str, allow_nan=False))
+    if not first():
+        return
+    text = json.dumps(_finite(value), indent=2, sort_keys=True, default=str, allow_nan=False)
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        raise  # nobody reads any more; click ends quietly
+    except OSError as problem:
+        _silence()
+        raise OSError(problem.errno, problem.strerror, "standard output") from problem
+
+
+def _silence() -> None:
+    """What couldn't be written is not tried again when Python ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _finite(value: Any) -> Any:

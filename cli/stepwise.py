@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch import nn
 
 import surgeon
 from surgeon.data import Data, batches, open_data
-from surgeon.errors import CheckpointError, InputError, ModelError
+from surgeon.errors import InputError, ModelError
+from surgeon.jsonfiles import blamed, read_lines, shaped, write_lines
 from surgeon.measure import latency
+from surgeon.measure.results import Latency, SpeedUp
 from surgeon.processes import first, from_first
-from surgeon.trainer import write_rows
 from surgeon.tuning import evaluate
 from surgeon.tuning.record import Step
 
@@ -167,7 +168,7 @@ class _Rows:
             **{timed.name: timed.to_dict() for timed in measured.latencies},
             "speed_up": measured.speed_up("small", "dense").to_dict(),
         }
-        write_rows(self.path, self._saved(step))
+        write_lines(self.path, self._saved(step))
         say(_line(step, self._latencies[step.number]))
 
     def _saved(self, step: Step) -> list[dict[str, Any]]:
@@ -182,13 +183,25 @@ class _Rows:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The rows that a run has written so far."""
-    if not path.exists():
-        return []
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [{**row, "number": int(row["number"]), "latency": row["latency"]} for row in rows]
-    except (ValueError, KeyError, TypeError, RecursionError) as problem:
-        raise CheckpointError(f"{path}: damaged ({problem}); give another folder") from problem
+    advice = "give another folder"
+    rows = read_lines(path, dict[str, Any], advice) if path.exists() else []
+    for number, row in enumerate(rows, 1):
+        with blamed(f"{path}:{number}", advice):
+            shaped(int, row.setdefault("number", None), "number")
+            shaped(_Timed | None, row.setdefault("latency", None), "latency")
+    return rows
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """What is measured of a step."""
+
+    threads: int
+    device: str
+    batch_size: int
+    dense: Latency
+    small: Latency
+    speed_up: SpeedUp
 
 
 def _accuracy(step: Step) -> float | None:

@@ -31,6 +31,12 @@ _TRAINING = (
     click.option("--weight-decay", type=float, default=5e-4, show_default=True, metavar="R", help="Pull to zero."),
     click.option("--mixed-precision", type=click.Choice(["bf16", "fp16"]), help="Reduced precision where it is safe."),
     click.option(
+        "--sharded",
+        is_flag=True,
+        default=None,
+        help="Of several processes each holds a part of the weights, gradients and optimizer (FSDP2).",
+    ),
+    click.option(
         "--crop",
         type=click.IntRange(min=0),
         default=4,
@@ -68,6 +74,7 @@ _TRAINING = (
 #: Options that are surgeon.tune's, under its names.
 _TUNE = (
     "lr", "optimizer", "schedule", "warmup_epochs", "weight_decay", "label_smoothing", "mixed_precision", "ema", "clip",
+    "sharded",
 )  # fmt: skip
 
 

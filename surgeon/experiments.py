@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +20,12 @@ from torch import nn
 
 from surgeon import processes
 from surgeon.channels import channel_graph
-from surgeon.checkpoint import write_beside
 from surgeon.errors import CheckpointError, TuningError
 from surgeon.files import locked
 from surgeon.iteration import prune_and_tune
+from surgeon.jsonfiles import as_read, read_file, write_file
 from surgeon.measure import latency
+from surgeon.planning.budgets import LIMITS
 from surgeon.pruning import prune
 from surgeon.report import sizes
 from surgeon.tracing import Inputs, check_model, trace
@@ -38,6 +38,7 @@ __all__ = ["Cell", "Compared", "Experiment", "Summary", "compare"]
 ONE_SHOT, SCRATCH, DENSE = "one-shot", "scratch", "dense"
 _FILE = "cells.json"
 _ROUNDS = 10
+_SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,13 @@ class Experiment:
             )
         if self.epochs % self.steps:
             raise TuningError(f"epochs={self.epochs} can't be shared evenly by steps={self.steps}: give a multiple")
+        if not isinstance(self.dense, bool):
+            raise TuningError(f"dense={self.dense!r}: expected true or false")
+        for seed in self.seeds:
+            if type(seed) is not int or not 0 <= seed < _SEEDS:
+                raise TuningError(f"seeds: {seed!r} is no whole number from 0 to 2^63 - 1")
+        for budget in self.budgets:
+            _check_budget(budget)
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Experiment:
@@ -106,16 +114,32 @@ class Experiment:
             yield Key("", (), DENSE, seed, 1, self.epochs)
 
 
+def _check_budget(budget: Any) -> None:
+    known = ("filters", "ratio", *LIMITS)
+    if not isinstance(budget, Mapping) or not budget:
+        raise TuningError(f"budgets: {budget!r} is no table such as {{'max_macs': 0.5}}")
+    for name, amount in budget.items():
+        if name not in known:
+            raise TuningError(f"budgets: there is no {name!r}; there are: {', '.join(known)}")
+        if isinstance(amount, bool) or not isinstance(amount, int | float | str):
+            raise TuningError(f"budgets: {name} is {amount!r}, expected a number or a share ('50%')")
+
+
 @dataclass(frozen=True)
 class Key:
     """What a cell is: see :class:`Experiment`; the budget as pairs."""
 
     criterion: str
-    budget: tuple[tuple[str, Any], ...]
+    budget: tuple[tuple[str, str | float | int | None], ...]
     schedule: str
     seed: int
     steps: int
     epochs: int
+
+    @property
+    def amounts(self) -> dict[str, Any]:
+        """The budget, as :func:`surgeon.prune` takes it."""
+        return dict(self.budget)
 
     @property
     def folder(self) -> str:
@@ -140,11 +164,13 @@ class Cell:
     latency: float
     speed_up: float
 
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Cell:
-        """From the form in which it is saved."""
-        key = {**fields["key"], "budget": tuple((name, amount) for name, amount in fields["key"]["budget"])}
-        return cls(**{**fields, "key": Key(**key)})
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the file holds."""
+
+    about: Any
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -279,23 +305,16 @@ class _Run:
         if not path.exists():
             self.write(about, {})
             return {}
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            cells = [Cell.read(fields) for fields in saved["cells"]]
-            belongs = saved["about"]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise CheckpointError(f"{path}: damaged, or of another tool ({problem}); give another folder") from problem
-        if belongs != json.loads(json.dumps(about)):
-            raise CheckpointError(f"{path}: its cells belong to {belongs}, these to {about}; give another folder")
-        return {cell.key: cell for cell in cells}
+        saved: _Saved = read_file(path, _Saved, "give another folder")
+        if saved.about != as_read(about):
+            raise CheckpointError(f"{path}: its cells belong to {saved.about}, these to {about}; give another folder")
+        return {cell.key: cell for cell in saved.cells}
 
     def write(self, about: Mapping[str, Any], done: Mapping[Key, Cell]) -> None:
         """Keep the finished cells; the file is replaced whole."""
         if self.directory is None:
             return
-        with write_beside(self.directory / _FILE) as temporary:
-            text = json.dumps({"about": about, "cells": [asdict(cell) for cell in done.values()]}, indent=1)
-            temporary.write_text(text, encoding="utf-8")
+        write_file(self.directory / _FILE, _Saved(about, tuple(done.values())))
 
     def cell(self, key: Key) -> Cell:
         """Train one, and measure it."""
@@ -319,7 +338,7 @@ class _Run:
             )  # fmt: skip
             return start
         result = prune_and_tune(
-            self.dense, self.example_inputs, self.train_loader, self.val_loader, **dict(key.budget), steps=key.steps,
+            self.dense, self.example_inputs, self.train_loader, self.val_loader, **key.amounts, steps=key.steps,
             schedule=key.schedule, epochs_per_step=key.epochs // key.steps, criterion=key.criterion, seed=key.seed,
             directory=folder, tuning=self.tuning, progress=self.progress, **self.options,
         )  # fmt: skip
@@ -332,7 +351,7 @@ class _Run:
         with own_randomness(device):
             torch.manual_seed(key.seed)
             small = prune(
-                self.dense, self.example_inputs, **dict(key.budget), criterion=key.criterion, seed=key.seed, **options
+                self.dense, self.example_inputs, **key.amounts, criterion=key.criterion, seed=key.seed, **options
             ).model
             torch.manual_seed(key.seed)
             renew(small)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import stat
@@ -15,10 +16,13 @@ import filelock
 
 from surgeon.errors import BusyError
 
-__all__ = ["locked", "write_beside"]
+__all__ = ["beside", "check_name", "locked", "write_beside"]
 
+_log = logging.getLogger("surgeon")
 #: Name of the file by which a run holds its folder. It stays; that nobody holds it is known to the system alone.
 LOCK = ".lock"
+#: Characters of a name: file systems allow 255 bytes, and one takes up to four.
+_SHORT = 50
 #: What killed writers leave: our own temporary files, and those that safetensors makes beside them.
 _LEFT = re.compile(r"\.(.+\.[0-9a-f]{8}\.tmp|tmp\w{6})")
 
@@ -39,7 +43,7 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         the file that was asked for, never the temporary one.
     """
     target = _target(Path(path))
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = beside(target)
     try:
         temporary.touch(exist_ok=False)  # a plain open: the file gets the rights that the user's umask says
         mode = temporary.stat().st_mode
@@ -50,11 +54,30 @@ def write_beside(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # not every system can; the rename itself is done
             _to_disk(target.parent)
     except OSError as problem:
-        if problem.filename != str(temporary):
+        if problem.filename not in (None, str(temporary)):  # what fails while it writes has no name
             raise
-        raise OSError(problem.errno, problem.strerror, os.fspath(path)) from problem
+        told = problem.strerror or str(problem)
+        raise OSError(problem.errno or errno.EIO, told, os.fspath(path)) from problem
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # whatever took the folder away is told already
+            temporary.unlink(missing_ok=True)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that is no text: the safetensors library can't open it, here or anywhere.
+
+    Raises
+    ------
+    OSError
+        If its bytes are no UTF-8.
+    """
+    if any("\ud800" <= sign <= "\udfff" for sign in os.fspath(path)):
+        raise OSError(errno.EILSEQ, "the name is no UTF-8, which safetensors needs; give another", os.fspath(path))
+
+
+def beside(target: Path) -> Path:
+    """A name for what is to become `target`, in the same folder; short enough where that one's name is a long one."""
+    return target.with_name(f".{target.name[:_SHORT]}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _to_disk(path: Path) -> None:
@@ -69,7 +92,8 @@ def _to_disk(path: Path) -> None:
 def locked(folder: str | os.PathLike[str] | None) -> Iterator[None]:
     """Hold a run's folder, made if it isn't there, for the body; what killed writers left half-written in it goes.
 
-    The lock is the system's own (``flock``): it ends with the process, however that ends. None holds nothing.
+    The lock is the system's own (``flock``): it ends with the process, however that ends. None holds nothing; where the
+    file system has no locks, that is logged.
 
     Raises
     ------
@@ -88,6 +112,8 @@ def locked(folder: str | os.PathLike[str] | None) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise BusyError(f"{folder}: another run is at work there; wait for it, or give another folder") from None
+    except NotImplementedError:
+        _log.warning("%s: its file system has no locks; see to it that one run at a time is at work there", folder)
     try:
         for left in place.iterdir():
             if _LEFT.fullmatch(left.name) and left.is_file():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +17,9 @@ from torch import nn
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.checkpoint import load, read_header, save
 from surgeon.composition import compose
-from surgeon.errors import ModelError, TuningError
+from surgeon.errors import CheckpointError, ModelError, TuningError
 from surgeon.files import locked
+from surgeon.jsonfiles import as_read
 from surgeon.planning import Plan
 from surgeon.planning.steps import goals_of, remaining
 from surgeon.processes import first, from_first, start, together
@@ -144,7 +144,7 @@ def prune_and_tune(
         on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
     with together("pruning and tuning"), locked(directory if first() else None):
-        return run.finish(json.loads(json.dumps(asked)), dense)
+        return run.finish(as_read(asked), dense)
 
 
 _BUDGETS = ("filters", "ratio", "max_macs", "max_params")
@@ -203,10 +203,15 @@ class _Run:
 
     def finish(self, asked: dict[str, Any], graph: ChannelGraph) -> PrunedAndTuned:
         """All steps that are still to come."""
-        rows = [] if self.directory is None else read_rows(self.directory, asked)
+        rows = [] if self.directory is None else self._record(self.directory, asked)
         model, plan, tuned = self.dense, Plan.empty(graph), None
         dense = self._measured(0, self.dense, plan, graph)
         start = self._last_begun()
+        if len(rows) < start - 1:
+            raise CheckpointError(
+                f"{self.directory}: step {start} has begun, and the record holds {len(rows)} steps; give another "
+                "directory"
+            )
         for number, goal in enumerate(self.goals, 1):
             if number < start:
                 continue
@@ -228,6 +233,11 @@ class _Run:
             self.on_step(row, model)
             self.progress("steps", number, len(self.goals))
         return PrunedAndTuned(model, plan, tuple(rows), dense)
+
+    def _record(self, folder: Path, asked: dict[str, Any]) -> list[Step]:
+        """The steps that are finished; where there is no record yet, the first process makes one before others look."""
+        from_first(lambda: len(read_rows(folder, asked)))
+        return read_rows(folder, asked)
 
     def _measured(self, number: int, model: nn.Module, plan: Plan, dense: ChannelGraph) -> Step:
         """The row of a step whose training is still to come."""

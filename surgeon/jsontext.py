@@ -20,9 +20,11 @@ _BYTES_EACH = 64
 _ALWAYS = 2**24
 #: Control characters steer terminals; halves of surrogate pairs can't be printed at all.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+#: How numbers that aren't finite are told, where they must come back: ``{"float": "nan"}``.
+_SPECIAL = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def read_json(text: str, room: int = 0) -> Any:
+def read_json(text: str, room: int = 0, *, exact: bool = False) -> Any:
     """The value of a JSON text, with no surprise in it.
 
     Parameters
@@ -32,6 +34,8 @@ def read_json(text: str, room: int = 0) -> Any:
         64 digits, nothing nested deeper than 64, no control characters in strings (but tabs and line ends).
     room:
         Bytes that the value may take in memory; 16 MiB are always allowed.
+    exact:
+        Give back the numbers that aren't finite, as :func:`dump_json` tells them.
 
     Raises
     ------
@@ -43,7 +47,11 @@ def read_json(text: str, room: int = 0) -> Any:
         raise ValueError(f"{marks} values in {len(text)} characters are more than its file has room for")
     try:
         value = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse, parse_int=_whole, parse_float=_finite
+            text,
+            object_pairs_hook=_exact if exact else _object,
+            parse_constant=_refuse,
+            parse_int=_whole,
+            parse_float=_finite,
         )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -60,6 +68,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1) if len(names) < 10_000 else "?"
         raise ValueError(f"an object names {twice[:80]!r} twice")
     return result
+
+
+def _exact(pairs: list[tuple[str, Any]]) -> Any:
+    result = _object(pairs)
+    named = result.get("float") if len(result) == 1 else None
+    return _SPECIAL[named] if isinstance(named, str) and named in _SPECIAL else result
 
 
 def _refuse(name: str) -> NoReturn:
@@ -96,24 +110,31 @@ def _held(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def dump_json(value: Any, indent: int | None = None) -> str:
+def dump_json(value: Any, indent: int | None = None, *, exact: bool = False) -> str:
     """`value` as a text that :func:`read_json` reads: what is not finite is null, control characters are replaced.
 
-    What JSON has no word for becomes its ``str``.
+    What JSON has no word for becomes its ``str``. With `exact`, what is not finite comes back as it was if it is read
+    so, and what JSON has no word for is a TypeError.
     """
-    return json.dumps(_readable(value), indent=indent, allow_nan=False)
+    return json.dumps(_readable(value, exact), indent=indent, allow_nan=False)
 
 
-def _readable(value: Any) -> Any:
+def _readable(value: Any, exact: bool) -> Any:
     if isinstance(value, Mapping):
-        return {_clean(str(key)): _readable(item) for key, item in value.items()}
+        return {_clean(str(key)): _readable(item, exact) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_readable(item) for item in value]
+        return [_readable(item, exact) for item in value]
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) else _special(value) if exact else None
+    if exact and not isinstance(value, str):
+        raise TypeError(f"{value!r} is nothing that JSON can hold")
     return _clean(str(value))
+
+
+def _special(value: float) -> dict[str, str]:
+    return {"float": str(value)}
 
 
 def _clean(text: str) -> str:

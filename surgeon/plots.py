@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -55,8 +56,10 @@ def drawn(made: Any, path: str | os.PathLike[str]) -> None:
     kind = Path(path).suffix.lower().removeprefix(".")
     if kind not in _KINDS:
         raise InputError(f"{path}: a plot is written as .{', .'.join(_KINDS)}")
+    picture = io.BytesIO()  # matplotlib's PDF hides what goes wrong on a disk behind errors of its own
     with write_beside(path) as temporary:
-        made.savefig(temporary, format=kind, dpi=130)
+        made.savefig(picture, format=kind, dpi=130)
+        temporary.write_bytes(picture.getvalue())
 
 
 def curves(rows: Iterable[Row], path: str | os.PathLike[str]) -> None:

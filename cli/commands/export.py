@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_writable
+from ..files import check_outputs
 from ..options import factory_option, image_size_option, json_option
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def command(
     from surgeon.exporting import check_format, export
 
     check_format(kind, target, channels_last=channels_last)
-    check_writable(target)
+    check_outputs([target], [model_or_file])
     model, inputs = _subject(model_or_file, factory, image_size)
     done = export(model, target, kind, example_inputs=inputs, fold_bn=fold_bn, channels_last=channels_last)
     _tell(done.to_dict(), as_json=as_json)

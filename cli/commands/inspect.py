@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_writable, write_text
+from ..files import check_outputs, write_text
 from ..options import factory_option, image_size_option, json_option
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ def command(
 
     Example: surgeon inspect resnet18 --dot resnet18.dot
     """
-    for path in (path for path in (dot, filters) if path is not None):
-        check_writable(path)
+    check_outputs([dot, filters], [model_or_file])
     graph, about = _graph(model_or_file, factory, image_size)
     if filters is not None:
         from surgeon import plots

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..files import amount, amounts, check_writable, numbers, step
+from ..files import amount, amounts, check_outputs, numbers, step
 from ..options import ignore_option, image_size_option, scope_option
 from ..several import joined
 from ..training_options import split_training, training_options
@@ -278,10 +278,7 @@ def run(options: Options) -> None:
 
 
 def _run(options: Options) -> None:
-    if not options.dry_run:
-        check_writable(options.target)
-    if options.report is not None:
-        check_writable(options.report)
+    check_outputs([None if options.dry_run else options.target, options.report], [options.model, options.rewind])
     if options.in_all is not None:
         from ..output import say
 

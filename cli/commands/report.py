@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..files import check_writable
+from ..files import check_outputs
 from ..options import factory_option
 
 
@@ -25,7 +25,7 @@ def command(file: Path, output: Path | None, factory: str | None) -> None:
     Example: surgeon report surgeon-demo/small.safetensors -o report.html
     """
     target = output or file.with_suffix(".html")
-    check_writable(target)
+    check_outputs([target], [file])
     import surgeon
 
     from ..output import say

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_writable, write_text
+from ..files import check_outputs, write_text
 from ..training_options import check_folder, data_root_option
 from .compare import as_in_prune
 
@@ -98,9 +98,7 @@ def command(**options: Any) -> None:
 
 def run(options: dict[str, Any]) -> None:
     """The whole command."""
-    for path in (options["csv_file"], options["plot"]):
-        if path is not None:
-            check_writable(path)
+    check_outputs([options["csv_file"], options["plot"]], [options["model"]])
     safe = options["model"].rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
     folder = options["folder"] or Path(f"{safe}-sensitivity")
     check_folder(folder, resume=options["resume"])

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 @scope_option
 @click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
 @ignore_option
-@click.option("--seed", type=int, default=0, show_default=True, help="For everything that draws.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="For everything that draws."
+)
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check the cut at every node.")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
 def command(**options: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_writable
+from ..files import check_outputs
 from ..several import joined
 from ..training_options import augment_of, check_folder, percent, training_options, tuning_of
 from .compare import as_in_prune
@@ -122,9 +122,7 @@ def run(options: Mapping[str, Any]) -> None:
 def _run(options: Mapping[str, Any]) -> None:
     target = target_of(options)
     folder = options["folder"] or target.with_suffix("")
-    check_writable(target)
-    for path in (options["plot"],) if options["plot"] else ():
-        check_writable(path)
+    check_outputs([target, options["plot"]], [options["model"], options["weights"]])
     import surgeon
     from surgeon.data import open_data
     from surgeon.processes import first, from_first

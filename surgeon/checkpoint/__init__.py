@@ -8,9 +8,11 @@ operators and layers and nothing else.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
 from surgeon.checkpoint.origin import build_origin, check_origin, is_followed
 from surgeon.checkpoint.sketch import bytes_of, check_memory, compare_dense, cut_sketch, fill_sketch
 from surgeon.errors import CheckpointError, ModelError, PlanError
-from surgeon.files import write_beside
+from surgeon.files import check_name, write_beside
 from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
 from surgeon.report import tensor_bytes
@@ -255,10 +257,13 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     OSError
         If it can't be written.
     """
+    check_name(path)
     try:
         save_file(tensors, path, metadata=metadata)
     except SafetensorError as problem:
-        raise OSError(f"{path.parent}: the file can't be written: {problem}") from problem
+        found = re.search(r"os error (\d+)", str(problem))  # the library tells the system's word in its own
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number) if found else str(problem), os.fspath(path)) from problem
 
 
 def _dense(

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from surgeon.checkpoint.coding import Form, check_total, read_form
 from surgeon.errors import CheckpointError, PlanError
+from surgeon.files import check_name
 from surgeon.jsontext import read_json
 from surgeon.planning import Plan
 
@@ -126,6 +127,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     OSError
         If it can't be read.
     """
+    check_name(path)
     mode = Path(path).stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for a writer
         raise OSError(errno.EINVAL, "is a device or a pipe, no regular file", os.fspath(path))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
@@ -23,10 +24,12 @@ import torch
 from torch import Tensor
 
 from surgeon.exclusive import ALONE, alone
-from surgeon.files import write_beside
+from surgeon.jsonfiles import read_file, write_file
 from surgeon.measure import LAYOUTS, stopwatch_for
 from surgeon.processes import count, first, from_first
 from surgeon.tracing import Inputs
+
+_log = logging.getLogger("surgeon")
 
 FORMAT = 1
 #: Seconds of one call of a function of nothing.
@@ -99,7 +102,14 @@ def device_name(device: torch.device) -> str:
 
 
 def cache_folder() -> Path:
-    """``SURGEON_CACHE``, else the user's cache folder as the system has it."""
+    """``SURGEON_CACHE``, else the user's cache folder as the system has it; nowhere, if the user has no home."""
+    try:
+        return _cache_folder()
+    except RuntimeError:  # of looking for a home; a folder that others can write to is no place for it
+        return Path(os.devnull, "surgeon")
+
+
+def _cache_folder() -> Path:
     if named := os.environ.get("SURGEON_CACHE"):
         return Path(named).expanduser()
     if sys.platform == "win32":
@@ -169,36 +179,50 @@ class Table:
             return
         path = self.place.file
         kept = {**_read(self.place), **self.entries}
-        text = {"surgeon_latency": FORMAT, "place": asdict(self.place), "seconds": kept}
+        saved = _Saved(FORMAT, self.place, kept)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with write_beside(path) as temporary:
-                temporary.write_text(json.dumps(text, indent=0), encoding="utf-8")
+            write_file(path, saved, indent=0)
         except OSError as problem:
-            warnings.warn(f"the latency table can't be kept in {path.parent}: {problem.strerror}", stacklevel=2)
+            told = f"the latency table can't be kept in {path.parent}: {problem.strerror}; SURGEON_CACHE names a folder"
+            warnings.warn(told, stacklevel=2)
 
 
 def _read(place: Place) -> dict[str, float]:
     try:
-        found = json.loads(place.file.read_text(encoding="utf-8"))
-        _check(found, place)
-        return {str(key): _seconds(value) for key, value in found["seconds"].items()}
+        found: _Saved = read_file(place.file, _Saved, "measuring anew")
+        found.check(place)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        warnings.warn(f"{place.file} is no latency table of this device ({problem}): measuring anew", stacklevel=2)
+    except (OSError, ValueError) as problem:
+        told = f"no latency table of this device: {problem}"
+        _log.warning(told, extra={"stage": "measure"})
+        warnings.warn(told, stacklevel=2)
         return {}
+    return found.seconds
 
 
-def _check(found: Any, place: Place) -> None:
-    if found["surgeon_latency"] != FORMAT or found["place"] != asdict(place):
-        raise ValueError("it is of another format or place")
+@dataclass(frozen=True)
+class _Saved:
+    """What a table's file holds."""
 
+    surgeon_latency: int
+    place: Place
+    seconds: dict[str, float]
 
-def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ValueError(f"{value!r} is no number of seconds")
-    return float(value)
+    def check(self, place: Place) -> None:
+        """Whether it is one of this place.
+
+        Raises
+        ------
+        ValueError
+            If it isn't.
+        """
+        if self.surgeon_latency != FORMAT or self.place != place:
+            raise ValueError(f"{place.file} is of another format or place; measuring anew")
+        for key, value in self.seconds.items():
+            if not value >= 0:
+                raise ValueError(f"{place.file}: {value} of {key[:80]!r} is no number of seconds; measuring anew")
 
 
 def least_time(place: Place, clock: Callable[[], float] | None = None) -> Timer:

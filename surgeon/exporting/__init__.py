@@ -6,13 +6,14 @@ is put where the user wants it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,9 @@ def export(
     chosen, target = FORMATS[name], Path(path)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         draft = Path(folder) / target.name
-        chosen.write(model, inputs, sizes, draft)
-        error, compared = _compare(model, inputs, sizes, lambda given: chosen.run(draft, given), name)
+        with _named(target, f"; the draft is in {folder}, TMPDIR names another place"):
+            chosen.write(model, inputs, sizes, draft)
+            error, compared = _compare(model, inputs, sizes, lambda given: chosen.run(draft, given), name)
         files = _publish(draft, target)
     return Exported(name, files, error, compared, sizes.free)
 
@@ -226,10 +228,20 @@ def _compare(
     return worst, tuple(sizes_of(model, now, probe=False).example for now in given)
 
 
+@contextlib.contextmanager
+def _named(place: Path, more: str = "") -> Iterator[None]:
+    """An error of writing names the file that was asked for."""
+    try:
+        yield
+    except OSError as problem:
+        raise OSError(problem.errno, f"{problem.strerror or problem}{more}", os.fspath(place)) from problem
+
+
 def _publish(draft: Path, target: Path) -> tuple[str, ...]:
-    """Put the files of the draft where they belong, each whole or not at all; the one asked for last."""
+    """Put the files of the draft where they belong, all or none: no name changes before all bytes are there."""
     others = sorted(path for path in draft.parent.iterdir() if path != draft and path.is_file())
-    for source, place in (*((other, target.with_name(other.name)) for other in others), (draft, target)):
-        with write_beside(place) as temporary:
-            shutil.copyfile(source, temporary)
+    with contextlib.ExitStack() as stack:
+        for source, place in ((draft, target), *((other, target.with_name(other.name)) for other in others)):
+            with _named(place):
+                shutil.copyfile(source, stack.enter_context(write_beside(place)))
     return (str(target), *(str(target.with_name(other.name)) for other in others))

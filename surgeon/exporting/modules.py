@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from surgeon.checkpoint import write_tensors
 from surgeon.errors import ExportError
 from surgeon.exporting.inputs import Sizes
 from surgeon.exporting.source import write_module
@@ -31,7 +32,7 @@ def write_python(model: nn.Module, inputs: Inputs, sizes: Sizes, path: Path) -> 
     written = write_module(as_graph(model, inputs), type(model).__name__, weights.name)
     path.write_text(written.source, encoding="utf-8")
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in written.tensors.items()}
-    save_file(stored, weights, metadata={"format": "pt"})
+    write_tensors(stored, weights, {"format": "pt"})
 
 
 def run_python(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
@@ -46,7 +47,7 @@ def run_python(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
     calls = [_described(given, number, tensors) for number, given in enumerate(inputs)]
     with tempfile.TemporaryDirectory() as folder:
         given, results = Path(folder) / "inputs", Path(folder) / "outputs"
-        save_file(tensors, given)
+        write_tensors(tensors, given, {"format": "pt"})
         words = [sys.executable, "-c", _RUNNER, str(path), str(given), str(results)]
         told = json.dumps({"calls": calls, "threads": torch.get_num_threads()})
         done = subprocess.run(  # noqa: S603  # our own words

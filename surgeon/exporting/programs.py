@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def _told(model: nn.Module, what: str, work: Callable[[], Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, about itself
             return work()
+    except OSError:  # a full disk is no fault of the model
+        raise
     except Exception as problem:  # exporters run the user's forward and fail in many ways
         first = next((line for line in str(problem).splitlines() if line.strip()), "")
         raise ExportError(
@@ -58,7 +61,27 @@ def write_pt2(model: nn.Module, inputs: Inputs, sizes: Sizes, path: Path) -> Non
     """A zip archive: the graph as JSON, each tensor's bytes in a file of its own; nothing in it is pickled."""
     program: Any = program_of(model, inputs, sizes)
     program._example_inputs = None  # torch would pickle them into the archive
-    _told(model, "torch.export", lambda: torch.export.save(program, path))
+    with _Careful(path, "w+b") as file:
+        _told(model, "torch.export", lambda: torch.export.save(program, file))
+        if file.problem is not None:
+            raise file.problem
+
+
+class _Careful(io.FileIO):
+    """A file for torch's writer of archives, which ends the process where it can't write: errors wait."""
+
+    problem: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """All of it, or as much as can be before the first error."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and self.problem is None:
+                rest = rest[super().write(rest) :]
+        except OSError as problem:
+            self.problem = problem
+        return size
 
 
 def run_pt2(path: Path, inputs: Sequence[Inputs]) -> list[Any]:

@@ -12,7 +12,6 @@ import functools
 import itertools
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,8 @@ from surgeon.criteria import Request, find_criterion, score
 from surgeon.criteria.table import Floats
 from surgeon.cutting import Clock
 from surgeon.errors import CheckpointError, InputError, ScoreError, SurgeonError
-from surgeon.files import write_beside
+from surgeon.files import beside, write_beside
+from surgeon.jsonfiles import blamed, read_file
 from surgeon.planning import Plan, make_plan
 from surgeon.processes import seed_of
 from surgeon.report import Report, make_report
@@ -44,6 +44,7 @@ __all__ = ["INDEX", "PLAN", "SINGLE", "Shards", "Streamed", "load_shards", "prun
 
 #: Name of the plan beside the shards.
 PLAN = "surgeon_plan.json"
+_ADVICE = "cut the shards again"
 #: Criteria that look at weights alone; `random` at nothing.
 _ONLY_WEIGHTS = ("magnitude", "magnitude-l1", "magnitude-group", "bn-scale", "fpgm", "lamp", "random")
 
@@ -164,7 +165,10 @@ def load_shards(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]
     OSError
         If it can't be read.
     """
-    plan = Plan.from_json((Path(folder) / PLAN).read_text(encoding="utf-8"))
+    path = Path(folder) / PLAN
+    fields = read_file(path, dict[str, Any], _ADVICE)
+    with blamed(path, _ADVICE):
+        plan = Plan.read(fields)
     model, buffers = empty_model(factory)
     small = rewrite(model, plan) if plan.removed else model
     source = Weights(small, Shards(folder), buffers)
@@ -217,11 +221,14 @@ def _without_unstored(graph: ChannelGraph, source: Weights) -> ChannelGraph:
 @contextlib.contextmanager
 def _made_beside(target: Path) -> Iterator[Path]:
     """A folder that becomes `target` if the body succeeds, and is removed if it doesn't."""
-    temporary = target.absolute().with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
+    temporary = beside(target.absolute())
     try:
+        temporary.mkdir()
         yield temporary
         temporary.rename(target)
+    except OSError as problem:  # the user has never heard of the other folder
+        named = str(problem.filename or "").replace(str(temporary), str(target))
+        raise OSError(problem.errno, problem.strerror, named or str(target)) from problem
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

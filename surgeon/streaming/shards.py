@@ -19,6 +19,7 @@ from torch import Tensor
 from surgeon.checkpoint.header import opened
 from surgeon.errors import CheckpointError
 from surgeon.files import write_beside
+from surgeon.jsonfiles import blamed, read_file, shaped, write_file
 
 __all__ = ["INDEX", "SINGLE", "Shards", "write_shards"]
 
@@ -82,15 +83,15 @@ class Shards(Mapping[str, Tensor]):
                 raise CheckpointError(f"{self.folder}: holds neither {INDEX} nor {SINGLE}")
             with opened(self.folder / SINGLE) as file:
                 return dict.fromkeys(file.keys(), SINGLE)
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-            # a file name, and no way out of the folder
-            fits = all(isinstance(name, str) and Path(name).name == name for name in found.values())
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-            raise CheckpointError(f"{path}: no index of shards ({problem})") from problem
-        if not fits:
-            raise CheckpointError(f"{path}: names files outside its folder")
-        return dict(found)
+        index = read_file(path, dict[str, Any], "fetch it again")
+        with blamed(path, "fetch it again"):
+            found: dict[str, str] = shaped(dict[str, str], index.get("weight_map"), "weight_map")
+        for name in found.values():
+            if Path(name).name != name:
+                raise CheckpointError(f"{path}: names a file outside its folder, {name[:80]!r}")
+            if Path(name).suffix != ".safetensors":
+                raise CheckpointError(f"{path}: names {name[:80]!r}, which is no .safetensors file")
+        return found
 
     def _read_header(self, name: str) -> None:
         with opened(self.folder / name) as file:
@@ -127,8 +128,7 @@ def write_shards(
             _write(temporary, own, tensors)
     if set(files.values()) != {SINGLE}:
         index = {"metadata": {"total_size": total}, "weight_map": dict(files)}
-        with write_beside(folder / INDEX) as temporary:
-            temporary.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_file(folder / INDEX, index, indent=2)
     return total
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from surgeon.errors import CheckpointError, SelectionError
-from surgeon.files import write_beside
+from surgeon.jsonfiles import as_read, changed, read_file, write_file
+from surgeon.processes import first
 from surgeon.sweeps.results import Point
 from surgeon.tuning import Validation, evaluate
 from surgeon.tuning.objectives import Objective
@@ -21,6 +21,22 @@ __all__ = ["FILE", "Judge", "check_any", "matching"]
 
 #: Name of the file in the folder.
 FILE = "points.json"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A point, and the curve that it is on."""
+
+    name: str
+    point: Point
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the file holds."""
+
+    asked: dict[str, Any]
+    points: tuple[_Row, ...]
 
 
 @dataclass
@@ -70,33 +86,26 @@ class Judge:
         CheckpointError
             If the folder holds another sweep, or the file is damaged.
         """
-        self.asked = json.loads(json.dumps(asked))
+        self.asked = as_read(asked)
         if self.directory is None:
             return
         path = self.directory / FILE
         if not path.exists():
             return
-        try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            found = {(row["name"], row["point"]["ratio"]): Point(**row["point"]) for row in saved["points"]}
-            before = dict(saved["asked"])
-        except (ValueError, KeyError, TypeError) as problem:
-            raise CheckpointError(f"{path}: damaged, or of another tool ({problem}); give another folder") from problem
-        if changed := [name for name in self.asked if before.get(name) != self.asked[name]]:
-            name = changed[0]
+        saved: _Saved = read_file(path, _Saved, "give another folder")
+        for name in changed(saved.asked, self.asked):
             raise CheckpointError(
-                f"{path}: its sweep has {name}={before.get(name)!r}, this one {self.asked[name]!r}; go on with the "
-                "same model, data and options, or give another folder"
+                f"{path}: its sweep has {name}={saved.asked.get(name)!r}, this one {self.asked.get(name)!r}; go on "
+                "with the same model, data and options, or give another folder"
             )
-        self.points = found
+        self.points = {(row.name, row.point.ratio): row.point for row in saved.points}
 
     def _write(self) -> None:
-        if self.directory is None:
+        if self.directory is None or not first():
             return
         self.directory.mkdir(parents=True, exist_ok=True)
-        rows = [{"name": name, "point": asdict(point)} for (name, _), point in self.points.items()]
-        with write_beside(self.directory / FILE) as temporary:
-            temporary.write_text(json.dumps({"asked": self.asked, "points": rows}, indent=1), encoding="utf-8")
+        rows = tuple(_Row(name, point) for (name, _), point in self.points.items())
+        write_file(self.directory / FILE, _Saved(dict(self.asked), rows))
 
 
 def matching(names: Sequence[str], layers: Sequence[str]) -> bool:

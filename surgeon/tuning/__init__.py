@@ -24,6 +24,7 @@ from surgeon.tuning.order import own_randomness
 from surgeon.tuning.penalties import GroupPenalty, Penalty, ScalePenalty
 from surgeon.tuning.rates import rate
 from surgeon.tuning.recipe import Epoch, Recipe, Tuned
+from surgeon.tuning.sharded import Spread, is_sharded
 from surgeon.tuning.state import Run, read_state, write_state
 from surgeon.tuning.training import Loop, Metric, on_device
 
@@ -57,6 +58,7 @@ def tune(
     forward_loss: ForwardLoss | None = None,
     metric: Metric | None = None,
     penalty: Penalty | None = None,
+    sharded: bool | None = None,
     resume_dir: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     seed: int = 0,
@@ -113,6 +115,10 @@ def tune(
         ``metric(model)``, in eval mode, greater is better; replaces `val_loader`'s loss and accuracy.
     penalty:
         ``penalty(model)``, added to the loss: :class:`~surgeon.tuning.GroupPenalty`, ``ScalePenalty``, or your own.
+    sharded:
+        Of several processes each holds a part of the weights, gradients and optimizer (FSDP2), for models whose
+        training doesn't fit on one device; each holds the whole model on the CPU besides. None: what ``accelerate
+        launch`` says. Not together with `penalty` or fp16.
     resume_dir:
         Folder for the run's state, saved after every epoch, from which an interrupted run goes on.
     device:
@@ -149,7 +155,8 @@ def tune(
         stack.enter_context(torch.enable_grad())
         accelerator, place = stack.enter_context(hardware(module, mixed_precision, device))
         stack.enter_context(own_randomness(place))
-        stack.enter_context(on_device(module, place, chosen))
+        spreads = is_sharded(sharded, accelerator.mixed_precision, penalty, accelerator.num_processes)
+        stack.enter_context(on_device(module, torch.device("cpu") if spreads else place, chosen))
         stack.enter_context(_teaching(teacher, place))
         stack.enter_context(_peaks(chosen))
         asked = _asked(recipe, chosen, train_loader) | {"mixed_precision": accelerator.mixed_precision}
@@ -159,18 +166,21 @@ def tune(
         found = resume_dir is not None and read_state(resume_dir, run)
         accelerator.wait_for_everyone()
         if len(run.history) < epochs:
-            run.goes_on(surroundings(accelerator, place, wrapped=model is not module))
+            run.goes_on(surroundings(accelerator, place, wrapped=model is not module, sharded=spreads))
         if resume_dir is not None and not found and accelerator.is_main_process:
             # A run that is interrupted in its first epoch starts from the same weights again, whatever has become
             # of the model in memory.
             write_state(resume_dir, run)
-        call = accelerator.prepare_model(module, device_placement=False) if accelerator.num_processes > 1 else model
+        spread = Spread(run, place) if spreads else None
+        trains = run if spread is None else spread.run
+        wraps = accelerator.num_processes > 1 and spread is None
+        call = accelerator.prepare_model(module, device_placement=False) if wraps else model
         Loop(
-            run, recipe, objective, accelerator, place, call,
-            accelerator.prepare_optimizer(chosen, device_placement=False), train_loader, val_loader, metric, penalty,
-            resume_dir, progress or (lambda *_: None), on_epoch or (lambda _: None),
+            trains, recipe, objective, accelerator, place, call if spread is None else trains.model,
+            accelerator.prepare_optimizer(trains.optimizer, device_placement=False), train_loader, val_loader, metric,
+            penalty, resume_dir, progress or (lambda *_: None), on_epoch or (lambda _: None), spread,
         ).finish()  # fmt: skip
-        if call is not model:
+        if wraps:
             accelerator.unwrap_model(call, keep_fp32_wrapper=False)
         return Tuned(model, tuple(run.history), run.best_epoch, chosen, run.notes)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from surgeon.errors import TuningError
 from surgeon.exclusive import alone
-from surgeon.processes import share, together, total
+from surgeon.processes import count, rank, share, together, total
 from surgeon.tracing import in_mode
 from surgeon.tuning.objectives import Objective, Outcome, count_examples, scores_of
+from surgeon.tuning.sharing import parts_of
 
 __all__ = ["Validation", "evaluate", "moved"]
 
@@ -54,6 +55,7 @@ def evaluate(
     objective: Objective | None = None,
     *,
     autocast: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    evenly: bool = False,
 ) -> Validation:
     """Mean loss and accuracy of `model` on `loader`, on the device that the model is on.
 
@@ -67,6 +69,9 @@ def evaluate(
         The loss; default: cross entropy.
     autocast:
         Makes the context for reduced precision.
+    evenly:
+        Every process calls the model as often as the others, as a model needs that is spread over them: each gets a
+        part of every batch.
 
     Raises
     ------
@@ -78,12 +83,14 @@ def evaluate(
     loss, examples, right, asked = 0.0, 0, torch.zeros(2, dtype=torch.int64), 0
     five = False
     with in_mode(model, False):
-        for _, given in share(loader):
+        for given, counts in _shared(loader, evenly):
             batch = moved(given, device)
             with autocast():
                 outcome = objective(model, batch)
-            count = count_examples(batch)
-            loss, examples = loss + float(outcome.loss) * count, examples + count
+            if not counts:  # another process's example, to keep step
+                continue
+            size = count_examples(batch)
+            loss, examples = loss + float(outcome.loss) * size, examples + size
             hits, of = _hits(outcome)
             right, asked, five = right + hits, asked + of, five or _classes(outcome) > _FEW
     figures = torch.tensor([loss, examples, *right, asked, five], dtype=torch.float64)
@@ -92,6 +99,13 @@ def evaluate(
         raise TuningError("the validation loader gave no batch; pass one that can be iterated again every epoch")
     first, among = (hits / asked for hits in hits_of_all) if asked else (None, None)
     return Validation(loss / examples, first, among if five else None)
+
+
+def _shared(loader: Iterable[Any], evenly: bool) -> Iterator[tuple[Any, bool]]:
+    """Batches for this process, and whether they count."""
+    if evenly:
+        return ((batch, weight > 0) for batch, weight in parts_of(loader, rank(), count(), 0, 0))
+    return ((batch, True) for _, batch in share(loader))
 
 
 def _hits(outcome: Outcome) -> tuple[Tensor, int]:

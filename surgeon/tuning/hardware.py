@@ -18,6 +18,8 @@ __all__ = ["PRECISIONS", "hardware", "place_of", "surroundings"]
 
 #: What ``mixed_precision`` may be.
 PRECISIONS = (None, "no", "bf16", "fp16")
+#: By this ``accelerate launch --use_fsdp`` says what it says.
+_SHARDING = "ACCELERATE_USE_FSDP"
 
 
 @contextlib.contextmanager
@@ -43,6 +45,7 @@ def hardware(
     saved = [dict(state) for state in states]
     told = _unknown_to_accelerate()
     os.environ.update(told)
+    sharding = os.environ.pop(_SHARDING, None)  # tuning.sharded's affair: accelerate's needs all prepared at once
     try:
         for state in states:
             state.clear()
@@ -58,6 +61,8 @@ def hardware(
     finally:
         for name in told:
             os.environ.pop(name, None)
+        if sharding is not None:
+            os.environ[_SHARDING] = sharding
         for state, content in zip(states, saved, strict=True):
             state.clear()
             state.update(content)
@@ -72,13 +77,15 @@ def place_of(model: nn.Module, accelerator: Any, wanted: torch.device | None) ->
     return found if accelerator.num_processes > 1 or own.type == "cpu" else own
 
 
-def surroundings(accelerator: Any, device: torch.device, *, wrapped: bool) -> dict[str, Any]:
+def surroundings(accelerator: Any, device: torch.device, *, wrapped: bool, sharded: bool = False) -> dict[str, Any]:
     """What the last bits of a result depend on beside the data and the options: each of these rounds in its own way.
 
     Parameters
     ----------
     wrapped:
         Whether another module stands around the model that is trained: a compiled one computes in another order.
+    sharded:
+        Whether gradients are summed in shards.
     """
     on_cpu = device.type == "cpu"
     name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}" if on_cpu else _name(device)
@@ -86,7 +93,7 @@ def surroundings(accelerator: Any, device: torch.device, *, wrapped: bool) -> di
         "torch": str(torch.__version__),
         "device": name,
         "threads": torch.get_num_threads() if on_cpu else None,
-        "processes": accelerator.num_processes,
+        "processes": f"{accelerator.num_processes}, sharded" if sharded else accelerator.num_processes,
         "compiled": wrapped,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from surgeon.errors import TuningError
 from surgeon.tuning.hardware import PRECISIONS
 from surgeon.tuning.rates import RATES
 
-__all__ = ["Epoch", "Recipe", "Tuned"]
+__all__ = ["Epoch", "Recipe", "Tuned", "check_history"]
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,6 @@ class Epoch:
     seconds: float = 0.0
     val_top5: float | None = None
 
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Epoch:
-        """From the form in which it is saved."""
-        return cls(**fields)
-
     @property
     def rank(self) -> tuple[float, float]:
         """Greater is better: the metric or else the accuracy, then the loss."""
@@ -130,6 +125,20 @@ class Epoch:
 
 def _or_least(value: float) -> float:
     return -math.inf if math.isnan(value) else value
+
+
+def check_history(history: Sequence[Epoch], best_epoch: int) -> None:
+    """Refuse rows that aren't those of one run.
+
+    Raises
+    ------
+    ValueError
+        If they aren't numbered from 1 on, or the best epoch isn't among them (0: none is).
+    """
+    if [row.number for row in history] != list(range(1, len(history) + 1)):
+        raise ValueError("its epochs aren't numbered from 1 on")
+    if not 0 <= best_epoch <= len(history):
+        raise ValueError(f"its best epoch, {best_epoch}, is none of its {len(history)}")
 
 
 @dataclass(frozen=True)

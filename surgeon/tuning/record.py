@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon.checkpoint import write_beside
 from surgeon.errors import CheckpointError
+from surgeon.jsonfiles import changed, read_file, write_file
 from surgeon.tuning.evaluation import Validation
-from surgeon.tuning.recipe import Epoch
+from surgeon.tuning.recipe import Epoch, check_history
 
 __all__ = ["FILE", "Step", "plain", "read_rows", "write_rows"]
 
 #: Name of the file in the folder.
 FILE = "run.json"
+_ADVICE = "give another directory"
+#: Options that say where it is computed.
+_WHERE = ("device", "sharded")
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,25 @@ class Step:
     widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     cut: Validation | None = None
 
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> Step:
-        """From the form in which it is saved."""
-        history, cut = tuple(Epoch.read(row) for row in fields["history"]), fields["cut"]
-        seen = None if cut is None else Validation(**cut)
-        return cls(**{**fields, "history": history, "notes": tuple(fields["notes"]), "cut": seen})
+    def __post_init__(self) -> None:
+        check_history(self.history, self.best_epoch)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the file holds."""
+
+    asked: dict[str, Any]
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if [step.number for step in self.steps] != list(range(1, len(self.steps) + 1)):
+            raise ValueError("its steps aren't numbered from 1 on")
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments in which two runs can be compared: values that JSON has, but for where it is computed."""
-    return {name: value for name, value in arguments.items() if _is_plain(value) and name != "device"}
+    return {name: value for name, value in arguments.items() if _is_plain(value) and name not in _WHERE}
 
 
 def _is_plain(value: Any) -> bool:
@@ -68,22 +78,13 @@ def read_rows(folder: Path, asked: Mapping[str, Any]) -> list[Step]:
     if not path.exists():
         write_rows(folder, asked, [])
         return []
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        rows, saved = [Step.read(row) for row in data["steps"]], dict(data["asked"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
-        raise CheckpointError(f"{path}: damaged, or of another tool ({problem}); give another directory") from problem
-    changed = [name for name in dict.fromkeys([*asked, *saved]) if saved.get(name) != asked.get(name)]
-    if changed:
-        then, now = ({name: found.get(name) for name in changed} for found in (saved, asked))
-        raise CheckpointError(
-            f"{path}: its run was asked {then}, this one {now}; ask the same again, or give another directory"
-        )
-    return rows
+    record: _Record = read_file(path, _Record, _ADVICE)
+    if other := changed(record.asked, asked):
+        then, now = ({name: found.get(name) for name in other} for found in (record.asked, asked))
+        raise CheckpointError(f"{path}: its run was asked {then}, this one {now}; ask the same again, or {_ADVICE}")
+    return list(record.steps)
 
 
 def write_rows(folder: Path, asked: Mapping[str, Any], rows: list[Step]) -> None:
     """Write the record beside and rename it."""
-    text = json.dumps({"asked": asked, "steps": [dataclasses.asdict(row) for row in rows]}, indent=2)
-    with write_beside(folder / FILE) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(folder / FILE, _Record(dict(asked), tuple(rows)), indent=2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,16 +15,21 @@ from torch import Tensor, nn
 from surgeon.checkpoint import write_beside, write_tensors
 from surgeon.checkpoint.header import opened
 from surgeon.errors import CheckpointError
+from surgeon.jsonfiles import as_read, blamed, changed, shaped
+from surgeon.jsontext import dump_json, read_json
 from surgeon.tracing import named_tensors
 from surgeon.tuning.averaging import Average, copy_into
 from surgeon.tuning.optimizers import names_of
-from surgeon.tuning.recipe import Epoch
+from surgeon.tuning.recipe import Epoch, check_history
 
 __all__ = ["FILE", "Run", "read_state", "write_state"]
 
 #: Name of the file in the folder, and version of its format.
 FILE, FORMAT = "training.safetensors", 2
 _KEY = "surgeon_training"
+_ADVICE = "give another folder"
+#: Bytes that the header may take in memory: a row for each epoch, some words for each parameter.
+_ROOM = 2**28
 
 
 @dataclass
@@ -101,7 +105,7 @@ def write_state(folder: str | os.PathLike[str], run: Run) -> None:
     # Clones: views of one storage (an LSTM's flat weights) can't be stored as they are.
     stored = {name: t.detach().clone(memory_format=torch.contiguous_format).cpu() for name, t in tensors.items()}
     with write_beside(Path(folder) / FILE) as temporary:
-        write_tensors(stored, temporary, {_KEY: json.dumps(header)})
+        write_tensors(stored, temporary, {_KEY: dump_json(header, exact=True)})
 
 
 def read_state(folder: str | os.PathLike[str], run: Run) -> bool:
@@ -127,58 +131,77 @@ def read_state(folder: str | os.PathLike[str], run: Run) -> bool:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
     header = _header(path, metadata)
-    _same_run(path, header["asked"], run.asked)
+    _same_run(path, header.asked, run.asked)
     try:
         _take(run, header, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError, OverflowError) as problem:
         raise CheckpointError(
-            f"{path}: doesn't fit this model and optimizer ({problem}); resume what it holds, or give another folder"
+            f"{path}: doesn't fit this model and optimizer ({problem}); resume what it holds, or {_ADVICE}"
         ) from problem
     return True
 
 
-def _header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    try:
-        header = json.loads(metadata[_KEY])
-        fits = header["format"] == FORMAT and isinstance(header["asked"], dict)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        fits = False
-    if not fits:
-        raise CheckpointError(f"{path}: no training state of format {FORMAT}; give another folder")
-    return dict(header)
+@dataclass(frozen=True)
+class _Header:
+    """What the file holds beside tensors."""
+
+    format: int
+    asked: dict[str, Any]
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    places: tuple[tuple[int, dict[str, Any]], ...]
+    optimizer: dict[str, dict[str, Any]]
+    updates: int
+    scaler: dict[str, float | int]
+
+    def __post_init__(self) -> None:
+        check_history(self.history, self.best_epoch)
+
+
+def _header(path: Path, metadata: Mapping[str, str]) -> _Header:
+    with blamed(path, _ADVICE):
+        fields = read_json(metadata[_KEY], _ROOM, exact=True) if _KEY in metadata else None
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise CheckpointError(f"{path}: no training state of format {FORMAT}; {_ADVICE}")
+        header: _Header = shaped(_Header, fields)
+    return header
 
 
 def _same_run(path: Path, saved: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    now = json.loads(json.dumps(asked))
-    for name in dict.fromkeys([*now, *saved]):
-        if saved.get(name) != now.get(name):
-            raise CheckpointError(
-                f"{path}: its run has {name}={saved.get(name)!r}, this one {now.get(name)!r}; "
-                "resume with the same options, or give another folder"
-            )
+    now = as_read(asked)
+    for name in changed(saved, now):
+        raise CheckpointError(
+            f"{path}: its run has {name}={saved.get(name)!r}, this one {now.get(name)!r}; "
+            f"resume with the same options, or {_ADVICE}"
+        )
 
 
-def _take(run: Run, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _take(run: Run, header: _Header, tensors: Mapping[str, Tensor]) -> None:
     """Fill every part; all tensors are checked against the model before the first is copied."""
     parts = _by_part(tensors)
     device = next((p.device for p in run.model.parameters()), torch.device("cpu"))
-    shapes = {name: tensor.shape for name, tensor in named_tensors(run.model).items()}
+    kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in named_tensors(run.model).items()}
     for part in {"model", "average", "best"} & parts.keys() | {"model"}:
-        if {name: t.shape for name, t in parts[part].items()} != shapes:
-            raise ValueError("other tensors, or of other shapes")
-    history = [Epoch.read(row) for row in header["history"]]
-    _take_optimizer(run, header["optimizer"], parts.get("optimizer", {}))
+        if {name: (t.shape, t.dtype) for name, t in parts[part].items()} != kinds:
+            raise ValueError("other tensors, or of other shapes or types")
+    if header.best_epoch and _is_judged(header.history) and "best" not in parts:
+        raise ValueError(f"the weights of epoch {header.best_epoch}, the best one, are not there")
+    _take_optimizer(run, header.optimizer, parts.get("optimizer", {}))
     copy_into(run.model, parts["model"])
     if run.average is not None:
         run.average.tensors = {name: t.to(device) for name, t in parts["average"].items()}
-        run.average.updates = int(header["updates"])
+        run.average.updates = header.updates
     if "penalty" in parts:
         run.penalty.load_state_dict(parts["penalty"])
     if run.scaler is not None:
-        run.scaler.load_state_dict(header["scaler"])
+        run.scaler.load_state_dict(header.scaler)
     run.best = parts.get("best")
-    run.history, run.best_epoch = history, int(header["best_epoch"])
-    run.places = [(int(epoch), dict(place)) for epoch, place in header["places"]]
+    run.history, run.best_epoch = list(header.history), header.best_epoch
+    run.places = list(header.places)
+
+
+def _is_judged(history: tuple[Epoch, ...]) -> bool:
+    return any(row.val_loss is not None or row.val_metric is not None for row in history)
 
 
 def _by_part(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -216,6 +239,26 @@ def _take_optimizer(run: Run, plain: Mapping[str, Any], tensors: Mapping[str, Te
             # of the parameter's own memory format, on its device
             tensor = torch.empty_like(parameter, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
         states[name][key] = tensor
+    for name, state in states.items():
+        _check_layout(run.optimizer, name, parameters[name], state)
     run.optimizer.state.clear()
     for name, state in states.items():
         run.optimizer.state[parameters[name]] = state
+
+
+#: What the optimizers that have a name here keep of each parameter; torch finds out in the middle of a step otherwise.
+_LAYOUTS: dict[type, tuple[str, ...]] = {
+    torch.optim.SGD: ("momentum_buffer",),
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+}
+
+
+def _check_layout(optimizer: torch.optim.Optimizer, name: str, parameter: Tensor, state: Mapping[str, Any]) -> None:
+    for key in _LAYOUTS.get(type(optimizer), ()) if state else ():
+        value, shape = state.get(key), () if key == "step" else parameter.shape
+        if value is None and type(optimizer) is torch.optim.SGD:
+            continue
+        if not isinstance(value, Tensor) or value.shape != shape or value.is_complex() != parameter.is_complex():
+            raise ValueError(f"{key} of {name} is no tensor of shape {tuple(shape)}")
+        if not value.is_floating_point() and not value.is_complex():
+            raise ValueError(f"{key} of {name} is {value.dtype}")

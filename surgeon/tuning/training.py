@@ -23,6 +23,7 @@ from surgeon.tuning.order import seed_epoch
 from surgeon.tuning.penalties import Penalty
 from surgeon.tuning.rates import rate
 from surgeon.tuning.recipe import Epoch, Recipe
+from surgeon.tuning.sharded import Spread, settle
 from surgeon.tuning.sharing import parts_of
 from surgeon.tuning.state import Run, write_state
 from surgeon.tuning.synchronised import Step, synchronised
@@ -55,6 +56,8 @@ class Loop:
         The optimizer as accelerate wraps it.
     loader, val_loader, metric, penalty, folder, progress, on_epoch:
         As in :func:`surgeon.tune`.
+    spread:
+        Where the model is sharded: ``run`` is then its sharded run.
     """
 
     run: Run
@@ -71,20 +74,25 @@ class Loop:
     folder: Any
     progress: Callable[[str, int, int], None]
     on_epoch: Callable[[tuple[Epoch, ...]], None]
+    spread: Spread | None = None
 
     def finish(self) -> None:
         """Train the epochs that are still to come, then load the weights that are to stay."""
         for epoch in range(len(self.run.history) + 1, self.recipe.epochs + 1):
             self._epoch(epoch)
             if self.folder is not None:
-                if self.accelerator.is_main_process:
-                    write_state(self.folder, self.run)
+                writes = self.accelerator.is_main_process
+                whole = self.run if self.spread is None else self.spread.gather(keep=writes)
+                if writes:
+                    write_state(self.folder, whole)
                 self.accelerator.wait_for_everyone()
             self.on_epoch(tuple(self.run.history))
         if self.run.best is not None:
             copy_into(self.run.model, self.run.best)
         elif self.run.average is not None and self.run.history:
             copy_into(self.run.model, self.run.average.tensors)
+        if self.spread is not None:
+            self.spread.gather()
 
     def _epoch(self, number: int) -> None:
         start = time.perf_counter()
@@ -155,13 +163,16 @@ class Loop:
         """The row with what validation says; all processes take the first one's word."""
         if self.val_loader is not None and self.metric is None:
             seen: Validation = evaluate(
-                self.run.model, self.val_loader, self.objective.plain(), autocast=self.accelerator.autocast
-            )
+                self.run.model, self.val_loader, self.objective.plain(), autocast=self.accelerator.autocast,
+                evenly=self.spread is not None,
+            )  # fmt: skip
             row = replace(row, val_loss=seen.loss, val_accuracy=seen.accuracy, val_top5=seen.top5)
         if self.metric is not None:
             with in_mode(self.run.model, False), torch.no_grad():
                 found = float(self.metric(self.run.model))
             row = replace(row, val_metric=from_first(lambda: found))
+        if self.spread is not None:
+            settle(self.run.model)
         return row
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
