@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from .files import check_writable
+from .options import file_factory_option
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -24,11 +25,7 @@ _OPTIONS = (
         metavar="MODEL|FILE",
         help="torchvision name, timm:NAME, package.module:factory, or a file that surgeon wrote.",
     ),
-    click.option(
-        "--factory",
-        metavar="package.module:factory",
-        help="Makes the dense model of a file from elsewhere than torchvision.",
-    ),
+    file_factory_option,
     click.option(
         "--weights", metavar="DEFAULT|none|FILE", help="Pretrained, random, or a state dict, as for surgeon prune."
     ),
@@ -162,11 +159,10 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
 
     from .images import Preprocess
     from .models import Subject
-    from .runtime import factory_of, header_of, try_forward
+    from .runtime import header_of, try_forward
 
-    factory = factory_of(options["factory"])
-    header = header_of(options["model"], factory, option="--factory")
-    model = finegrained.unpack(options["model"], factory).eval().to(device)
+    header, make = header_of(options["model"], options["factory"], option="--factory")
+    model = finegrained.unpack(options["model"], make).eval().to(device)
     first = next(leaf for leaf in Inputs.from_spec(header.plan.inputs).leaves() if isinstance(leaf, torch.Tensor))
     size = options["image_size"] or int(first.shape[-1])
     own = Preprocess.from_dict((header.origin or {}).get("preprocess"))

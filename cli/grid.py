@@ -70,7 +70,13 @@ def run(options: Mapping[str, Any]) -> None:
         raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
     device = pick_device(options["device"])
     data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
-    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    subject = resolve(
+        options["model"],
+        options["weights"],
+        seed=options["seed"],
+        image_size=options["image_size"],
+        factory=options["factory"],
+    )
     for warning in subject.warnings:
         warn(warning)
     example, outputs = try_forward(subject.model.to(device), subject, device)

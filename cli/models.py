@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from surgeon import models as zoo
-from surgeon.checkpoint import build_origin, load
+from surgeon.checkpoint import build_origin, is_followed, load
 from surgeon.data import Preprocess
 from surgeon.errors import InputError, ModelError, SelectionError
 from surgeon.planning import Plan
 
 from . import weights as sources
-from .runtime import factory_of, header_of, is_file
+from .runtime import header_of, is_file
 
 #: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
 #: are left out; vit_h_14's own weights are for larger images.
@@ -33,6 +33,9 @@ _PLAIN: Mapping[str, dict[str, Any]] = {
 }
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
+
+#: The keyword argument that says how many outputs to make, in torchvision, in timm, and in users' own factories.
+_CLASSES = "num_classes"
 
 _RANDOM = (
     "RANDOM WEIGHTS: the pretrained weights of {name} can't be reached ({why}). The ranking says nothing about a "
@@ -60,6 +63,8 @@ class Subject:
         What the report must repeat.
     cuts:
         What has been cut from the dense model before, where the model comes from a file.
+    make:
+        Makes the dense model of a file whose origin is not followed.
     """
 
     model: nn.Module
@@ -69,10 +74,17 @@ class Subject:
     weights: str
     warnings: tuple[str, ...] = field(default=())
     cuts: Plan | None = None
+    make: Callable[[], nn.Module] | None = None
 
 
 def resolve(
-    name: str, weights: str | None, *, seed: int = 0, image_size: int | None = None, factory: str | None = None
+    name: str,
+    weights: str | None,
+    *,
+    seed: int = 0,
+    image_size: int | None = None,
+    factory: str | None = None,
+    classes: int | None = None,
 ) -> Subject:
     """Find, build and fill the model that a user named.
 
@@ -88,6 +100,8 @@ def resolve(
         Side of the images in pixels; None: the model's own.
     factory:
         What makes the dense model of a file whose origin is not followed.
+    classes:
+        Number of outputs, of what can be made with any; None: as many as it has by itself.
 
     Raises
     ------
@@ -101,21 +115,25 @@ def resolve(
     torch.manual_seed(seed)
     if is_file(name) and (":" not in name or Path(name).is_file()):
         subject = _from_file(name, weights, factory)
-    elif name.startswith("cifar:"):
-        subject = _from_zoo(name, weights)
-    elif name.startswith("timm:"):
-        subject = _from_timm(name, weights)
-    elif ":" in name:
-        subject = _from_factory(name, weights)
     else:
-        subject = _from_torchvision(name, weights)
+        subject = _from_name(name, weights, {} if classes is None else {_CLASSES: classes})
     subject.model.eval()
-    if image_size is None:
-        return subject
-    return replace(subject, preprocess=subject.preprocess.sized(image_size))
+    preprocess = subject.preprocess if image_size is None else subject.preprocess.sized(image_size)
+    # Whoever opens the file makes its images as they were made for this run.
+    return replace(subject, preprocess=preprocess, origin={**subject.origin, "preprocess": preprocess.to_dict()})
 
 
-def import_factory(name: str) -> Callable[[], nn.Module]:
+def _from_name(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
+    if name.startswith("cifar:"):
+        return _from_zoo(name, weights, kwargs)
+    if name.startswith("timm:"):
+        return _from_timm(name, weights, kwargs)
+    if ":" in name:
+        return _from_factory(name, weights, kwargs)
+    return _from_torchvision(name, weights, kwargs)
+
+
+def import_factory(name: str) -> Callable[..., nn.Module]:
     """The callable behind ``package.module:factory``, looked for in the current folder too.
 
     Raises
@@ -147,7 +165,7 @@ def import_factory(name: str) -> Callable[[], nn.Module]:
 # ---------------------------------------------------------------- torchvision
 
 
-def _from_torchvision(name: str, weights: str | None) -> Subject:
+def _from_torchvision(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     from torchvision import models
 
     known = models.list_models()
@@ -160,7 +178,7 @@ def _from_torchvision(name: str, weights: str | None) -> Subject:
     if name.startswith("quantized_"):
         plain = name.removeprefix("quantized_")
         raise ModelError(f"{name} is quantised, and its weights can't be cut; prune {plain} and quantise it then")
-    origin: dict[str, Any] = {"torchvision": name, "kwargs": _kwargs(name, models)}
+    origin: dict[str, Any] = {"torchvision": name, "kwargs": {**_kwargs(name, models), **kwargs}}
     entry = models.get_model_weights(name).DEFAULT if len(models.get_model_weights(name)) else None
     preprocess = Preprocess.of_torchvision(entry)
     if _is_file(weights):
@@ -234,12 +252,11 @@ def _from_file(path: str, weights: str | None, factory: str | None) -> Subject:
     """What a file of surgeon's holds, with the images that it was made for."""
     if weights is not None:
         raise InputError(f"--model {path} brings its weights: leave --weights out, or name the architecture by --model")
-    make = factory_of(factory)
-    header = header_of(path, make, option="--factory")
+    header, make = header_of(path, factory, option="--factory")
     origin = dict(header.origin or {})
     preprocess = Preprocess.from_dict(origin.get("preprocess")) or _images_of(origin)
     cuts = header.plan if header.plan.removed else None
-    return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts)
+    return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts, make=make)
 
 
 def _images_of(origin: Mapping[str, Any]) -> Preprocess:
@@ -254,10 +271,10 @@ def _images_of(origin: Mapping[str, Any]) -> Preprocess:
     return Preprocess.of_torchvision(found.DEFAULT if len(found) else None)
 
 
-def _from_zoo(name: str, weights: str | None) -> Subject:
+def _from_zoo(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     short = name.removeprefix("cifar:")
     zoo.find(short)
-    origin: dict[str, Any] = {"surgeon": short, "kwargs": {"num_classes": 10}}
+    origin: dict[str, Any] = {"surgeon": short, "kwargs": {_CLASSES: 10, **kwargs}}
     preprocess = _images_of(origin)
     if _is_file(weights):
         return _with_file(name, origin, preprocess, str(weights))
@@ -277,27 +294,40 @@ def with_classes(subject: Subject, count: int) -> tuple[Subject, tuple[str, ...]
     ModelError
         If the model is of a kind that can't be built again.
     """
-    origin = {**subject.origin, "kwargs": {**subject.origin.get("kwargs", {}), "num_classes": count}}
     if subject.cuts is not None:
         raise ModelError(f"{subject.name} is cut already: give a whole model, it gets a head for {count} classes")
-    if "timm" in origin:
-        import timm
-
-        model = timm.create_model(origin["timm"], num_classes=count)
-    elif "torchvision" in origin or "surgeon" in origin:
-        model = build_origin(origin)
-    else:
-        raise ModelError(f"{subject.name} has not the {count} outputs that the data needs: make it so")
+    origin = {**subject.origin, "kwargs": {**subject.origin.get("kwargs", {}), _CLASSES: count}}
+    model = _with_outputs(origin, count)
+    if model is None:
+        raise ModelError(
+            f"{subject.name} has not the {count} outputs that the data needs: make it so, or let its factory take "
+            f"{_CLASSES}="
+        )
     own, state = subject.model.state_dict(), model.state_dict()
     new = tuple(name for name in state if name not in own or own[name].shape != state[name].shape)
     model.load_state_dict({**own, **{name: state[name] for name in new}})
     return replace(subject, model=model.eval(), origin=origin), new
 
 
+def _with_outputs(origin: Mapping[str, Any], count: int) -> nn.Module | None:
+    """The model of an origin anew; None where nobody knows how to make one with so many outputs."""
+    if is_followed(origin):
+        return build_origin(origin)
+    if "timm" in origin:
+        import timm
+
+        model = timm.create_model(origin["timm"], num_classes=count)
+        assert isinstance(model, nn.Module)
+        return model
+    if "factory" in origin and _takes_classes(factory := import_factory(str(origin["factory"]))):
+        return _called(str(origin["factory"]), factory, {_CLASSES: count})
+    return None
+
+
 # ---------------------------------------------------------------- timm and own factories
 
 
-def _from_timm(name: str, weights: str | None) -> Subject:
+def _from_timm(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     try:
         import timm
     except ImportError as problem:
@@ -306,14 +336,16 @@ def _from_timm(name: str, weights: str | None) -> Subject:
     if not timm.is_model(short):
         near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
         raise SelectionError(f"timm has no model {short!r}{_mean(near)}")
-    model = timm.create_model(short)
+    model = timm.create_model(short, **kwargs)
     told, warnings = str(weights), tuple[str, ...]()
     preprocess = Preprocess.of_timm(timm.data.resolve_model_data_config(model))
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))
     else:
         told, warnings = _pretrained(name, weights, lambda: _load_timm(model, short))
-    return Subject(model, name, {"timm": short, "weights": Path(told).name}, preprocess, told, warnings)
+    return Subject(
+        model, name, {"timm": short, "weights": Path(told).name, "kwargs": kwargs}, preprocess, told, warnings
+    )
 
 
 def _load_timm(model: nn.Module, name: str) -> str:
@@ -333,22 +365,40 @@ def _load_timm(model: nn.Module, name: str) -> str:
     return "pretrained (timm)"
 
 
-def _from_factory(name: str, weights: str | None) -> Subject:
+def _from_factory(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     factory = import_factory(name)
-    try:
-        model = factory()
-    except (Exception, SystemExit) as problem:  # the user's code, which may raise anything
-        raise ModelError(f"--model {name}: the factory raised {_told(problem)}") from problem
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"--model {name} gave {type(model).__name__}, expected a torch.nn.Module")
+    kwargs = kwargs if _takes_classes(factory) else {}
+    model = _called(name, factory, kwargs)
     told = "as the factory made them"
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))
         told = str(weights)
     elif weights is not None and weights.lower() == "default":
         raise InputError(f"--weights DEFAULT: {name} is no zoo model; load the weights in the factory, or give a file")
-    origin = {"factory": name, "weights": Path(told).name}
-    return Subject(model.cpu(), name, origin, Preprocess(channels=_channels(model)), told)
+    own = getattr(factory, "preprocess", None)
+    preprocess = own if isinstance(own, Preprocess) else Preprocess(channels=_channels(model))
+    origin = {"factory": name, "weights": Path(told).name, "kwargs": kwargs}
+    return Subject(model.cpu(), name, origin, preprocess, told)
+
+
+def _takes_classes(factory: Callable[..., Any]) -> bool:
+    """Whether a user's factory can be told how many outputs to make."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # of C
+        return False
+    return _CLASSES in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _called(name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> nn.Module:
+    """What a user's factory makes."""
+    try:
+        model = factory(**kwargs)
+    except (Exception, SystemExit) as problem:  # the user's code, which may raise anything
+        raise ModelError(f"--model {name}: the factory raised {_told(problem)}") from problem
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"--model {name} gave {type(model).__name__}, expected a torch.nn.Module")
+    return model
 
 
 def _told(problem: BaseException) -> str:

@@ -28,7 +28,9 @@ def run(options: Options) -> None:
     """The whole command."""
     source = None if options.data is None else find(options.data, options.training["data_root"])
     device = pick_device(options.device)
-    subject = resolve(options.model, options.weights, seed=options.seed, image_size=options.image_size)
+    subject = resolve(
+        options.model, options.weights, seed=options.seed, image_size=options.image_size, factory=options.factory
+    )
     for warning in subject.warnings:
         warn(warning)
     model = subject.model.to(device)
@@ -110,7 +112,7 @@ def _since_the_dense(result: surgeon.Result, subject: Subject) -> surgeon.Result
 
     example = Inputs.from_spec(result.plan.inputs)
     fitted = fit(subject.model.cpu(), result.plan, example)
-    whole = compose(load_dense(subject.name), subject.cuts, fitted, example)
+    whole = compose(load_dense(subject.name, subject.make), subject.cuts, fitted, example)
     return replace(result, plan=replace(whole, budget=result.plan.budget, criterion=result.plan.criterion, fitted=None))
 
 

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +32,7 @@ from .logs import LOGGER, printable
 
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 _QUIET_SECONDS = 10.0  # between two plain progress lines
+_AT_ONCE = 0.2  # seconds from the beginning of a stage
 _MOST_REASONS = 12
 _STAGES = {"measure": "measuring"}
 
@@ -109,6 +111,33 @@ def reasons(pins: Iterable[Mapping[str, Any]]) -> None:
         say(f"  ... and {len(layers) - _MOST_REASONS} more reasons; --json has all of them")
 
 
+@dataclass
+class _Pace:
+    """How fast a stage goes, from when it begins, or begins again.
+
+    What is done at once, such as what an earlier run has left, says nothing about the rest.
+    """
+
+    begun: float
+    since: float
+    start: int
+    done: int
+
+    @classmethod
+    def at(cls, now: float, done: int) -> _Pace:
+        """It begins."""
+        return cls(now, now, done, done)
+
+    def begins_again(self, now: float, done: int) -> bool:
+        """Whether the count starts anew, as in the next step of a cut; takes note of what is done."""
+        if done < self.done or (done == self.start and now - self.begun > _AT_ONCE):
+            return True
+        if now - self.begun <= _AT_ONCE:
+            self.since, self.start = now, done
+        self.done = done
+        return False
+
+
 class Watch:
     """Progress as surgeon reports it: a bar on a terminal, a plain line now and then elsewhere."""
 
@@ -116,7 +145,7 @@ class Watch:
         self._bar = _bar() if sys.stderr.isatty() and first() else None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
-        self._first: dict[str, tuple[float, int]] = {}
+        self._paces: dict[str, _Pace] = {}
 
     def __enter__(self) -> Watch:  # noqa: PYI034  # typing.Self is Python 3.11's
         """Start showing."""
@@ -132,28 +161,35 @@ class Watch:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` steps of `stage` are done."""
-        name = _STAGES.get(stage, stage)
+        """`done` of `total` steps of `stage` are done; 0 in all where nobody knows."""
+        name, now = _STAGES.get(stage, stage), time.monotonic()
+        pace = self._paces.get(name)
+        if pace is None or pace.begins_again(now, done):
+            pace = self._paces[name] = _Pace.at(now, done)
         if self._bar is None:
-            self._line(name, done, total)
-            return
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(name, total=total)
-        self._bar.update(self._tasks[stage], completed=done, total=total)
+            self._line(name, done, total, pace, now)
+        else:
+            self._draw(name, done, total or None, pace)
 
-    def _line(self, name: str, done: int, total: int) -> None:
+    def _draw(self, name: str, done: int, total: int | None, pace: _Pace) -> None:
+        assert self._bar is not None
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total)
+        if pace.start == done:
+            self._bar.reset(self._tasks[name], completed=done, total=total)
+        else:
+            self._bar.update(self._tasks[name], completed=done, total=total)
+
+    def _line(self, name: str, done: int, total: int, pace: _Pace, now: float) -> None:
         if total == 1:  # one step: its start is news, its end is the next one's start
             if done == 0:
                 say(f"{name} ...")
             return
-        now = time.monotonic()
-        if name not in self._first or done <= self._first[name][1]:  # it begins, or begins again
-            self._first[name] = (now, done)
-        since, start = self._first[name]
         last = self._last.get(name)
-        if last is None or done >= total or now - last >= _QUIET_SECONDS:
+        if last is None or (total and done >= total) or now - last >= _QUIET_SECONDS:
             self._last[name] = now
-            say(f"{name}: {done}/{total}{_time_left(now - since, done - start, total - done)}")
+            of = f"/{total}" if total else ""
+            say(f"{name}: {done}{of}{_time_left(now - pace.since, done - pace.start, total - done)}")
 
 
 def _time_left(seconds: float, done: int, left: int) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from surgeon.tracing import Inputs, check_model
 if TYPE_CHECKING:
     from .models import Subject
 
+_MAKER = re.compile(r"[\w.]{1,80}:[\w.]{1,80}")
 _SUFFIXES = frozenset({".safetensors", ".st", ".pt", ".pth", ".bin", ".ckpt"})
 
 
@@ -125,9 +127,8 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     from .models import resolve
 
     if is_file(name):
-        dense = factory_of(factory)
-        header = header_of(name, dense)
-        model = load(name, dense)
+        header, make = header_of(name, factory)
+        model = load(name, make)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         return Opened(name, model, Inputs.from_spec(header.plan.inputs).to(dtype=dtype), header)
     subject = resolve(name, None if ":" in name else weights, image_size=image_size)
@@ -135,15 +136,17 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     return Opened(name, subject.model, Inputs.of(example), warnings=subject.warnings)
 
 
-def factory_of(name: str | None) -> Callable[[], nn.Module] | None:
-    """What makes the dense model that `--model` names, for a file that doesn't say it in a way that is followed."""
-    from .models import resolve
+def header_of(
+    path: str, factory: str | None, *, option: str = "--model"
+) -> tuple[Header, Callable[[], nn.Module] | None]:
+    """The header of a file, and what makes its dense model: None where the file's own origin is followed.
 
-    return None if name is None else lambda: resolve(name, "none").model
-
-
-def header_of(path: str, factory: Callable[[], nn.Module] | None, *, option: str = "--model") -> Header:
-    """The header of a pruned file, from which the model can be made; `option` is what names a factory.
+    Parameters
+    ----------
+    factory:
+        As ``--model``: makes the dense model, with as many outputs as the file has.
+    option:
+        What names a factory, for the error.
 
     Raises
     ------
@@ -153,13 +156,35 @@ def header_of(path: str, factory: Callable[[], nn.Module] | None, *, option: str
         If it can't be read.
     """
     header = read_header(path)
+    if factory is not None:
+        return header, _maker(factory, _classes_of(header))
     try:
-        if factory is None and header.graph is None:
+        if header.graph is None:
             check_origin(header.origin or {})
     except CheckpointError as problem:
         origin = json.dumps(header.origin)[:200] if header.origin else "unknown"
         raise CheckpointError(
             f"{path}: holds a {header.class_name} whose origin ({origin}) is not followed; give "
-            f"{option} package.module:factory, a callable that makes the dense model"
+            f"{option} {maker_named_in(header.origin or {})}, a callable that makes the dense model"
         ) from problem
-    return header
+    return header, None
+
+
+def _maker(name: str, classes: int | None) -> Callable[[], nn.Module]:
+    from .models import resolve
+
+    return lambda: resolve(name, "none", classes=classes).model
+
+
+def _classes_of(header: Header) -> int | None:
+    """How many outputs the dense model was made with, if that was said and some tensor of the file has as many rows."""
+    kwargs = (header.origin or {}).get("kwargs")
+    count = kwargs.get("num_classes") if isinstance(kwargs, dict) else None
+    rows = {shape[0] for shape, _ in header.tensors.values() if shape}
+    return count if type(count) is int and count in rows else None
+
+
+def maker_named_in(origin: Mapping[str, Any]) -> str:
+    """What an origin says made the model, for the user to judge; never followed by itself."""
+    told = f"timm:{origin['timm']}" if "timm" in origin else str(origin.get("factory"))
+    return told if _MAKER.fullmatch(told) else "package.module:factory"

@@ -23,7 +23,7 @@ from surgeon.tuning.record import Step
 from .images import Batches
 from .models import Subject, resolve
 from .output import Watch, emit_json, say, table, warn
-from .runtime import pick_device, try_forward
+from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
 from .training_options import augment_of, check_folder, percent, tuning_of
 
@@ -44,7 +44,13 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     from_first(lambda: check_folder(folder, resume=options["resume"]))
     device = pick_device(options["device"])
     data = _data(options)
-    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    subject = resolve(
+        options["model"],
+        options["weights"],
+        seed=options["seed"],
+        image_size=options["image_size"],
+        factory=options["factory"],
+    )
     for warning in subject.warnings:
         warn(warning)
     example, outputs = try_forward(subject.model.to(device), subject, device)
@@ -65,7 +71,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             final_epochs=options["final_epochs"],
             tuning={**tuning_of(options, leave=("schedule",)), "device": device},
             after_cut=_healer(options, loaders["rank"]),
-            rewind=None if options["rewind"] is None else surgeon.load(options["rewind"]).to(device),
+            rewind=_early(options, device),
             directory=folder,
             origin=subject.origin,
             on_step=rows,
@@ -133,6 +139,14 @@ def _loaders(options: Mapping[str, Any], data: Data, subject: Subject, device: t
         "test": None if data.test is None else batches(data.test, made, size, workers=workers),
         "rank": Batches(rank.pixels, rank.labels, made, options["batch_size"], device),
     }
+
+
+def _early(options: Mapping[str, Any], device: torch.device) -> nn.Module | None:
+    """The dense model with the weights to rewind to."""
+    if options["rewind"] is None:
+        return None
+    _, make = header_of(str(options["rewind"]), options["factory"], option="--factory")
+    return surgeon.load(options["rewind"], make).to(device)
 
 
 def _healer(options: Mapping[str, Any], loader: Batches) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from surgeon.measure import Conditions, latency, versions
 from surgeon.measure.layers import layer_latency
 from surgeon.tracing import Inputs
 
-from .runtime import factory_of, header_of, is_file, open_model
+from .runtime import header_of, is_file, open_model
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +67,8 @@ def _entry(name: str, against: str | None, first: str, factory: str | None, imag
 
 
 def _pair(path: str, factory: str | None) -> Iterator[Entry]:
-    make = factory_of(factory)
-    inputs = Inputs.from_spec(header_of(path, make).plan.inputs)
+    header, make = header_of(path, factory)
+    inputs = Inputs.from_spec(header.plan.inputs)
     small = surgeon.load(path, make)
     dtype = next((p.dtype for p in small.parameters() if p.is_floating_point()), None)
     dense = f"dense of {Path(path).name}"
@@ -84,20 +85,25 @@ def measure(
     watch: Watch,
     *,
     layers: bool = False,
+    cpu_time: bool = False,
 ) -> dict[str, Any]:
     """Time all entries under one set of conditions; entries with other inputs are timed apart.
 
     Returns
     -------
     dict
-        ``device``, ``threads``, the conditions, ``versions``, ``models`` (a row each) and ``layers``; times in seconds.
+        ``device``, ``threads``, ``cpu_time``, the conditions, ``versions``, ``models`` (a row each) and ``layers``;
+        times in seconds.
     """
-    result: dict[str, Any] = {"models": [], "layers": []}
+    clock = time.process_time if cpu_time else time.perf_counter
+    result: dict[str, Any] = {"cpu_time": cpu_time, "models": [], "layers": []}
     for _, group in itertools.groupby(models, key=lambda entry: str(entry.inputs.spec())):
         members = list(group)
         together = {entry.name: entry.model.to(device) for entry in members}
         inputs = members[0].inputs.to(device)
-        measured = latency(together, inputs, rounds=rounds, threads=threads, progress=watch, **vars(conditions))
+        measured = latency(
+            together, inputs, rounds=rounds, threads=threads, clock=clock, progress=watch, **vars(conditions)
+        )
         result |= {"device": measured.device, "threads": measured.threads, **measured.conditions}
         result["models"] += [_row(entry, measured, together) for entry in members]
         if layers:

@@ -207,6 +207,7 @@ class _Run:
         model, plan, tuned = self.dense, Plan.empty(graph), None
         dense = self._measured(0, self.dense, plan, graph)
         start = self._last_begun()
+        self.progress("steps", max(start - 1, 0), len(self.goals))
         for number, goal in enumerate(self.goals, 1):
             if number < start:
                 continue

@@ -208,8 +208,11 @@ class _Run:
 
     def judged(self, tuned: Tuned) -> Trained:
         """The final weights on what is kept apart."""
+        progress = self.tuning.get("progress") or (lambda *_: None)
+        progress("judge", 0, 1)
         val = evaluate(self.model, self._val)
         test = None if self._test is None else evaluate(self.model, self._test)
+        progress("judge", 1, 1)
         if self.directory is not None and first():
             last = [{"phase": "final", "val": asdict(val), "test": None if test is None else asdict(test)}]
             write_rows(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])

@@ -27,13 +27,14 @@ _SCRATCH, _PRETRAINED = 0.1, 0.01
 _PHASES = {"frozen": "head alone", "all": "all layers"}
 
 
-@as_in_prune("device", "seed", "image_size")
+@as_in_prune("factory", "device", "seed", "image_size")
 @click.command(name="train", short_help="Train a network on a folder of images or on CIFAR.")
 @click.option(
     "--model",
     required=True,
     metavar="MODEL",
-    help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory.",
+    help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory, or "
+    "a file of surgeon's.",
 )
 @click.option(
     "--data",
@@ -171,7 +172,16 @@ def _run(options: Mapping[str, Any]) -> None:
     if options["as_json"]:
         emit_json(_facts(trained, target, subject))
     _tell(trained)
-    say(f"written: {target}; use it as --model {target}, its epochs are in {folder / 'metrics.jsonl'}")
+    say(f"written: {target}; use it as --model {target}{_made(subject)}, its epochs are in {folder / 'metrics.jsonl'}")
+
+
+def _made(subject: Subject) -> str:
+    """The option that the file needs, where its origin is not followed."""
+    from surgeon.checkpoint import is_followed
+
+    from ..runtime import maker_named_in
+
+    return "" if is_followed(subject.origin) else f" --factory {maker_named_in(subject.origin)}"
 
 
 def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +216,9 @@ def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[s
     from ..runtime import try_forward
 
     weights = None if options["model"].endswith(".safetensors") else options["weights"]
-    subject = resolve(options["model"], weights, seed=options["seed"], image_size=options["image_size"])
+    subject = resolve(
+        options["model"], weights, seed=options["seed"], image_size=options["image_size"], factory=options["factory"]
+    )
     for warning in subject.warnings:
         warn(warning)
     _, outputs = try_forward(subject.model, subject, torch.device("cpu"))
@@ -242,7 +254,6 @@ def _origin(subject: Subject, data: surgeon.data.Data) -> dict[str, Any]:
     return {
         **subject.origin,
         "weights": f"trained on {Path(data.name).name}",
-        "preprocess": subject.preprocess.to_dict(),
         "classes": list(data.classes),
     }
 
