@@ -202,7 +202,8 @@ class Commands:
 
     def _wait(self, words: list[str]) -> str | None:
         """Standard output; the command's own messages go to the terminal."""
-        place = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent)}
+        own = str(Path(__file__).resolve().parent)
+        place = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH")]))}
         if self.options.threads is not None:
             place["OMP_NUM_THREADS"] = str(self.options.threads)
         with subprocess.Popen(
