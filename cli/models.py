@@ -22,6 +22,7 @@ from surgeon.errors import InputError, ModelError, SelectionError
 from surgeon.planning import Plan
 
 from . import weights as sources
+from .output import warn
 from .runtime import header_of, is_file
 
 #: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
@@ -65,6 +66,8 @@ class Subject:
         What has been cut from the dense model before, where the model comes from a file.
     make:
         Makes the dense model of a file whose origin is not followed.
+    compact:
+        Whether the file holds masked or shared weights; they are plain ones in `model`.
     """
 
     model: nn.Module
@@ -75,6 +78,7 @@ class Subject:
     warnings: tuple[str, ...] = field(default=())
     cuts: Plan | None = None
     make: Callable[[], nn.Module] | None = None
+    compact: bool = False
 
 
 def resolve(
@@ -256,7 +260,13 @@ def _from_file(path: str, weights: str | None, factory: str | None) -> Subject:
     origin = dict(header.origin or {})
     preprocess = Preprocess.from_dict(origin.get("preprocess")) or _images_of(origin)
     cuts = header.plan if header.plan.removed else None
-    return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts, make=make)
+    return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts, make=make, compact=bool(header.coded))
+
+
+def warn_of_masks(subject: Subject) -> None:
+    """A cut gives plain weights."""
+    if subject.compact:
+        warn(f"{subject.name}: its masks and shared values end here; cut first, then sparsify and share what is left")
 
 
 def _images_of(origin: Mapping[str, Any]) -> Preprocess:

@@ -18,7 +18,7 @@ from surgeon.tracing import Inputs
 
 from .commands.prune import SAMPLES, SAMPLES_WITH_DATA, Options
 from .images import Batches, Images, Source, batches, drawn, find, photographs
-from .models import Subject, resolve
+from .models import Subject, resolve, warn_of_masks
 from .output import Watch, say, warn
 from .runtime import about, pick_device, try_forward
 from .summary import show
@@ -33,6 +33,7 @@ def run(options: Options) -> None:
     )
     for warning in subject.warnings:
         warn(warning)
+    warn_of_masks(subject)
     model = subject.model.to(device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)

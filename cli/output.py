@@ -34,7 +34,22 @@ _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 _QUIET_SECONDS = 10.0  # between two plain progress lines
 _AT_ONCE = 0.2  # seconds from the beginning of a stage
 _MOST_REASONS = 12
-_STAGES = {"measure": "measuring"}
+#: What the library calls its stages, in words of a person at work.
+_STAGES = {
+    "trace": "tracing",
+    "score": "ranking",
+    "plan": "planning",
+    "rewrite": "cutting",
+    "verify": "checking",
+    "heal": "healing",
+    "tune": "training",
+    "measure": "measuring",
+    "time": "timing",
+    "judge": "judging the final weights",
+    "evaluate": "evaluating",
+    "share": "sharing",
+    "rewrite shards": "cutting shards",
+}
 
 
 def console() -> Console:

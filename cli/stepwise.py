@@ -17,15 +17,15 @@ from surgeon.errors import CheckpointError, InputError, ModelError
 from surgeon.measure import latency
 from surgeon.processes import first, from_first
 from surgeon.trainer import write_rows
-from surgeon.tuning import evaluate
+from surgeon.tuning import Epoch, evaluate
 from surgeon.tuning.record import Step
 
 from .images import Batches
-from .models import Subject, resolve
+from .models import Subject, resolve, warn_of_masks
 from .output import Watch, emit_json, say, table, warn
 from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
-from .training_options import augment_of, check_folder, percent, tuning_of
+from .training_options import announce, augment_of, check_folder, epoch_line, percent, tuning_of
 
 #: Rounds of timing after each step.
 _ROUNDS = 10
@@ -53,8 +53,10 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     )
     for warning in subject.warnings:
         warn(warning)
+    warn_of_masks(subject)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     _check(subject, data, outputs)
+    announce(subject, data)
     rows = _Rows(folder / _METRICS, subject.model, example)
     loaders = _loaders(options, data, subject, device)
     with resumable(), Watch() as watch:
@@ -69,7 +71,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             schedule=options["schedule"],
             epochs_per_step=options["epochs"],
             final_epochs=options["final_epochs"],
-            tuning={**tuning_of(options, leave=("schedule",)), "device": device},
+            tuning={**tuning_of(options, leave=("schedule",)), "device": device, "on_epoch": rows.on_epoch},
             after_cut=_healer(options, loaders["rank"]),
             rewind=_early(options, device),
             directory=folder,
@@ -167,10 +169,14 @@ class _Rows:
         self.path, self._dense, self._example = path, dense, example
         self._latencies: dict[int, dict[str, Any]] = {}
         self._latencies = {row["number"]: row["latency"] for row in _lines(path)}
-        self._steps: list[Step] = []
+        self._done = max(self._latencies, default=0)  # the last step that is finished
+
+    def on_epoch(self, history: tuple[Epoch, ...]) -> None:
+        """Tell of an epoch of the step that is under way."""
+        say(epoch_line(f"step {self._done + 1}", history[-1], None))
 
     def __call__(self, step: Step, small: nn.Module) -> None:
-        self._steps.append(step)
+        self._done = step.number
         if not first():
             return
         measured = latency({"dense": self._dense, "small": small}, self._example, rounds=_ROUNDS)

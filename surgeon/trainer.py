@@ -18,6 +18,7 @@ from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
 from surgeon.exclusive import alone
 from surgeon.files import locked
+from surgeon.finegrained import plain_copy
 from surgeon.planning import Plan
 from surgeon.processes import first, from_first, start
 from surgeon.tracing import Inputs, check_model, in_mode
@@ -238,9 +239,10 @@ class _Kept:
         path = Path(self.directory) / f"epoch-{epoch}.safetensors"
         if not first() or (epoch == 0 and path.exists()):  # a run that goes on has trained weights in memory, maybe
             return
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        plan = Plan(type(self.model).__name__, {}, Inputs.of(example.to(device)).spec())
-        save(path, self.model, plan, self.origin)
+        model = plain_copy(self.model)  # without masks and codebooks, which a plain file has no place for
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        plan = Plan(type(model).__name__, {}, Inputs.of(example.to(device)).spec())
+        save(path, model, plan, self.origin)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

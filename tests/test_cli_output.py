@@ -35,8 +35,8 @@ def test_the_time_left_is_that_of_the_pace_so_far(clock: Clock, capsys: pytest.C
         watch("tune", done, 10)
         clock.now += 12
     assert lines(capsys)[1:] == [
-        "tune: 1/10 (about 2 min left)", "tune: 2/10 (about 96 s left)", "tune: 3/10 (about 84 s left)",
-        "tune: 4/10 (about 72 s left)",
+        "training: 1/10 (about 2 min left)", "training: 2/10 (about 96 s left)", "training: 3/10 (about 84 s left)",
+        "training: 4/10 (about 72 s left)",
     ]  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_a_stage_that_begins_again_has_a_new_pace(clock: Clock, capsys: pytest.C
     for done in (1, 2):
         watch("tune", done, 4)
         clock.now += 11
-    assert lines(capsys)[-1] == "tune: 2/4 (about 22 s left)"
+    assert lines(capsys)[-1] == "training: 2/4 (about 22 s left)"
 
 
 def test_a_stage_of_unknown_length_is_counted(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,4 +66,4 @@ def test_a_stage_of_unknown_length_is_counted(clock: Clock, capsys: pytest.Captu
     for done in range(1, 5):
         watch("score", done, 0)
         clock.now += 6
-    assert lines(capsys) == ["score: 1", "score: 3"]
+    assert lines(capsys) == ["ranking: 1", "ranking: 3"]

@@ -58,6 +58,9 @@ def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(last.state_dict().values(), small.state_dict().values(), strict=True))
     assert ran.json["test"]["accuracy"] is not None
     for told in (
+        "2 classes; images: 18 train, 2 validation, 8 test",
+        "step 1, epoch 1: loss",
+        "step 2, epoch 3: loss",
         "3 filters in each of 2 steps, 6 in all",
         "step 1: 17 filters",
         "out-channels",

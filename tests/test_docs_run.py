@@ -132,6 +132,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train --model cifar:resnet20b-x0.1 --data photos --epochs 1 --device cpu --output net.safetensors",
             "prune --model net.safetensors --ratio 0.3 --criterion magnitude --output small.safetensors",
             "sparsify --model small.safetensors --amount 0.5",
+            "share --model small-sparse.safetensors -k 4",
             "prune --model tests.factories:two_classes --ratio 0.3 --image-size 16 --output make-pruned.safetensors",
             "demo --model vgg7_bn-x0.25 --epochs 1",
             "train --model tests.factories:sized --data photos --epochs 1 --output make-trained.safetensors",

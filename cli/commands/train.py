@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,15 @@ import click
 
 from ..files import check_writable
 from ..several import joined
-from ..training_options import augment_of, check_folder, percent, training_options, tuning_of
+from ..training_options import (
+    announce,
+    augment_of,
+    check_folder,
+    epoch_line,
+    percent,
+    training_options,
+    tuning_of,
+)  # fmt: skip
 from .compare import as_in_prune
 
 if TYPE_CHECKING:
@@ -139,7 +147,7 @@ def _run(options: Mapping[str, Any]) -> None:
     data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
     subject, new = _subject(options, len(data.classes))
     try_forward(subject.model.to(device), subject, device)
-    _announce(subject, data, new)
+    announce(subject, data, new)
     with resumable(), Watch() as watch:
         trained = surgeon.train(
             subject.model,
@@ -154,7 +162,7 @@ def _run(options: Mapping[str, Any]) -> None:
             directory=folder,
             keep_epochs=options["keep_epochs"],
             origin=_origin(subject, data),
-            on_epoch=epoch_line(options["epochs"]),
+            on_epoch=_epochs(options["epochs"]),
             seed=options["seed"],
             device=device,
             progress=watch,
@@ -192,17 +200,12 @@ def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def epoch_line(epochs: int) -> Callable[[tuple[Row, ...]], None]:
+def _epochs(epochs: int) -> Callable[[tuple[Row, ...]], None]:
     """Tells each epoch's figures."""
-    from ..output import duration, say
+    from ..output import say
 
     def tell(rows: tuple[Row, ...]) -> None:
-        row = rows[-1].epoch
-        top5 = "" if row.val_top5 is None else f" (top-5 {100 * row.val_top5:.2f} %)"
-        accuracy = "" if row.val_accuracy is None else f", validation {100 * row.val_accuracy:.2f} %{top5}"
-        of = f" of {epochs}" if rows[-1].phase == "all" else ""
-        phase = _PHASES[rows[-1].phase]
-        say(f"{phase}, epoch {row.number}{of}: loss {row.train_loss:.4f}{accuracy}, {duration(row.seconds)}")
+        say(epoch_line(_PHASES[rows[-1].phase], rows[-1].epoch, epochs if rows[-1].phase == "all" else None))
 
     return tell
 
@@ -211,8 +214,8 @@ def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[s
     """The model with an output for each class, and the parameters that are new."""
     import torch
 
-    from ..models import resolve, with_classes
-    from ..output import warn
+    from ..models import resolve, warn_of_masks, with_classes
+    from ..output import say, warn
     from ..runtime import try_forward
 
     weights = None if options["model"].endswith(".safetensors") else options["weights"]
@@ -222,31 +225,33 @@ def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[s
     for warning in subject.warnings:
         warn(warning)
     _, outputs = try_forward(subject.model, subject, torch.device("cpu"))
-    if getattr(outputs, "shape", ())[1:] == (classes,):
-        return subject, ()
-    return with_classes(subject, classes)
+    if getattr(outputs, "shape", ())[1:] != (classes,):
+        warn_of_masks(subject)
+        return with_classes(subject, classes)
+    if subject.compact:
+        from surgeon import finegrained
 
-
-def _announce(subject: Subject, data: surgeon.data.Data, new: tuple[str, ...]) -> None:
-    from ..output import say
-
-    parts = {"train": data.train, "validation": data.val, "test": data.test}
-    told = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
-    say(f"{data.name}: {len(data.classes)} classes; images: {told}")
-    say(f"{subject.name}: weights {subject.weights}" + (f"; new head: {', '.join(new)}" if new else ""))
+        say("its masks stay, and its shared values are trained as such")
+        subject = replace(subject, model=finegrained.unpack(subject.name, subject.make).eval())
+    return subject, ()
 
 
 def _write(target: Path, subject: Subject, trained: surgeon.Trained, data: surgeon.data.Data) -> None:
     import torch
 
     import surgeon
+    from surgeon import finegrained
 
     from ..runtime import try_forward
 
     model = trained.model.cpu().eval()
-    example, _ = try_forward(model, subject, torch.device("cpu"))
-    plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(model, example)))
-    surgeon.save(target, model, subject.cuts or plan, origin=_origin(subject, data))
+    plain = finegrained.plain_copy(model) if subject.compact else model
+    example, _ = try_forward(plain, subject, torch.device("cpu"))
+    plan = subject.cuts or surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(plain, example)))
+    if plain is model:
+        surgeon.save(target, model, plan, origin=_origin(subject, data))
+    else:
+        finegrained.pack(target, model, plan, _origin(subject, data))
 
 
 def _origin(subject: Subject, data: surgeon.data.Data) -> dict[str, Any]:
