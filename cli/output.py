@@ -19,12 +19,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from surgeon.processes import first
 
@@ -52,6 +54,10 @@ _STAGES = {
 }
 
 
+#: The bars that are on the screen.
+_SHOWN: list[Progress] = []
+
+
 def console() -> Console:
     """Rich on standard error; wide enough for long layer names where it is no terminal."""
     probe = Console(stderr=True, highlight=False)
@@ -61,15 +67,23 @@ def console() -> Console:
 def say(message: str) -> None:
     """One line on standard error."""
     LOGGER.info(message, extra={"stage": "cli"})
-    if first():
-        click.echo(printable(message), err=True)
+    _write(printable(message))
 
 
 def warn(message: str) -> None:
     """A line that nobody can miss."""
     LOGGER.warning(message, extra={"stage": "cli"})
-    if first():
-        click.secho(f"WARNING: {printable(message)}", err=True, fg="yellow", bold=True)
+    _write(f"WARNING: {printable(message)}", fg="yellow", bold=True)
+
+
+def _write(line: str, **style: Any) -> None:
+    """A line above the bar that is on the screen, if there is one: the bar would be drawn over it."""
+    if not first():
+        return
+    if _SHOWN:
+        _SHOWN[-1].console.print(Text.from_ansi(click.style(line, **style)), soft_wrap=True)
+    else:
+        click.secho(line, err=True, **style)
 
 
 def emit_json(value: Any) -> None:
@@ -152,6 +166,12 @@ class _Pace:
         self.done = done
         return False
 
+    def left(self, now: float, total: int) -> float | None:
+        """Seconds that the rest will take at the pace so far; None where there is no pace yet, or no rest."""
+        if self.done <= self.start or self.done >= total:
+            return None
+        return (now - self.since) / (self.done - self.start) * (total - self.done)
+
 
 class Watch:
     """Progress as surgeon reports it: a bar on a terminal, a plain line now and then elsewhere."""
@@ -166,6 +186,7 @@ class Watch:
         """Start showing."""
         if self._bar is not None:
             self._bar.start()
+            _SHOWN.append(self._bar)
         return self
 
     def __exit__(
@@ -173,6 +194,7 @@ class Watch:
     ) -> None:
         """Stop showing."""
         if self._bar is not None:
+            _SHOWN.remove(self._bar)
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -182,37 +204,31 @@ class Watch:
         if pace is None or pace.begins_again(now, done):
             pace = self._paces[name] = _Pace.at(now, done)
         if self._bar is None:
-            self._line(name, done, total, pace, now)
+            self._line(name, total, pace, now)
         else:
-            self._draw(name, done, total or None, pace)
+            self._draw(self._bar, name, total, pace, now)
 
-    def _draw(self, name: str, done: int, total: int | None, pace: _Pace) -> None:
-        assert self._bar is not None
+    def _draw(self, bar: Progress, name: str, total: int, pace: _Pace, now: float) -> None:
+        left = pace.left(now, total)
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=total)
-        if pace.start == done:
-            self._bar.reset(self._tasks[name], completed=done, total=total)
-        else:
-            self._bar.update(self._tasks[name], completed=done, total=total)
+            self._tasks[name] = bar.add_task(name, total=total or None, until=None)
+        if pace.start == pace.done:
+            bar.reset(self._tasks[name], completed=pace.done, total=total or None)
+        until = None if left is None else now + left
+        visible = not total or pace.done < total  # what is finished makes room
+        bar.update(self._tasks[name], completed=pace.done, total=total or None, visible=visible, until=until)
 
-    def _line(self, name: str, done: int, total: int, pace: _Pace, now: float) -> None:
+    def _line(self, name: str, total: int, pace: _Pace, now: float) -> None:
         if total == 1:  # one step: its start is news, its end is the next one's start
-            if done == 0:
+            if pace.done == 0:
                 say(f"{name} ...")
             return
         last = self._last.get(name)
-        if last is None or (total and done >= total) or now - last >= _QUIET_SECONDS:
+        if last is None or (total and pace.done >= total) or now - last >= _QUIET_SECONDS:
             self._last[name] = now
-            of = f"/{total}" if total else ""
-            say(f"{name}: {done}{of}{_time_left(now - pace.since, done - pace.start, total - done)}")
-
-
-def _time_left(seconds: float, done: int, left: int) -> str:
-    """How long what is left will take, at the pace so far."""
-    if done <= 0 or left <= 0:
-        return ""
-    wait = seconds / done * left
-    return f" (about {duration(wait)} left)"
+            left = pace.left(now, total)
+            of, told = f"/{total}" if total else "", "" if left is None else f" (about {duration(left)} left)"
+            say(f"{name}: {pace.done}{of}{told}")
 
 
 def duration(seconds: float) -> str:
@@ -223,14 +239,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _bar() -> Progress:
+class _Left(ProgressColumn):
+    """The time that is left. Rich's own forgets what is half a minute ago, and so has none for slow stages."""
+
+    def render(self, task: Task) -> Text:
+        """As of now: it runs down between two steps."""
+        until = task.fields["until"]
+        return Text("" if until is None else f"about {duration(max(until - time.monotonic(), 0))} left")
+
+
+def _bar(stream: Console | None = None) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+        _Left(),
+        console=stream or Console(stderr=True),
         transient=True,
     )

@@ -135,7 +135,8 @@ def announce(subject: Subject, data: Data, new: tuple[str, ...] = ()) -> None:
     parts = {"train": data.train, "validation": data.val, "test": data.test}
     told = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
     say(f"{data.name}: {len(data.classes)} classes; images: {told}")
-    say(f"{subject.name}: weights {subject.weights}" + (f"; new head: {', '.join(new)}" if new else ""))
+    weights = "its own weights" if subject.weights == subject.name else f"weights {subject.weights}"
+    say(f"{subject.name}: {weights}" + (f"; new head: {', '.join(new)}" if new else ""))
 
 
 def percent(share: float | None) -> str:

@@ -78,7 +78,9 @@ def test_training_keeps_masks_and_trains_shared_values_as_such() -> None:
             assert torch.equal(mask.bool(), after.get_buffer(name).bool())
     assert not torch.equal(before.get_parameter("second.weight_orig"), after.get_parameter("second.weight_orig"))
     kept = surgeon.load("a/epoch-1.safetensors", factories.two_classes)
-    assert torch.equal(kept.get_parameter("second.weight"), finegrained.plain_copy(after).get_parameter("second.weight"))
+    assert torch.equal(
+        kept.get_parameter("second.weight"), finegrained.plain_copy(after).get_parameter("second.weight")
+    )
 
     assert run("share", "-k", 3, "--factory", MODEL, "--output", "shared.safetensors", model="a.safetensors").code == 0
     ran = surgeon_cli("train", "--model", "shared.safetensors", *made, "--output", "b.safetensors")

@@ -150,7 +150,8 @@ def _show(result: dict[str, Any]) -> None:
 def _title(result: dict[str, Any]) -> str:
     folded = ", batch norms folded" if result["fold_bn"] else ""
     clock = "CPU time, " if result["cpu_time"] else ""
-    where = f"{clock}{result['device']}, batch {result['batch_size']}, {result['threads']} threads"
+    threads = f"{result['threads']} thread{'s' * (result['threads'] != 1)}"
+    where = f"{clock}{result['device']}, batch {result['batch_size']}, {threads}"
     return f"{where}, {result['backend']}, {result['dtype']}, {result['layout']}{folded}"
 
 
