@@ -18,10 +18,10 @@ from surgeon.finegrained import nonzero
 from surgeon.measure import file_bytes, footprint
 from surgeon.tuning import evaluate
 
-from .files import write_text
+from .files import is_file, write_text
 from .models import Subject, resolve
 from .output import Watch, emit_json, say, size, table, warn
-from .runtime import is_file, pick_device, try_forward
+from .runtime import pick_device, try_forward
 from .training_options import percent
 
 _MANY = 1_000_000

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from .files import check_writable
+from .files import check_writable, is_file, there
 from .options import file_factory_option
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -22,6 +22,7 @@ _OPTIONS = (
     click.option(
         "--model",
         required=True,
+        callback=there,
         metavar="MODEL|FILE",
         help="torchvision name, timm:NAME, package.module:factory, or a file that surgeon wrote.",
     ),
@@ -120,7 +121,7 @@ def default_target(name: str, word: str) -> Path:
 def open_model(options: Mapping[str, Any], word: str) -> Opened:
     """Find the model, and the images of ``--data``; first of all, make sure that the file can be written."""
     from .images import find
-    from .runtime import is_file, pick_device
+    from .runtime import pick_device
 
     name = options["model"]
     if not options.get("sweep"):

@@ -22,8 +22,9 @@ from surgeon.errors import InputError, ModelError, SelectionError
 from surgeon.planning import Plan
 
 from . import weights as sources
+from .files import is_file
 from .output import warn
-from .runtime import header_of, is_file
+from .runtime import header_of
 
 #: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
 #: are left out; vit_h_14's own weights are for larger images.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,11 +20,12 @@ from surgeon.cost.tables import device_name
 from surgeon.errors import CheckpointError, InputError
 from surgeon.tracing import Inputs, check_model
 
+from .files import is_file
+
 if TYPE_CHECKING:
     from .models import Subject
 
 _MAKER = re.compile(r"[\w.]{1,80}:[\w.]{1,80}")
-_SUFFIXES = frozenset({".safetensors", ".st", ".pt", ".pth", ".bin", ".ckpt"})
 
 
 def pick_device(name: str) -> torch.device:
@@ -78,14 +77,6 @@ def try_forward(model: nn.Module, subject: Subject, device: torch.device) -> tup
             "Give the size it needs with --image-size, or use surgeon.prune in Python for other inputs"
         ) from problem
     return example, outputs
-
-
-def is_file(name: str) -> bool:
-    """Whether an argument MODEL_OR_FILE means a pruned file, be it there or not."""
-    path = Path(name)
-    if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix.lower() in _SUFFIXES:
-        return True
-    return os.sep in name and ":" not in name
 
 
 def about(device: torch.device | None = None) -> dict[str, str]:

@@ -18,7 +18,8 @@ from surgeon.measure import Conditions, latency, versions
 from surgeon.measure.layers import layer_latency
 from surgeon.tracing import Inputs
 
-from .runtime import header_of, is_file, open_model
+from .files import is_file
+from .runtime import header_of, open_model
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..files import check_writable, write_text
+from ..files import check_writable, there, write_text
 from ..options import factory_option, image_size_option, json_option
 
 _MOST_LAYERS = 20
@@ -17,7 +17,7 @@ _COLUMNS = ("model", "parameters", "median ms", "quartiles ms", "images/s", "spe
 
 
 @click.command(name="bench", short_help="Time models side by side, pruned files beside dense ones.")
-@click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True, callback=there)
 @click.option("--against", metavar="MODEL", help="Compare all with this one.  [default: each file's dense origin]")
 @click.option(
     "--device",

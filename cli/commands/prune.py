@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..files import amount, amounts, check_writable, numbers, step
+from ..files import amount, amounts, check_writable, numbers, step, there
 from ..options import file_factory_option, ignore_option, image_size_option, scope_option
 from ..several import joined
 from ..training_options import split_training, training_options
@@ -87,6 +87,7 @@ class Options:
 @click.option(
     "--model",
     required=True,
+    callback=there,
     metavar="MODEL",
     help="torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's.",
 )

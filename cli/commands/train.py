@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_writable
+from ..files import check_writable, there
 from ..several import joined
 from ..training_options import (
     announce,
@@ -40,6 +40,7 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
 @click.option(
     "--model",
     required=True,
+    callback=there,
     metavar="MODEL",
     help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory, or "
     "a file of surgeon's.",
