@@ -46,7 +46,7 @@ NETWORK = "vgg16bn-w025-cifar10"
 MACS = 0.3
 AMOUNTS = (0.9, 0.95)
 STEPS, EPOCHS = 3, 6
-TUNING = {"lr": 0.02, "warmup_epochs": 0.5}
+TUNING: dict[str, Any] = {"lr": 0.02, "warmup_epochs": 0.5}
 BATCH, JUDGED = 64, 500
 
 
@@ -57,13 +57,14 @@ def main() -> int:
     settings = {"images": options.images, "test_images": options.test_images, "steps": STEPS, "epochs": EPOCHS} | TUNING
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
     runs = Runs(options, device, settings)
-    for seed, part in itertools.product(range(options.repeats), ("filters", *AMOUNTS)):
+    for seed, amount in itertools.product(range(options.repeats), (None, *AMOUNTS)):
+        part = "filters" if amount is None else amount
         if f"{part}/one-shot/{seed}" in table.rows:
             continue
         if time.monotonic() > runs.until:
             say("time is up; a second run goes on")
             return 0
-        for key, row in (runs.filters(seed) if part == "filters" else runs.weights(float(part), seed)).items():
+        for key, row in (runs.filters(seed) if amount is None else runs.weights(amount, seed)).items():
             table.put(key, row | {"source": source_digest()})
             say(f"{key}: {row}")
     table.write()
