@@ -44,7 +44,7 @@ def there(ctx: click.Context, param: click.Parameter, value: Any) -> Any:  # noq
         If one of them means a file that isn't there.
     """
     for name in (value,) if isinstance(value, str) else value or ():
-        if is_file(name) and not Path(name).exists():
+        if is_file(name) and ":" not in name and not Path(name).exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
     return value
 

@@ -25,6 +25,7 @@ from .files import is_file
 if TYPE_CHECKING:
     from .models import Subject
 
+_ANY = "package.module:factory"
 _MAKER = re.compile(r"[\w.]{1,80}:[\w.]{1,80}")
 
 
@@ -153,11 +154,7 @@ def header_of(
         if header.graph is None:
             check_origin(header.origin or {})
     except CheckpointError as problem:
-        origin = json.dumps(header.origin)[:200] if header.origin else "unknown"
-        raise CheckpointError(
-            f"{path}: holds a {header.class_name} whose origin ({origin}) is not followed; give "
-            f"{option} {maker_named_in(header.origin or {})}, a callable that makes the dense model"
-        ) from problem
+        raise CheckpointError(f"{path}: holds a {header.class_name} {_wanted(header, option)}") from problem
     return header, None
 
 
@@ -175,7 +172,17 @@ def _classes_of(header: Header) -> int | None:
     return count if type(count) is int and count in rows else None
 
 
+def _wanted(header: Header, option: str) -> str:
+    """Where a file's model is from, and what to give for it."""
+    told = {name: value for name, value in (header.origin or {}).items() if name not in ("preprocess", "classes")}
+    maker = maker_named_in(told)
+    if maker != _ANY:
+        return f"that {maker} made; a file makes no code run by itself: give {option} {maker}"
+    origin = json.dumps(told)[:200] if told else "unknown"
+    return f"whose origin ({origin}) is not followed; give {option} {_ANY}, a callable that makes the dense model"
+
+
 def maker_named_in(origin: Mapping[str, Any]) -> str:
     """What an origin says made the model, for the user to judge; never followed by itself."""
     told = f"timm:{origin['timm']}" if "timm" in origin else str(origin.get("factory"))
-    return told if _MAKER.fullmatch(told) else "package.module:factory"
+    return told if _MAKER.fullmatch(told) else _ANY

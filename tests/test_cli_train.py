@@ -123,7 +123,7 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.Mon
     from surgeon_cli.commands import train as module
 
     assert train("--output", "whole.safetensors", epochs=3).code == 0
-    line = module.epoch_line
+    line = module._epochs
 
     def stopping(epochs: int) -> Any:
         tell = line(epochs)
@@ -135,12 +135,12 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.Mon
 
         return told
 
-    monkeypatch.setattr(module, "epoch_line", stopping)
+    monkeypatch.setattr(module, "_epochs", stopping)
     ran = train("--output", "net.safetensors", epochs=3)
     assert ran.code == 130
     assert "the same command with --resume goes on" in ran.err
     assert not Path("net.safetensors").exists()
-    monkeypatch.setattr(module, "epoch_line", line)
+    monkeypatch.setattr(module, "_epochs", line)
     ran = train("--output", "net.safetensors", epochs=3)
     assert ran.code == 2
     assert "holds a run; go on with it (--resume)" in ran.err
@@ -197,7 +197,7 @@ def test_its_file_goes_through_every_command_with_the_factory() -> None:
     cut = ("prune", "--model", "net.safetensors", "--filters", 4, *seen, "--train-batch-size", 6, "--epochs", 1)
     ran = surgeon_cli(*cut)
     assert ran.code == 2
-    assert f"give --factory {OWN}, a callable that makes the dense model" in " ".join(ran.err.split())
+    assert f"that {OWN} made; a file makes no code run by itself: give --factory {OWN}" in " ".join(ran.err.split())
     made = ("--factory", OWN)
     ran = surgeon_cli(*cut, *made, "--rewind", "net/epoch-0.safetensors", "--output", "small.safetensors")
     assert ran.code == 0, ran.err
