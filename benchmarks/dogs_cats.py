@@ -90,7 +90,7 @@ class Way:
 
 WAYS: Mapping[str, Way] = {
     "mobilenet": Way("photographs:mobilenet", photographs.WEIGHTS, "photographs:mobilenet", 160, 2, 3, 900),
-    "resnet18": Way("resnet18", "none", None, 64, 0, 12, 500, more=("--lr", "0.05")),
+    "resnet18": Way("resnet18", "none", None, 64, 0, 8, 600, step_epochs=1, final_epochs=2, more=("--lr", "0.05")),
 }
 
 

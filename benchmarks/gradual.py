@@ -3,11 +3,11 @@
 *Filters*: ``surgeon.compare`` cuts to 30 % of the MACs in three steps with training in between, and at once with all
 the training behind it; the whole network, trained as long, stands beside them (it is under-trained, so any training
 raises it). *Weights*: 90 and 95 % masked, in three steps that keep the same share of the survivors each, and at once;
-that is what the ancestor compared. Every run trains for six epochs of the same 2,000 images with crops and mirror
-images; 500 others choose the epoch, 4,000 test images judge. Written to ``benchmarks/results/gradual.json`` after each
+that is what the ancestor compared. Every run trains for six epochs of the same 1,000 images with crops and mirror
+images; 500 others choose the epoch, 2,000 test images judge. Written to ``benchmarks/results/gradual.json`` after each
 repeat; a second run goes on.
 
-    python benchmarks/gradual.py --threads 1              # some 10 minutes
+    python benchmarks/gradual.py --threads 1              # some 5 minutes
     python benchmarks/gradual.py --quick                  # one repeat, 100 images
 """
 
@@ -75,8 +75,8 @@ def parse() -> argparse.Namespace:
     """Read the options."""
     parser = arguments("Gradual against instant, on CIFAR-10.", "gradual")
     parser.add_argument("--repeats", type=int, default=3, help="seeds")
-    parser.add_argument("--images", type=int, default=2_000, help="to train on")
-    parser.add_argument("--test-images", type=int, default=4_000, help="that judge")
+    parser.add_argument("--images", type=int, default=1_000, help="to train on")
+    parser.add_argument("--test-images", type=int, default=2_000, help="that judge")
     parser.add_argument("--minutes", type=float, default=20.0, help="no repeat begins after so long")
     options = parser.parse_args()
     if options.quick:
