@@ -65,6 +65,7 @@ def test_the_file_goes_into_prune_inspect_and_training_again() -> None:
     ran = surgeon_cli("prune", "--model", "net.safetensors", "--ratio", 0.3, "--data", "photos", "--samples", 6,
                       "--output", "small.safetensors", "--device", "cpu")  # fmt: skip
     assert ran.code == 0, ran.err
+    assert "ranked on 6 images of photos/train (2 classes)" in ran.err  # photos/test is no class
     assert "the folder's 2 classes" in ran.err
     small = surgeon.load("small.safetensors")
     assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 2)

@@ -141,6 +141,13 @@ def test_a_folder_with_parts(tmp_path: Path) -> None:
     assert data.with_validation(0.5) is data
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    draw(tmp_path / "vehicles", 3)
+    (tmp_path / "vehicles" / "blue").rename(tmp_path / "vehicles" / "train")
+    found = open_data(str(tmp_path / "vehicles"))
+    assert (found.classes, len(found.train), found.test) == (("green", "train"), 6, None)
+
+
 def test_a_plain_folder_is_for_training_and_some_is_held_out(tmp_path: Path) -> None:
     data = open_data(str(draw(tmp_path / "d", 10)))
     assert (data.val, data.test) == (None, None)

@@ -16,7 +16,7 @@ from surgeon.data.folders import scan
 from surgeon.data.preprocess import Preprocess, read_pixels
 from surgeon.errors import InputError
 
-__all__ = ["CIFAR", "DIGITS", "Data", "Split", "hold_out", "open_data"]
+__all__ = ["CIFAR", "DIGITS", "Data", "Split", "hold_out", "open_data", "training_folder"]
 
 #: Name of the images that come with scikit-learn, and how many of them are kept apart for the test.
 DIGITS, _TESTED = "digits", 0.2
@@ -178,8 +178,18 @@ def _from_folder(name: str, path: Path) -> Data:
     return Data(name, classes, **parts)
 
 
+def training_folder(path: Path) -> Path:
+    """The folder that holds a folder for each class of training images: ``DIR/train``, or `path` itself."""
+    return _part(path, _PARTS["train"]) or path
+
+
 def _part(path: Path, names: Sequence[str]) -> Path | None:
-    return next((path / name for name in names if (path / name).is_dir()), None)
+    """A part has folders of its own, one for each class; a class that is called so has none."""
+    return next((path / name for name in names if _has_folders(path / name)), None)
+
+
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
 
 
 def _split(place: Path, files: Mapping[str, Sequence[Path]], classes: tuple[str, ...]) -> Split:
