@@ -19,7 +19,7 @@ from surgeon.measure import file_bytes, footprint
 from surgeon.tuning import evaluate
 
 from .files import is_file, write_text
-from .models import Subject, resolve
+from .models import Subject, resolve, warn_of_classes
 from .output import Watch, emit_json, say, size, table, warn
 from .runtime import pick_device, try_forward
 from .training_options import percent
@@ -97,6 +97,7 @@ def _row(subject: Subject, data: Data, loader: _Counted, device: torch.device) -
             "head for them first: surgeon train --model ... --weights ..."
         )
     seen = evaluate(model, loader)
+    warn_of_classes(subject, data.classes)
     taken, layers = footprint(model, example), nonzero(model)
     there = sum(layer.weights for layer in layers.values())
     return {

@@ -14,7 +14,7 @@ from surgeon.errors import InputError, ModelError
 from surgeon.experiments import Cell, Compared, Experiment, Summary
 
 from .images import Batches
-from .models import resolve
+from .models import resolve, warn_of_classes
 from .output import Watch, emit_json, say, table, warn
 from .runtime import pick_device, try_forward
 from .stopping import resumable
@@ -85,6 +85,7 @@ def run(options: Mapping[str, Any]) -> None:
             f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
             "head for them first: surgeon train --model ... --weights ..."
         )
+    warn_of_classes(subject, data.classes)
     made, size, workers = subject.preprocess, options["train_batch_size"], options["workers"]
     rank = data.train.drawn(options["samples"] or _RANKED, options["seed"]).loaded(made)
     assert rank.pixels is not None

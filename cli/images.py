@@ -106,7 +106,7 @@ def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
 
 
 def find(name: str, root: str = "data") -> Source:
-    """What ``--data`` names: digits, cifar10 or cifar100 (under `root`), or a folder; of one with parts the training part.
+    """What ``--data`` names: a folder (of one with parts the training part), or digits, cifar10, cifar100 under `root`.
 
     Raises
     ------

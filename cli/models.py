@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -262,6 +262,14 @@ def _from_file(path: str, weights: str | None, factory: str | None) -> Subject:
     preprocess = Preprocess.from_dict(origin.get("preprocess")) or _images_of(origin)
     cuts = header.plan if header.plan.removed else None
     return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts, make=make, compact=bool(header.coded))
+
+
+def warn_of_classes(subject: Subject, classes: Sequence[str]) -> None:
+    """Labels are numbers: where as many classes have other names than in training, their order may be another."""
+    known = subject.origin.get("classes")
+    if isinstance(known, list) and len(known) == len(classes) and known != list(classes):
+        told = [", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "") for names in (classes, known)]
+        warn(f"classes: {told[0]}; {subject.name} was trained on {told[1]}; the former count as these, in this order")
 
 
 def warn_of_masks(subject: Subject) -> None:

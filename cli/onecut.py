@@ -18,7 +18,7 @@ from surgeon.tracing import Inputs
 
 from .commands.prune import SAMPLES, SAMPLES_WITH_DATA, Options
 from .images import Batches, Images, Source, batches, drawn, find, photographs
-from .models import Subject, resolve, warn_of_masks
+from .models import Subject, resolve, warn_of_classes, warn_of_masks
 from .output import Watch, say, warn
 from .runtime import about, pick_device, try_forward
 from .summary import show
@@ -41,6 +41,8 @@ def run(options: Options) -> None:
     if options.latency_batch_size > 1:
         example = example.repeat(options.latency_batch_size, 1, 1, 1)
     images, loader = _material(options, source, subject, outputs, device)
+    if images is not None:
+        warn_of_classes(subject, images.classes)
     with Watch() as watch:
         result = _prune(options, model, example, loader, watch)
     result = _with_remarks(_since_the_dense(result, subject), subject, images, loader)

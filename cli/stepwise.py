@@ -21,7 +21,7 @@ from surgeon.tuning import Epoch, evaluate
 from surgeon.tuning.record import Step
 
 from .images import Batches
-from .models import Subject, resolve, warn_of_masks
+from .models import Subject, resolve, warn_of_classes, warn_of_masks
 from .output import Watch, emit_json, say, table, warn
 from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
@@ -56,6 +56,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     warn_of_masks(subject)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     _check(subject, data, outputs)
+    warn_of_classes(subject, data.classes)
     announce(subject, data)
     rows = _Rows(folder / _METRICS, subject.model, example)
     loaders = _loaders(options, data, subject, device)

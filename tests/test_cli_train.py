@@ -173,6 +173,20 @@ def test_bad_input_is_one_clear_message(name: str) -> None:
     assert not list(Path().glob("*.safetensors"))
 
 
+def test_classes_of_other_names_are_told(tmp_path: Path) -> None:
+    assert train("--output", "net.safetensors").code == 0
+    draw(tmp_path / "others", 4, classes=2)
+    assert "WARNING: classes" not in surgeon_cli("evaluate", "net.safetensors", "--data", "photos").err
+    (tmp_path / "others" / "blue").rename(tmp_path / "others" / "indigo")  # and so the order is another one
+    told = "classes: green, indigo; net.safetensors was trained on blue, green"
+    cut = ("prune", "--model", "net.safetensors", "--filters", 1, "--device", "cpu", "--samples", 4)
+    for words in (("evaluate", "net.safetensors"), cut, (*cut, "--epochs", 1, "--train-batch-size", 6),
+                  ("sensitivity", "--model", "net.safetensors", "--ratios", 0.5)):  # fmt: skip
+        ran = surgeon_cli(*words, "--data", "others")
+        assert ran.code == 0, ran.err
+        assert told in ran.err
+
+
 # ---------------------------------------------------------------- models from elsewhere
 
 OWN = "tests.factories:sized"
