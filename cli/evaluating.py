@@ -19,9 +19,10 @@ from surgeon.measure import file_bytes, footprint
 from surgeon.tuning import evaluate
 
 from .files import is_file, write_text
-from .models import Subject, resolve, warn_of_classes
+from .models import resolve
 from .output import Watch, emit_json, say, size, table, warn
 from .runtime import pick_device, try_forward
+from .subjects import Subject, warn_of_classes
 from .training_options import percent
 
 _MANY = 1_000_000

@@ -159,8 +159,8 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     from surgeon.tracing import Inputs
 
     from .images import Preprocess
-    from .models import Subject
     from .runtime import header_of, try_forward
+    from .subjects import Subject
 
     header, make = header_of(options["model"], options["factory"], option="--factory")
     model = finegrained.unpack(options["model"], make).eval().to(device)

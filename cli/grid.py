@@ -14,10 +14,11 @@ from surgeon.errors import InputError, ModelError
 from surgeon.experiments import Cell, Compared, Experiment, Summary
 
 from .images import Batches
-from .models import resolve, warn_of_classes
+from .models import resolve
 from .output import Watch, emit_json, say, table, warn
 from .runtime import pick_device, try_forward
 from .stopping import resumable
+from .subjects import warn_of_classes
 from .training_options import augment_of, check_folder, percent, tuning_of
 
 #: Training images that rank the filters.

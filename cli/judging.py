@@ -11,10 +11,10 @@ from surgeon.data import Data, Split, open_data
 from surgeon.errors import InputError
 
 from .images import Batches, photographs, scores_of
-from .models import warn_of_classes
+from .subjects import warn_of_classes
 
 if TYPE_CHECKING:
-    from .models import Subject
+    from .subjects import Subject
 
 
 @dataclass(frozen=True)

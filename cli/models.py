@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from surgeon import models as zoo
 from surgeon.checkpoint import build_origin, is_followed, load
 from surgeon.data import Preprocess
 from surgeon.errors import InputError, ModelError, SelectionError
-from surgeon.planning import Plan
 
 from . import weights as sources
+from .factories import CLASSES, called, import_factory, nearest, takes_classes
 from .files import is_file
-from .output import warn
 from .runtime import header_of
+from .subjects import Subject
 
 #: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
 #: are left out; vit_h_14's own weights are for larger images.
@@ -36,50 +35,10 @@ _PLAIN: Mapping[str, dict[str, Any]] = {
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
 
-#: The keyword argument that says how many outputs to make, in torchvision, in timm, and in users' own factories.
-_CLASSES = "num_classes"
-
 _RANDOM = (
     "RANDOM WEIGHTS: the pretrained weights of {name} can't be reached ({why}). The ranking says nothing about a "
     "trained model. Give --weights FILE, or --weights none to make random weights your choice."
 )
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model that a command works on.
-
-    Attributes
-    ----------
-    model:
-        The dense model, on the CPU, in eval mode.
-    name:
-        What the user called it.
-    origin:
-        What the file's header will say about it.
-    preprocess:
-        How its images are made.
-    weights:
-        Where its weights come from, in words.
-    warnings:
-        What the report must repeat.
-    cuts:
-        What has been cut from the dense model before, where the model comes from a file.
-    make:
-        Makes the dense model of a file whose origin is not followed.
-    compact:
-        Whether the file holds masked or shared weights; they are plain ones in `model`.
-    """
-
-    model: nn.Module
-    name: str
-    origin: dict[str, Any]
-    preprocess: Preprocess
-    weights: str
-    warnings: tuple[str, ...] = field(default=())
-    cuts: Plan | None = None
-    make: Callable[[], nn.Module] | None = None
-    compact: bool = False
 
 
 def resolve(
@@ -121,7 +80,7 @@ def resolve(
     if is_file(name) and (":" not in name or Path(name).is_file()):
         subject = _from_file(name, weights, factory)
     else:
-        subject = _from_name(name, weights, {} if classes is None else {_CLASSES: classes})
+        subject = _from_name(name, weights, {} if classes is None else {CLASSES: classes})
     subject.model.eval()
     preprocess = subject.preprocess if image_size is None else subject.preprocess.sized(image_size)
     # Whoever opens the file makes its images as they were made for this run.
@@ -138,35 +97,6 @@ def _from_name(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subjec
     return _from_torchvision(name, weights, kwargs)
 
 
-def import_factory(name: str) -> Callable[..., nn.Module]:
-    """The callable behind ``package.module:factory``, looked for in the current folder too.
-
-    Raises
-    ------
-    SelectionError
-        If the module or the name in it doesn't exist, or can't be called, or the module can't be imported.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        raise SelectionError(f"--model {name}: {module_name!r} names no module; expected package.module:factory")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does; a console script starts without it
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as problem:
-        raise SelectionError(
-            f"--model {name}: {module_name} can't be imported ({problem}); is it installed, or in {here}?"
-        ) from problem
-    except (Exception, SystemExit) as problem:
-        raise SelectionError(f"--model {name}: importing {module_name} raised {_told(problem)}") from problem
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
-        raise SelectionError(f"--model {name}: {module_name} has no callable {attribute!r}{_mean(near)}")
-    return factory  # type: ignore[no-any-return]  # what it returns is checked where it is called
-
-
 # ---------------------------------------------------------------- torchvision
 
 
@@ -177,7 +107,7 @@ def _from_torchvision(name: str, weights: str | None, kwargs: dict[str, Any]) ->
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         raise SelectionError(
-            f"unknown model {name!r}{_mean(near)} Known: the {len(known)} names of torchvision.models.list_models(), "
+            f"unknown model {name!r}{nearest(near)} Known: the {len(known)} names of torchvision.models.list_models(), "
             "cifar:NAME, timm:NAME, package.module:factory, or a file that surgeon wrote"
         )
     if name.startswith("quantized_"):
@@ -264,20 +194,6 @@ def _from_file(path: str, weights: str | None, factory: str | None) -> Subject:
     return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts, make=make, compact=bool(header.coded))
 
 
-def warn_of_classes(subject: Subject, classes: Sequence[str]) -> None:
-    """Labels are numbers: where as many classes have other names than in training, their order may be another."""
-    known = subject.origin.get("classes")
-    if isinstance(known, list) and len(known) == len(classes) and known != list(classes):
-        told = [", ".join(map(str, names[:4])) + (", ..." if len(names) > 4 else "") for names in (classes, known)]
-        warn(f"classes: {told[0]}; {subject.name} was trained on {told[1]}; the former count as these, in this order")
-
-
-def warn_of_masks(subject: Subject) -> None:
-    """A cut gives plain weights."""
-    if subject.compact:
-        warn(f"{subject.name}: its masks and shared values end here; cut first, then sparsify and share what is left")
-
-
 def _images_of(origin: Mapping[str, Any]) -> Preprocess:
     """How the images of a model from there are made."""
     if "surgeon" in origin:
@@ -293,7 +209,7 @@ def _images_of(origin: Mapping[str, Any]) -> Preprocess:
 def _from_zoo(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     short = name.removeprefix("cifar:")
     zoo.find(short)
-    origin: dict[str, Any] = {"surgeon": short, "kwargs": {_CLASSES: 10, **kwargs}}
+    origin: dict[str, Any] = {"surgeon": short, "kwargs": {CLASSES: 10, **kwargs}}
     preprocess = _images_of(origin)
     if _is_file(weights):
         return _with_file(name, origin, preprocess, str(weights))
@@ -315,12 +231,12 @@ def with_classes(subject: Subject, count: int) -> tuple[Subject, tuple[str, ...]
     """
     if subject.cuts is not None:
         raise ModelError(f"{subject.name} is cut already: give a whole model, it gets a head for {count} classes")
-    origin = {**subject.origin, "kwargs": {**subject.origin.get("kwargs", {}), _CLASSES: count}}
+    origin = {**subject.origin, "kwargs": {**subject.origin.get("kwargs", {}), CLASSES: count}}
     model = _with_outputs(origin, count)
     if model is None:
         raise ModelError(
             f"{subject.name} has not the {count} outputs that the data needs: make it so, or let its factory take "
-            f"{_CLASSES}="
+            f"{CLASSES}="
         )
     own, state = subject.model.state_dict(), model.state_dict()
     new = tuple(name for name in state if name not in own or own[name].shape != state[name].shape)
@@ -338,8 +254,8 @@ def _with_outputs(origin: Mapping[str, Any], count: int) -> nn.Module | None:
         model = timm.create_model(origin["timm"], num_classes=count)
         assert isinstance(model, nn.Module)
         return model
-    if "factory" in origin and _takes_classes(factory := import_factory(str(origin["factory"]))):
-        return _called(str(origin["factory"]), factory, {_CLASSES: count})
+    if "factory" in origin and takes_classes(factory := import_factory(str(origin["factory"]))):
+        return called(str(origin["factory"]), factory, {CLASSES: count})
     return None
 
 
@@ -354,7 +270,7 @@ def _from_timm(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subjec
     short = name.removeprefix("timm:")
     if not timm.is_model(short):
         near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
-        raise SelectionError(f"timm has no model {short!r}{_mean(near)}")
+        raise SelectionError(f"timm has no model {short!r}{nearest(near)}")
     model = timm.create_model(short, **kwargs)
     told, warnings = str(weights), tuple[str, ...]()
     preprocess = Preprocess.of_timm(timm.data.resolve_model_data_config(model))
@@ -386,8 +302,8 @@ def _load_timm(model: nn.Module, name: str) -> str:
 
 def _from_factory(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     factory = import_factory(name)
-    kwargs = kwargs if _takes_classes(factory) else {}
-    model = _called(name, factory, kwargs)
+    kwargs = kwargs if takes_classes(factory) else {}
+    model = called(name, factory, kwargs)
     told = "as the factory made them"
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))
@@ -400,36 +316,7 @@ def _from_factory(name: str, weights: str | None, kwargs: dict[str, Any]) -> Sub
     return Subject(model.cpu(), name, origin, preprocess, told)
 
 
-def _takes_classes(factory: Callable[..., Any]) -> bool:
-    """Whether a user's factory can be told how many outputs to make."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # of C
-        return False
-    return _CLASSES in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-def _called(name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> nn.Module:
-    """What a user's factory makes."""
-    try:
-        model = factory(**kwargs)
-    except (Exception, SystemExit) as problem:  # the user's code, which may raise anything
-        raise ModelError(f"--model {name}: the factory raised {_told(problem)}") from problem
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"--model {name} gave {type(model).__name__}, expected a torch.nn.Module")
-    return model
-
-
-def _told(problem: BaseException) -> str:
-    first = (str(problem).splitlines() or [""])[0]
-    return f"{type(problem).__name__}: {first}" if first else type(problem).__name__
-
-
 def _channels(model: nn.Module) -> int:
     """1 for a model whose first convolution takes grey images, else 3."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3
-
-
-def _mean(near: list[str]) -> str:
-    return f"; did you mean {' or '.join(near)}?" if near else "."

@@ -18,9 +18,10 @@ from surgeon.tracing import Inputs
 
 from .commands.prune import SAMPLES, SAMPLES_WITH_DATA, Options
 from .images import Batches, Images, Source, batches, drawn, find, photographs
-from .models import Subject, resolve, warn_of_classes, warn_of_masks
+from .models import resolve
 from .output import Watch, say, warn
 from .runtime import about, pick_device, try_forward
+from .subjects import Subject, warn_of_classes, warn_of_masks
 from .summary import show
 
 

@@ -23,7 +23,7 @@ from surgeon.tracing import Inputs, check_model
 from .files import is_file
 
 if TYPE_CHECKING:
-    from .models import Subject
+    from .subjects import Subject
 
 _ANY = "package.module:factory"
 _MAKER = re.compile(r"[\w.]{1,80}:[\w.]{1,80}")

@@ -21,10 +21,11 @@ from surgeon.tuning import Epoch, evaluate
 from surgeon.tuning.record import Step
 
 from .images import Batches
-from .models import Subject, resolve, warn_of_classes, warn_of_masks
+from .models import resolve
 from .output import Watch, emit_json, say, table, warn
 from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
+from .subjects import Subject, warn_of_classes, warn_of_masks
 from .training_options import announce, augment_of, check_folder, epoch_line, percent, tuning_of
 
 #: Rounds of timing after each step.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from surgeon.data import Data
     from surgeon.tuning import Epoch
 
-    from .models import Subject
+    from .subjects import Subject
 
 _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import surgeon
 
     from ..images import Batches, Images, Source
-    from ..models import Subject
+    from ..subjects import Subject
 
 _Command = TypeVar("_Command", bound=click.Command)
 _BUDGETS = ("filters", "ratio", "max_macs", "max_params")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import surgeon
     from surgeon.trainer import Row
 
-    from ..models import Subject
+    from ..subjects import Subject
 
 #: Several processes share the work.
 SEVERAL = True
@@ -215,9 +215,10 @@ def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[s
     """The model with an output for each class, and the parameters that are new."""
     import torch
 
-    from ..models import resolve, warn_of_masks, with_classes
+    from ..models import resolve, with_classes
     from ..output import say, warn
     from ..runtime import try_forward
+    from ..subjects import warn_of_masks
 
     weights = None if options["model"].endswith(".safetensors") else options["weights"]
     subject = resolve(
