@@ -70,7 +70,11 @@ def run(options: Mapping[str, Any]) -> None:
     if options["data"] is None:
         raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
     device = pick_device(options["device"])
-    data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
+    data = (
+        open_data(options["data"], options["data_root"])
+        .checked()
+        .with_validation(options["val_share"], options["seed"])
+    )
     subject = resolve(
         options["model"],
         options["weights"],

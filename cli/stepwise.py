@@ -115,7 +115,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
 def _data(options: Mapping[str, Any]) -> Data:
     if options["data"] is None:
         raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
-    data = open_data(options["data"], options["data_root"])
+    data = open_data(options["data"], options["data_root"]).checked()
     return data.with_validation(options["val_share"], options["seed"])
 
 

@@ -129,7 +129,7 @@ def train(
     TuningError
         As :func:`surgeon.tune`; also if the model has not one output for each class.
     InputError
-        If an image can't be read, or nothing can be held out.
+        If an image can't be read (before anything is trained, where its file is none), or nothing can be held out.
     CheckpointError
         If `directory` holds another run.
     BusyError
@@ -137,7 +137,7 @@ def train(
     """
     module = check_model(model)
     start()
-    parts = data.with_validation(val_share, seed)
+    parts = data.checked().with_validation(val_share, seed)
     assert parts.val is not None
     keep = _Kept(module, directory, frozenset(keep_epochs), origin)
     run = _Run(

@@ -173,6 +173,22 @@ def test_bad_input_is_one_clear_message(name: str) -> None:
     assert not list(Path().glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("broken", [b"", b"<html>not found</html>"])
+def test_files_that_are_no_images_are_told_before_anything_is_trained(broken: bytes, tmp_path: Path) -> None:
+    assert train("--output", "net.safetensors").code == 0
+    for name in ("0.png", "3.png"):
+        (tmp_path / "photos" / "train" / "green" / name).write_bytes(broken)
+    cut = surgeon_cli("prune", "--model", "net.safetensors", "--filters", 1, "--device", "cpu", "--data", "photos",
+                      "--epochs", 1, "--output", "small.safetensors")  # fmt: skip
+    for ran in (train("--output", "again.safetensors"), cut):
+        assert ran.code == 2
+        assert "photos/train/green/0.png: can't be read" in ran.err
+        assert "1 more of 28 are broken, too; remove what is broken" in ran.err
+        assert "epoch" not in ran.err
+    assert not Path("again").exists()
+    assert not Path("small").exists()
+
+
 def test_classes_of_other_names_are_told(tmp_path: Path) -> None:
     assert train("--output", "net.safetensors").code == 0
     draw(tmp_path / "others", 4, classes=2)
