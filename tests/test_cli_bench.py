@@ -39,6 +39,17 @@ def test_a_file_is_timed_against_its_own_dense_origin(pruned: Path) -> None:
     assert small["speed_up"]["low"] <= small["speed_up"]["ratio"] <= small["speed_up"]["high"]
 
 
+def test_files_of_one_origin_share_the_dense_model(pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    again = shutil.copy(pruned, tmp_path / "more" / pruned.name)
+    words = ("--model", SMALL, "--rounds", 2, "--device", "cpu", "--json")
+    (result,) = surgeon_cli("bench", pruned, again, *words).json["results"]
+    dense = f"dense of {pruned}"
+    assert [(row["name"], row["base"]) for row in result["models"]] == [
+        (dense, None), (str(pruned), dense), (str(again), dense),
+    ]  # fmt: skip
+
+
 def test_models_are_compared_with_the_first() -> None:
     words = ("--image-size", 16, "--rounds", 2, "--device", "cpu")
     ran = surgeon_cli("bench", SMALL, "tests.factories:tied", *words)
