@@ -28,7 +28,7 @@ from .summary import show
 def run(options: Options) -> None:
     """The whole command."""
     source = None if options.data is None else find(options.data, options.training["data_root"])
-    device = pick_device(options.device)
+    device = pick_device(options.device, options.threads)
     subject = resolve(
         options.model, options.weights, seed=options.seed, image_size=options.image_size, factory=options.factory
     )
@@ -36,8 +36,6 @@ def run(options: Options) -> None:
         warn(warning)
     warn_of_masks(subject)
     model = subject.model.to(device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     example, outputs = try_forward(model, subject, device)
     if options.latency_batch_size > 1:
         example = example.repeat(options.latency_batch_size, 1, 1, 1)

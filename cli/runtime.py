@@ -29,14 +29,18 @@ _ANY = "package.module:factory"
 _MAKER = re.compile(r"[\w.]{1,80}:[\w.]{1,80}")
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, threads: int | None = None) -> torch.device:
     """The device of that name, tried out; "auto" is CUDA where there is one, else the CPU.
+
+    `threads` says with how many the CPU computes from now on; None leaves it.
 
     Raises
     ------
     InputError
         If there is no such device here.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -43,7 +43,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     """
     folder = options["folder"] or target.with_suffix("")
     from_first(lambda: check_folder(folder, resume=options["resume"]))
-    device = pick_device(options["device"])
+    device = pick_device(options["device"], options["threads"])
     data = _data(options)
     subject = resolve(
         options["model"],

@@ -72,6 +72,17 @@ def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
     assert lines == steps
 
 
+def test_threads_are_those_that_were_asked_for() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert prune("--filters", 2, "--threads", 2, steps=1).code == 0
+        assert torch.get_num_threads() == 2
+        row = json.loads(Path("small/steps.jsonl").read_text().splitlines()[0])
+        assert row["latency"]["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_total_is_reached_in_steps_where_no_other_schedule_is_asked() -> None:
     ran = prune("--max-macs", "50%", "--json", "--heal", "bn")
     assert ran.code == 0, ran.err

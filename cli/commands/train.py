@@ -35,7 +35,7 @@ _SCRATCH, _PRETRAINED = 0.1, 0.01
 _PHASES = {"frozen": "head alone", "all": "all layers"}
 
 
-@as_in_prune("factory", "device", "seed", "image_size")
+@as_in_prune("factory", "threads", "device", "seed", "image_size")
 @click.command(name="train", short_help="Train a network on a folder of images or on CIFAR.")
 @click.option(
     "--model",
@@ -144,7 +144,7 @@ def _run(options: Mapping[str, Any]) -> None:
     from ..stopping import resumable
 
     from_first(lambda: check_folder(folder, resume=options["resume"]))
-    device = pick_device(options["device"])
+    device = pick_device(options["device"], options["threads"])
     data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
     subject, new = _subject(options, len(data.classes))
     try_forward(subject.model.to(device), subject, device)
