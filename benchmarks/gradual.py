@@ -46,7 +46,7 @@ NETWORK = "vgg16bn-w025-cifar10"
 MACS = 0.3
 AMOUNTS = (0.9, 0.95)
 STEPS, EPOCHS = 3, 6
-TUNING: dict[str, Any] = {"lr": 0.02, "warmup_epochs": 0.5}
+TUNING: dict[str, Any] = {"lr": 0.02, "warmup_epochs": 0.5, "mixed_precision": "bf16"}
 BATCH, JUDGED = 64, 500
 
 
@@ -94,7 +94,8 @@ class Runs:
         if options.fresh:
             shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir(parents=True, exist_ok=True)
-        self.model, stats = trained(NETWORK, device)
+        model, stats = trained(NETWORK, device)
+        self.model = model.to(memory_format=torch.channels_last)
         made = data.Preprocess(32, 32, tuple(stats["mean"]), tuple(stats["std"]))
         chosen = drawn(50_000, options.images + JUDGED, seed=0)
         train = split("train").take(chosen[: options.images])
