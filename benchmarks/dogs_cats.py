@@ -97,6 +97,7 @@ WAYS: Mapping[str, Way] = {
 def main() -> int:
     """Go every way to its end; 130 where the time is up before."""
     options = parse()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
     device = pick_device(options)
     data = shared(DATA)
     work = ROOT / "build" / ("dogs_cats-quick" if options.quick else "dogs_cats")
@@ -213,8 +214,8 @@ class Commands:
                 said, _ = process.communicate(timeout=max(self.until - time.monotonic(), 1))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
-                process.communicate()
-                return None
+                said, _ = process.communicate()
+                return None if process.returncode else said  # it may have come to its end just then
             except KeyboardInterrupt:  # which the terminal gave to the command as well
                 process.communicate()
                 return None
