@@ -32,8 +32,11 @@ def dogs_cats_way(name: str, row: Results) -> str:
             ]
         )
     head = ["filters", "million MACs", "val. % as cut", "test %", "CPU ms", "times faster (95 %)", "file, MB"]
-    commands = "; ".join(f"`{row[c]['cli']}` ({row[c]['cpu_s']:.0f} s)" for c in ("train", "prune"))
-    return grid([name, *head], cells) + f"\n\n{commands}, CPU seconds in brackets."
+    commands = "; ".join(
+        f"`{row[c]['cli']}` (" + ("stopped and resumed" if row[c]["resumed"] else f"{row[c]['cpu_s']:.0f} CPU s") + ")"
+        for c in ("train", "prune")
+    )
+    return grid([name, *head], cells) + f"\n\n{commands}."
 
 
 def gradual(found: Results) -> str:
