@@ -1,10 +1,19 @@
-"""VGG16-BN cut by 512 filters on the dogs and cats of the shared folder, through the command line.
+"""The whole way on photographs of dogs and cats, by the commands that a user would type, each in its own process.
 
-Runs ``surgeon prune --model vgg16_bn --filters 512 --data FOLDER --json`` as a user would, and keeps its JSON summary
-in ``benchmarks/results/dogs_cats.json`` with the wall time. The command's own messages go to the terminal.
+``surgeon train`` gives a network a head for the two classes (the head alone first), ``surgeon prune --steps`` cuts
+filters and trains in turn, ``surgeon evaluate`` opens the file of every step and judges it on photographs that nothing
+has seen before, ``surgeon bench --cpu-time`` times all of them, interleaved. Two networks:
 
-    python benchmarks/dogs_cats.py                  # 1,000 photographs: about 15 minutes on 2 cores
-    python benchmarks/dogs_cats.py --quick          # 8 photographs of each class
+* MobileNet v1 (three quarters of its width) with ImageNet weights, the only ones that the shared folder has; it is
+  brought as a factory of one's own (``photographs.py``);
+* torchvision's ResNet-18 from random weights, on smaller images: there are no ImageNet weights of a network of
+  torchvision's.
+
+Each command's JSON is kept under ``build/dogs_cats``; what is finished isn't done again, and what was stopped (by
+``--minutes``, or Ctrl-C) is resumed. Results: ``benchmarks/results/dogs_cats.json``.
+
+    python benchmarks/dogs_cats.py --threads 1    # 1,600 photographs: some 15 minutes
+    python benchmarks/dogs_cats.py --quick        # 12 photographs of each class and part, small
 """
 
 from __future__ import annotations
@@ -12,15 +21,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import photographs
 from common import (
     ROOT,
     MissingError,
@@ -35,52 +48,208 @@ from common import (
     write_json,
 )
 
+DATA = "data/dogs-vs-cats"
+#: Images at a time: in training, and when timed.
+TRAINED, TIMED = 32, 8
+#: Of timing.
+ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Way:
+    """A network and what is done with it.
+
+    Attributes
+    ----------
+    model, weights, factory:
+        For ``surgeon train``; `factory` for the commands that open its file.
+    size:
+        Side of the images in pixels.
+    frozen, epochs:
+        Of the head alone, and of all layers.
+    filters, steps, step_epochs, final_epochs:
+        Of ``surgeon prune``.
+    """
+
+    model: str
+    weights: str
+    factory: str | None
+    size: int
+    frozen: int
+    epochs: int
+    filters: int
+    steps: int = 4
+    step_epochs: int = 2
+    final_epochs: int = 3
+    more: tuple[str, ...] = field(default=())
+
+    def quick(self) -> Way:
+        """The same in some seconds."""
+        return Way(self.model, self.weights, self.factory, 64, min(self.frozen, 1), 1, self.filters, 2, 1, 0, self.more)
+
+
+WAYS: Mapping[str, Way] = {
+    "mobilenet": Way("photographs:mobilenet", photographs.WEIGHTS, "photographs:mobilenet", 160, 2, 3, 900),
+    "resnet18": Way("resnet18", "none", None, 64, 0, 8, 600, step_epochs=1, final_epochs=2, more=("--lr", "0.05")),
+}
+
 
 def main() -> int:
-    """Run the command; its exit code is ours."""
+    """Go every way to its end; 130 where the time is up before."""
     options = parse()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what runs in the background ignore it
     device = pick_device(options)
-    with tempfile.TemporaryDirectory() as scratch:
-        data = few(shared(options.data), Path(scratch), options.limit) if options.limit else shared(options.data)
-        arguments_ = prune_arguments(options, data, Path(scratch) / "small.safetensors")
-        say("surgeon " + readable(arguments_, scratch))
-        start = time.perf_counter()
-        done = subprocess.run([executable(), *arguments_], stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT)
-        seconds = time.perf_counter() - start
-    if done.returncode:
-        say(f"surgeon prune ended with exit code {done.returncode} after {seconds:.0f} s; nothing written")
-        return done.returncode
-    record = {
-        "environment": environment(device),
-        "cli": "surgeon " + readable(arguments_, scratch),
-        "images_per_class": counts(shared(options.data), options.limit),
-        "wall_s": round(seconds, 3),
-        "summary": scrubbed(json.loads(done.stdout), scratch),
-    }
-    write_json(output_path(options), record)
-    say(f"done in {seconds:.0f} s: {portable(str(output_path(options)))}")
+    data = shared(DATA)
+    work = ROOT / "build" / ("dogs_cats-quick" if options.quick else "dogs_cats")
+    if options.fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    if options.quick:
+        data = few(data, work / "few", 12)
+    work.mkdir(parents=True, exist_ok=True)
+    commands = Commands(work, data, options, time.monotonic() + 60 * options.minutes)
+    rows = {}
+    for name in options.only or WAYS:
+        way = WAYS[name].quick() if options.quick else WAYS[name]
+        found = go(commands, name, way)
+        if found is None:
+            say("stopped; the same command goes on from here")
+            return 130
+        rows[name] = found
+        record = {"environment": environment(device), "settings": {"images": counts(data)}, "rows": rows}
+        write_json(output_path(options), record)
+    say(f"done: {portable(str(output_path(options)))}")
     return 0
 
 
 def parse() -> argparse.Namespace:
-    """Read the options; words after ``--`` go to ``surgeon prune`` as they are."""
-    parser = arguments("VGG16-BN on dogs and cats through the command line.", "dogs_cats")
-    parser.add_argument("--model", default="vgg16_bn", help="for surgeon prune")
-    parser.add_argument("--filters", type=int, default=512, help="for surgeon prune")
-    parser.add_argument("--data", default="data/dogs-vs-cats/train", help="image folder under the shared folder")
-    parser.add_argument("--limit", type=int, default=None, help="at most so many images of each class")
-    parser.add_argument("more", nargs="*", help="further words for surgeon prune, after --")
-    options = parser.parse_args()
-    if options.quick and options.limit is None:
-        options.limit = 8
-    return options
+    """Read the options."""
+    parser = arguments("Dogs and cats, from training to timing, through the command line.", "dogs_cats")
+    parser.add_argument("--only", nargs="+", choices=list(WAYS), help="these networks")
+    parser.add_argument("--minutes", type=float, default=40.0, help="stop after so long; a second run goes on")
+    return parser.parse_args()
 
 
-def prune_arguments(options: argparse.Namespace, data: Path, output: Path) -> list[str]:
-    """The words behind ``surgeon``."""
-    words = ["prune", "--model", options.model, "--filters", str(options.filters), "--data", str(data)]
-    words += ["--output", str(output), "--json", *options.more]
-    return words if options.device == "cpu" else [*words, "--device", options.device]
+def go(commands: Commands, name: str, way: Way) -> dict[str, Any] | None:
+    """Train, prune, evaluate, time: everything that came out; None where the time is up."""
+    commands.folder = commands.work / name
+    commands.folder.mkdir(exist_ok=True)
+    made = [] if way.factory is None else ["--factory", way.factory]
+    seen = ["--data", str(commands.data), "--device", commands.device]
+    weights = way.weights if way.weights == "none" else str(shared(f"data/weights/{way.weights}.safetensors"))
+    batches = ["--batch-size", str(TRAINED)]
+    phases = ["--frozen-epochs", str(way.frozen), "--epochs", str(way.epochs)]
+    train = ["train", "--model", way.model, "--weights", weights, "--image-size", str(way.size), *phases]
+    train += [*batches, *way.more, *seen, "--output", "net.safetensors"]
+    cuts = ["--filters", str(way.filters), "--steps", str(way.steps)]
+    cuts += ["--epochs", str(way.step_epochs), "--final-epochs", str(way.final_epochs)]
+    prune = ["prune", "--model", "net.safetensors", *made, *cuts, "--train-batch-size", str(TRAINED), *seen]
+    prune += ["--output", "small.safetensors"]
+    files = [f"small/step-{step}.safetensors" for step in range(1, way.steps + 1)]
+    judge = ["evaluate", "net.safetensors", *files, *made, *seen]
+    timed = ["bench", *files, "--against", "net.safetensors", *made, "--device", commands.device, "--cpu-time"]
+    timed += ["--batch-size", str(TIMED), "--rounds", str(ROUNDS), "--threads", str(commands.threads)]
+    found = {}
+    for words, folder in ((train, "net"), (prune, "small"), (judge, None), (timed, None)):
+        done = commands.run(words, folder)
+        if done is None:
+            return None
+        found[words[0]] = done
+    return {"steps": steps(found, files), **{command: facts(done) for command, done in found.items()}}
+
+
+@dataclass
+class Commands:
+    """Runs commands in a folder, keeps what they say, and stops at a time."""
+
+    work: Path
+    data: Path
+    options: argparse.Namespace
+    until: float
+    folder: Path = Path()
+
+    @property
+    def device(self) -> str:
+        """The device asked for."""
+        return str(self.options.device)
+
+    @property
+    def threads(self) -> int:
+        """Of the timing."""
+        return int(self.options.threads or 1)
+
+    def run(self, words: list[str], resumed: str | None) -> dict[str, Any] | None:
+        """What the command wrote as JSON, with its time; None where the time is up. `resumed` names a run's folder."""
+        kept = self.folder / f"{words[0]}.json"
+        told = "surgeon " + self._readable(words)
+        if kept.exists() and (old := json.loads(kept.read_text(encoding="utf-8")))["cli"] == told:
+            return dict(old)
+        again = resumed is not None and (self.folder / resumed).is_dir() and any((self.folder / resumed).iterdir())
+        say(told + (" --resume" if again else ""))
+        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        said = self._wait([*words, "--json", *(["--resume"] if again else [])])
+        if said is None:
+            return None
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        done = {
+            "cli": told,
+            "resumed": again,
+            "wall_s": round(time.monotonic() - start, 1),
+            "cpu_s": round(cpu, 1),
+            "said": json.loads(said),
+        }
+        write_json(kept, done)
+        return done
+
+    def _wait(self, words: list[str]) -> str | None:
+        """Standard output; the command's own messages go to the terminal."""
+        own = str(Path(__file__).resolve().parent)
+        place = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH")]))}
+        if self.options.threads is not None:
+            place["OMP_NUM_THREADS"] = str(self.options.threads)
+        with subprocess.Popen(
+            [executable(), *words], stdout=subprocess.PIPE, text=True, cwd=self.folder, env=place
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=max(self.until - time.monotonic(), 1))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)
+                said, _ = process.communicate()
+                return None if process.returncode else said  # it may have come to its end just then
+            except KeyboardInterrupt:  # which the terminal gave to the command as well
+                process.communicate()
+                return None
+        if process.returncode:
+            raise SystemExit(process.returncode)
+        return said
+
+    def _readable(self, words: list[str]) -> str:
+        """The words with no path of this machine in them."""
+        names = {str(self.data): "dogs-vs-cats"}
+        return shlex.join(names.get(word, Path(word).name if Path(word).is_absolute() else word) for word in words)
+
+
+def steps(found: Mapping[str, Mapping[str, Any]], files: list[str]) -> list[dict[str, Any]]:
+    """The whole network and every step of the cut: what is left, how good, how fast and how large it is."""
+    pruned, timed = found["prune"]["said"], found["bench"]["said"]["results"][0]["models"]
+    times = {row["name"]: row for row in timed}
+    judged = {row["name"]: row for row in found["evaluate"]["said"]["models"]}
+    rows = []
+    for step, name in zip((pruned["dense"], *pruned["steps"]), ("net.safetensors", *files), strict=True):
+        seen, time_ = judged[name], times[name]
+        rows.append(
+            {name: step[name] for name in ("number", "filters", "macs", "params")}
+            | {"cut_val": None if step["cut"] is None else step["cut"]["accuracy"]}
+            | {"test": seen["accuracy"], "file_bytes": seen["file_bytes"]}
+            | {"cpu_s": {key: time_[key] for key in ("median", "low", "high", "noisy")}, "speed_up": time_["speed_up"]}
+        )
+    return rows
+
+
+def facts(done: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a command: how it was called, how long it took, and what training came to."""
+    kept = {name: done[name] for name in ("cli", "resumed", "wall_s", "cpu_s")}
+    return kept | {name: done["said"][name] for name in ("val", "test", "images") if name in done["said"]}
 
 
 def executable() -> str:
@@ -92,34 +261,20 @@ def executable() -> str:
     return found
 
 
-def few(folder: Path, scratch: Path, limit: int) -> Path:
-    """A folder with the first ``limit`` images of each class, as links."""
-    for kind in sorted(each for each in folder.iterdir() if each.is_dir()):
-        target = scratch / "few" / kind.name
-        target.mkdir(parents=True)
+def few(folder: Path, target: Path, limit: int) -> Path:
+    """A folder with the first ``limit`` images of each class of each part, as links."""
+    for kind in sorted(folder.glob("*/*")):
+        place = target / kind.relative_to(folder)
+        place.mkdir(parents=True, exist_ok=True)
         for image in sorted(kind.iterdir())[:limit]:
-            (target / image.name).symlink_to(image.resolve())
-    return scratch / "few"
+            (place / image.name).unlink(missing_ok=True)
+            (place / image.name).symlink_to(image.resolve())
+    return target
 
 
-def counts(folder: Path, limit: int | None) -> dict[str, int]:
-    """How many images of each class were used."""
-    kinds = sorted(each for each in folder.iterdir() if each.is_dir())
-    return {kind.name: len(list(kind.iterdir())[:limit]) for kind in kinds}
-
-
-def readable(words: list[str], scratch: str) -> str:
-    """The words with no path of this machine in them."""
-    return shlex.join(portable(scrubbed(word, scratch)) for word in words)
-
-
-def scrubbed(value: Any, scratch: str) -> Any:
-    """``value`` with the scratch folder's name taken out of every string."""
-    if isinstance(value, dict):
-        return {key: scrubbed(each, scratch) for key, each in value.items()}
-    if isinstance(value, list):
-        return [scrubbed(each, scratch) for each in value]
-    return value.replace(scratch + os.sep, "") if isinstance(value, str) else value
+def counts(folder: Path) -> dict[str, int]:
+    """How many images of each part and class there are."""
+    return {str(kind.relative_to(folder)): len(list(kind.iterdir())) for kind in sorted(folder.glob("*/*"))}
 
 
 if __name__ == "__main__":

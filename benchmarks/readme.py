@@ -20,7 +20,8 @@ from typing import Any
 
 from common import RESULTS, ROOT, say, write_text
 from coverage_table import coverage
-from tables import Results, grid, level_cell, ranged
+from steps_table import dogs_cats, gradual
+from tables import Results, grid, level_cell, quartiles, ranged
 from training_table import training
 
 MARKED = re.compile(r"(<!-- results:(?P<name>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
@@ -97,12 +98,6 @@ def source(environment: Results) -> str:
         f"*Measured on {environment['device']}{threads}, torch {versions['torch']}, "
         f"{environment['date'][:10]}: `{environment['command']}`.*"
     )
-
-
-def quartiles(found: Results, factor: float = 1.0, digits: int = 2) -> str:
-    """The median, and the quartiles behind it."""
-    middle, low, high = (f"{factor * found[name]:.{digits}f}" for name in ("median", "q1", "q3"))
-    return middle if found["n"] == 1 else f"{middle} ({low} to {high})"
 
 
 # ---------------------------------------------------------------- the tables
@@ -212,24 +207,6 @@ def surgery_resnet50(found: Results) -> str:
 def rounds(ratio: Results) -> str:
     """How the medians came about."""
     return f"Median (quartiles) of {ratio['n']} interleaved rounds."
-
-
-def dogs_cats(found: Results) -> str:
-    """Sizes before and after, from the command's own summary."""
-    summary = found["summary"]
-    report = summary.get("report", summary)
-    units = {"filters": (1, "convolution filters"), "macs": (1e-9, "GMACs"), "params": (1e-6, "million parameters")}
-    units["bytes"] = (1e-6, "MB of weights")
-    rows = []
-    for name, (factor, words) in units.items():
-        before, after = (factor * report[f"{name}_{when}"] for when in ("before", "after"))
-        rows.append([words, f"{before:,.{0 if factor == 1 else 2}f}", f"{after:,.{0 if factor == 1 else 2}f}"])
-    images = " + ".join(f"{count} {kind}" for kind, count in found["images_per_class"].items())
-    check = report["check"]
-    return grid(["VGG16-BN", "before", "after"], rows) + (
-        f"\n\n`{found['cli']}` on a folder of {images}: {found['wall_s']:.0f} s, check {check['status']} "
-        f"(error {check['error']:.0e}). It says: {'; '.join([*report['warnings'], *report['notes']])}."
-    )
 
 
 def oracle(found: Results) -> str:
@@ -444,6 +421,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "surgery-vgg16": ("surgery", surgery_vgg16),
     "surgery-resnet50": ("surgery", surgery_resnet50),
     "dogs-cats": ("dogs_cats", dogs_cats),
+    "gradual": ("gradual", gradual),
     "oracle": ("oracle", oracle),
     "backends": ("backends", backends),
     "example": ("example", example),

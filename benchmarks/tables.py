@@ -25,3 +25,9 @@ def level_cell(group: Sequence[Results], level: str) -> str:
     """One level of healing over the seeds."""
     values = [row["top1"][level] for row in group if level in row["top1"]]
     return ranged(values) if values else "-"
+
+
+def quartiles(found: Results, factor: float = 1.0, digits: int = 2) -> str:
+    """The median, and the quartiles behind it."""
+    middle, low, high = (f"{factor * found[name]:.{digits}f}" for name in ("median", "q1", "q3"))
+    return middle if found["n"] == 1 else f"{middle} ({low} to {high})"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from surgeon.finegrained import nonzero
 from surgeon.measure import file_bytes, footprint
 from surgeon.tuning import evaluate
 
-from .files import write_text
-from .models import Subject, resolve
+from .files import is_file, write_text
+from .models import resolve
 from .output import Watch, emit_json, say, size, table, warn
-from .runtime import is_file, pick_device, try_forward
+from .runtime import pick_device, try_forward
+from .subjects import Subject, warn_of_classes
 from .training_options import percent
 
 _MANY = 1_000_000
@@ -40,13 +42,13 @@ def run(names: Sequence[str], options: Mapping[str, Any]) -> None:
     split = split.drawn(options["samples"] or _MANY, 0)
     rows, models = [], dict[str, nn.Module]()
     with Watch() as watch:
-        for number, name in enumerate(dict.fromkeys(names)):
-            watch("evaluate", number, len(names))
+        chosen = list(dict.fromkeys(names))
+        for number, name in enumerate(chosen):
             subject = _subject(name, options)
-            rows.append(_row(subject, data, split, options["batch_size"], device))
+            loader = batches(split, subject.preprocess, options["batch_size"])
+            rows.append(_row(subject, data, _Counted(loader, watch, number, len(chosen)), device))
             if options["histograms"] is not None:
                 models[name] = subject.model.cpu()
-        watch("evaluate", len(names), len(names))
     _write(rows, models, options)
     if options["as_json"]:
         emit_json({"data": data.name, "part": part, "images": len(split), "models": rows})
@@ -69,7 +71,24 @@ def _subject(name: str, options: Mapping[str, Any]) -> Subject:
     return subject
 
 
-def _row(subject: Subject, data: Data, split: Split, batch_size: int, device: torch.device) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Counted:
+    """The batches of one of several models, counted as they are read."""
+
+    loader: Any
+    watch: Watch
+    number: int
+    of: int
+
+    def __iter__(self) -> Iterator[Any]:
+        each = len(self.loader)
+        for index, batch in enumerate(self.loader):
+            self.watch("evaluate", self.number * each + index, self.of * each)
+            yield batch
+        self.watch("evaluate", (self.number + 1) * each, self.of * each)
+
+
+def _row(subject: Subject, data: Data, loader: _Counted, device: torch.device) -> dict[str, Any]:
     """Everything about one model; `macs` are of one image, `file_bytes` of the file, or of a plain one of its state."""
     model = subject.model.to(device)
     example, outputs = try_forward(model, subject, device)
@@ -78,7 +97,8 @@ def _row(subject: Subject, data: Data, split: Split, batch_size: int, device: to
             f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
             "head for them first: surgeon train --model ... --weights ..."
         )
-    seen = evaluate(model, batches(split, subject.preprocess, batch_size))
+    seen = evaluate(model, loader)
+    warn_of_classes(subject, data.classes)
     taken, layers = footprint(model, example), nonzero(model)
     there = sum(layer.weights for layer in layers.values())
     return {

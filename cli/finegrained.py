@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
-from .files import check_outputs
+from .files import check_outputs, is_file, there
+from .options import file_factory_option
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -21,14 +22,11 @@ _OPTIONS = (
     click.option(
         "--model",
         required=True,
+        callback=there,
         metavar="MODEL|FILE",
         help="torchvision name, timm:NAME, package.module:factory, or a file that surgeon wrote.",
     ),
-    click.option(
-        "--factory",
-        metavar="package.module:factory",
-        help="Makes the dense model of a file from elsewhere than torchvision.",
-    ),
+    file_factory_option,
     click.option(
         "--weights", metavar="DEFAULT|none|FILE", help="Pretrained, random, or a state dict, as for surgeon prune."
     ),
@@ -123,7 +121,7 @@ def default_target(name: str, word: str) -> Path:
 def open_model(options: Mapping[str, Any], word: str) -> Opened:
     """Find the model, and the images of ``--data``; first of all, make sure that the file can be written."""
     from .images import find
-    from .runtime import is_file, pick_device
+    from .runtime import pick_device
 
     name = options["model"]
     if not options.get("sweep"):
@@ -161,12 +159,11 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     from surgeon.tracing import Inputs
 
     from .images import Preprocess
-    from .models import Subject
-    from .runtime import factory_of, header_of, try_forward
+    from .runtime import header_of, try_forward
+    from .subjects import Subject
 
-    factory = factory_of(options["factory"])
-    header = header_of(options["model"], factory, option="--factory")
-    model = finegrained.unpack(options["model"], factory).eval().to(device)
+    header, make = header_of(options["model"], options["factory"], option="--factory")
+    model = finegrained.unpack(options["model"], make).eval().to(device)
     first = next(leaf for leaf in Inputs.from_spec(header.plan.inputs).leaves() if isinstance(leaf, torch.Tensor))
     size = options["image_size"] or int(first.shape[-1])
     own = Preprocess.from_dict((header.origin or {}).get("preprocess"))

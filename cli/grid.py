@@ -19,6 +19,7 @@ from .models import resolve
 from .output import Watch, emit_json, say, table, warn
 from .runtime import pick_device, try_forward
 from .stopping import resumable
+from .subjects import warn_of_classes
 from .training_options import augment_of, check_folder, percent, tuning_of
 
 #: Training images that rank the filters.
@@ -75,8 +76,18 @@ def run(options: Mapping[str, Any]) -> None:
     if options["data"] is None:
         raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
     device = pick_device(options["device"])
-    data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
-    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    data = (
+        open_data(options["data"], options["data_root"])
+        .checked()
+        .with_validation(options["val_share"], options["seed"])
+    )
+    subject = resolve(
+        options["model"],
+        options["weights"],
+        seed=options["seed"],
+        image_size=options["image_size"],
+        factory=options["factory"],
+    )
     for warning in subject.warnings:
         warn(warning)
     example, outputs = try_forward(subject.model.to(device), subject, device)
@@ -85,6 +96,7 @@ def run(options: Mapping[str, Any]) -> None:
             f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
             "head for them first: surgeon train --model ... --weights ..."
         )
+    warn_of_classes(subject, data.classes)
     made, size, workers = subject.preprocess, options["train_batch_size"], options["workers"]
     rank = data.train.drawn(options["samples"] or _RANKED, options["seed"]).loaded(made)
     assert rank.pixels is not None

@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812  # everybody's name for it
 from PIL import Image
 from torch import Tensor
 
-from surgeon.data import CIFAR, DIGITS, Data, Preprocess, open_data, scan, told
+from surgeon.data import CIFAR, DIGITS, Data, Preprocess, open_data, scan, told, training_folder
 from surgeon.errors import InputError, ModelError
 
 __all__ = [
@@ -106,7 +106,7 @@ def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
 
 
 def find(name: str, root: str = "data") -> Source:
-    """What ``--data`` names: a folder, or digits, cifar10 or cifar100 (under `root`).
+    """What ``--data`` names: a folder (of one with parts the training part), or digits, cifar10, cifar100 under `root`.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def find(name: str, root: str = "data") -> Source:
     """
     if name in (DIGITS, *CIFAR) and not Path(name).is_dir():
         return open_data(name, root)
-    return scan(Path(name))
+    return scan(training_folder(Path(name)))
 
 
 def drawn(
@@ -154,7 +154,7 @@ def _of_files(
     InputError
         If none can be read; with `strict` also if one of those drawn can't.
     """
-    path = name or _root(files)
+    path = _root(files) if name is None else training_folder(Path(name))
     chosen, broken = _read(files, samples, preprocess, seed)
     if broken and strict:
         raise InputError(f"{broken[0]}; {len(broken)} broken in {path}. Remove them, or go on without --strict")

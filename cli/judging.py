@@ -11,9 +11,10 @@ from surgeon.data import Data, Split, open_data
 from surgeon.errors import InputError
 
 from .images import Batches, photographs, scores_of
+from .subjects import warn_of_classes
 
 if TYPE_CHECKING:
-    from .models import Subject
+    from .subjects import Subject
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def judges(options: dict[str, Any], subject: Subject, outputs: Any, device: torc
     ranking = judging if part is data.train else _batches(data.train.drawn(count, seed), subject, size, device)
     where = f"{len(judging.pixels):,} images of {data.name} ({name})"
     if len(data.classes) == classes:
+        warn_of_classes(subject, data.classes)
         return Judges(judging, ranking, f"{where}, accuracy")
     told = f"{where}, agreement with the dense model: its {classes} classes are not the {len(data.classes)} of the data"
     return Judges(_own(judging, subject), _own(ranking, subject), told)

@@ -19,6 +19,8 @@ from .logs import LOGGER, logged_to, printable
 from .several import launched, refuse
 from .stopping import Stopped, endable
 
+#: Folder that surgeon demo makes; the examples of --help begin there.
+DEMO = "surgeon-demo"
 #: Distribution whose version `--version` shows.
 DISTRIBUTION = "filter-surgeon"
 
@@ -128,7 +130,9 @@ def _wrap(problem: Exception) -> click.ClickException | None:
 
 def _os_message(problem: OSError) -> str:
     place = f"{problem.filename}: " if problem.filename else ""
-    return printable(f"{place}{problem.strerror or problem}")
+    missing = isinstance(problem, FileNotFoundError) and str(problem.filename).startswith(f"{DEMO}{os.sep}")
+    hint = "; surgeon demo makes it" if missing else ""
+    return printable(f"{place}{problem.strerror or problem}{hint}")
 
 
 def _version() -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from surgeon import models as zoo
-from surgeon.checkpoint import build_origin, load
+from surgeon.checkpoint import build_origin, is_followed, load
 from surgeon.data import Preprocess
 from surgeon.errors import InputError, ModelError, SelectionError
-from surgeon.planning import Plan
 
 from . import weights as sources
-from .runtime import factory_of, header_of, is_file
+from .factories import CLASSES, called, import_factory, nearest, takes_classes
+from .files import is_file
+from .runtime import header_of
+from .subjects import Subject
 
 #: torchvision models that are not built as their builder's defaults say: auxiliary heads, which run in training only,
 #: are left out; vit_h_14's own weights are for larger images.
@@ -40,39 +41,14 @@ _RANDOM = (
 )
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model that a command works on.
-
-    Attributes
-    ----------
-    model:
-        The dense model, on the CPU, in eval mode.
-    name:
-        What the user called it.
-    origin:
-        What the file's header will say about it.
-    preprocess:
-        How its images are made.
-    weights:
-        Where its weights come from, in words.
-    warnings:
-        What the report must repeat.
-    cuts:
-        What has been cut from the dense model before, where the model comes from a file.
-    """
-
-    model: nn.Module
-    name: str
-    origin: dict[str, Any]
-    preprocess: Preprocess
-    weights: str
-    warnings: tuple[str, ...] = field(default=())
-    cuts: Plan | None = None
-
-
 def resolve(
-    name: str, weights: str | None, *, seed: int = 0, image_size: int | None = None, factory: str | None = None
+    name: str,
+    weights: str | None,
+    *,
+    seed: int = 0,
+    image_size: int | None = None,
+    factory: str | None = None,
+    classes: int | None = None,
 ) -> Subject:
     """Find, build and fill the model that a user named.
 
@@ -88,6 +64,8 @@ def resolve(
         Side of the images in pixels; None: the model's own.
     factory:
         What makes the dense model of a file whose origin is not followed.
+    classes:
+        Number of outputs, of what can be made with any; None: as many as it has by itself.
 
     Raises
     ------
@@ -101,66 +79,41 @@ def resolve(
     torch.manual_seed(seed)
     if is_file(name) and (":" not in name or Path(name).is_file()):
         subject = _from_file(name, weights, factory)
-    elif name.startswith("cifar:"):
-        subject = _from_zoo(name, weights)
-    elif name.startswith("timm:"):
-        subject = _from_timm(name, weights)
-    elif ":" in name:
-        subject = _from_factory(name, weights)
     else:
-        subject = _from_torchvision(name, weights)
+        subject = _from_name(name, weights, {} if classes is None else {CLASSES: classes})
     subject.model.eval()
-    if image_size is None:
-        return subject
-    return replace(subject, preprocess=subject.preprocess.sized(image_size))
+    preprocess = subject.preprocess if image_size is None else subject.preprocess.sized(image_size)
+    # Whoever opens the file makes its images as they were made for this run.
+    return replace(subject, preprocess=preprocess, origin={**subject.origin, "preprocess": preprocess.to_dict()})
 
 
-def import_factory(name: str) -> Callable[[], nn.Module]:
-    """The callable behind ``package.module:factory``, looked for in the current folder too.
-
-    Raises
-    ------
-    SelectionError
-        If the module or the name in it doesn't exist, or can't be called, or the module can't be imported.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in module_name.split(".")):
-        raise SelectionError(f"--model {name}: {module_name!r} names no module; expected package.module:factory")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` does; a console script starts without it
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as problem:
-        raise SelectionError(
-            f"--model {name}: {module_name} can't be imported ({problem}); is it installed, or in {here}?"
-        ) from problem
-    except (Exception, SystemExit) as problem:
-        raise SelectionError(f"--model {name}: importing {module_name} raised {_told(problem)}") from problem
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
-        raise SelectionError(f"--model {name}: {module_name} has no callable {attribute!r}{_mean(near)}")
-    return factory  # type: ignore[no-any-return]  # what it returns is checked where it is called
+def _from_name(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
+    if name.startswith("cifar:"):
+        return _from_zoo(name, weights, kwargs)
+    if name.startswith("timm:"):
+        return _from_timm(name, weights, kwargs)
+    if ":" in name:
+        return _from_factory(name, weights, kwargs)
+    return _from_torchvision(name, weights, kwargs)
 
 
 # ---------------------------------------------------------------- torchvision
 
 
-def _from_torchvision(name: str, weights: str | None) -> Subject:
+def _from_torchvision(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     from torchvision import models
 
     known = models.list_models()
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
         raise SelectionError(
-            f"unknown model {name!r}{_mean(near)} Known: the {len(known)} names of torchvision.models.list_models(), "
+            f"unknown model {name!r}{nearest(near)} Known: the {len(known)} names of torchvision.models.list_models(), "
             "cifar:NAME, timm:NAME, package.module:factory, or a file that surgeon wrote"
         )
     if name.startswith("quantized_"):
         plain = name.removeprefix("quantized_")
         raise ModelError(f"{name} is quantised, and its weights can't be cut; prune {plain} and quantise it then")
-    origin: dict[str, Any] = {"torchvision": name, "kwargs": _kwargs(name, models)}
+    origin: dict[str, Any] = {"torchvision": name, "kwargs": {**_kwargs(name, models), **kwargs}}
     entry = models.get_model_weights(name).DEFAULT if len(models.get_model_weights(name)) else None
     preprocess = Preprocess.of_torchvision(entry)
     if _is_file(weights):
@@ -234,12 +187,11 @@ def _from_file(path: str, weights: str | None, factory: str | None) -> Subject:
     """What a file of surgeon's holds, with the images that it was made for."""
     if weights is not None:
         raise InputError(f"--model {path} brings its weights: leave --weights out, or name the architecture by --model")
-    make = factory_of(factory)
-    header = header_of(path, make, option="--factory")
+    header, make = header_of(path, factory, option="--factory")
     origin = dict(header.origin or {})
     preprocess = Preprocess.from_dict(origin.get("preprocess")) or _images_of(origin)
     cuts = header.plan if header.plan.removed else None
-    return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts)
+    return Subject(load(path, make), path, origin, preprocess, path, cuts=cuts, make=make, compact=bool(header.coded))
 
 
 def _images_of(origin: Mapping[str, Any]) -> Preprocess:
@@ -254,10 +206,10 @@ def _images_of(origin: Mapping[str, Any]) -> Preprocess:
     return Preprocess.of_torchvision(found.DEFAULT if len(found) else None)
 
 
-def _from_zoo(name: str, weights: str | None) -> Subject:
+def _from_zoo(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     short = name.removeprefix("cifar:")
     zoo.find(short)
-    origin: dict[str, Any] = {"surgeon": short, "kwargs": {"num_classes": 10}}
+    origin: dict[str, Any] = {"surgeon": short, "kwargs": {CLASSES: 10, **kwargs}}
     preprocess = _images_of(origin)
     if _is_file(weights):
         return _with_file(name, origin, preprocess, str(weights))
@@ -277,27 +229,40 @@ def with_classes(subject: Subject, count: int) -> tuple[Subject, tuple[str, ...]
     ModelError
         If the model is of a kind that can't be built again.
     """
-    origin = {**subject.origin, "kwargs": {**subject.origin.get("kwargs", {}), "num_classes": count}}
     if subject.cuts is not None:
         raise ModelError(f"{subject.name} is cut already: give a whole model, it gets a head for {count} classes")
-    if "timm" in origin:
-        import timm
-
-        model = timm.create_model(origin["timm"], num_classes=count)
-    elif "torchvision" in origin or "surgeon" in origin:
-        model = build_origin(origin)
-    else:
-        raise ModelError(f"{subject.name} has not the {count} outputs that the data needs: make it so")
+    origin = {**subject.origin, "kwargs": {**subject.origin.get("kwargs", {}), CLASSES: count}}
+    model = _with_outputs(origin, count)
+    if model is None:
+        raise ModelError(
+            f"{subject.name} has not the {count} outputs that the data needs: make it so, or let its factory take "
+            f"{CLASSES}="
+        )
     own, state = subject.model.state_dict(), model.state_dict()
     new = tuple(name for name in state if name not in own or own[name].shape != state[name].shape)
     model.load_state_dict({**own, **{name: state[name] for name in new}})
     return replace(subject, model=model.eval(), origin=origin), new
 
 
+def _with_outputs(origin: Mapping[str, Any], count: int) -> nn.Module | None:
+    """The model of an origin anew; None where nobody knows how to make one with so many outputs."""
+    if is_followed(origin):
+        return build_origin(origin)
+    if "timm" in origin:
+        import timm
+
+        model = timm.create_model(origin["timm"], num_classes=count)
+        assert isinstance(model, nn.Module)
+        return model
+    if "factory" in origin and takes_classes(factory := import_factory(str(origin["factory"]))):
+        return called(str(origin["factory"]), factory, {CLASSES: count})
+    return None
+
+
 # ---------------------------------------------------------------- timm and own factories
 
 
-def _from_timm(name: str, weights: str | None) -> Subject:
+def _from_timm(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     try:
         import timm
     except ImportError as problem:
@@ -305,15 +270,17 @@ def _from_timm(name: str, weights: str | None) -> Subject:
     short = name.removeprefix("timm:")
     if not timm.is_model(short):
         near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
-        raise SelectionError(f"timm has no model {short!r}{_mean(near)}")
-    model = timm.create_model(short)
+        raise SelectionError(f"timm has no model {short!r}{nearest(near)}")
+    model = timm.create_model(short, **kwargs)
     told, warnings = str(weights), tuple[str, ...]()
     preprocess = Preprocess.of_timm(timm.data.resolve_model_data_config(model))
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))
     else:
         told, warnings = _pretrained(name, weights, lambda: _load_timm(model, short))
-    return Subject(model, name, {"timm": short, "weights": Path(told).name}, preprocess, told, warnings)
+    return Subject(
+        model, name, {"timm": short, "weights": Path(told).name, "kwargs": kwargs}, preprocess, told, warnings
+    )
 
 
 def _load_timm(model: nn.Module, name: str) -> str:
@@ -333,34 +300,23 @@ def _load_timm(model: nn.Module, name: str) -> str:
     return "pretrained (timm)"
 
 
-def _from_factory(name: str, weights: str | None) -> Subject:
+def _from_factory(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
     factory = import_factory(name)
-    try:
-        model = factory()
-    except (Exception, SystemExit) as problem:  # the user's code, which may raise anything
-        raise ModelError(f"--model {name}: the factory raised {_told(problem)}") from problem
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"--model {name} gave {type(model).__name__}, expected a torch.nn.Module")
+    kwargs = kwargs if takes_classes(factory) else {}
+    model = called(name, factory, kwargs)
     told = "as the factory made them"
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))
         told = str(weights)
     elif weights is not None and weights.lower() == "default":
         raise InputError(f"--weights DEFAULT: {name} is no zoo model; load the weights in the factory, or give a file")
-    origin = {"factory": name, "weights": Path(told).name}
-    return Subject(model.cpu(), name, origin, Preprocess(channels=_channels(model)), told)
-
-
-def _told(problem: BaseException) -> str:
-    first = (str(problem).splitlines() or [""])[0]
-    return f"{type(problem).__name__}: {first}" if first else type(problem).__name__
+    own = getattr(factory, "preprocess", None)
+    preprocess = own if isinstance(own, Preprocess) else Preprocess(channels=_channels(model))
+    origin = {"factory": name, "weights": Path(told).name, "kwargs": kwargs}
+    return Subject(model.cpu(), name, origin, preprocess, told)
 
 
 def _channels(model: nn.Module) -> int:
     """1 for a model whose first convolution takes grey images, else 3."""
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     return 1 if first is not None and first.in_channels == 1 else 3
-
-
-def _mean(near: list[str]) -> str:
-    return f"; did you mean {' or '.join(near)}?" if near else "."

@@ -18,26 +18,30 @@ from surgeon.tracing import Inputs
 
 from .commands.prune import SAMPLES, SAMPLES_WITH_DATA, Options
 from .images import Batches, Images, Source, batches, drawn, find, photographs
-from .models import Subject, resolve
+from .models import resolve
 from .output import Watch, say, warn
 from .runtime import about, pick_device, try_forward
+from .subjects import Subject, warn_of_classes, warn_of_masks
 from .summary import show
 
 
 def run(options: Options) -> None:
     """The whole command."""
     source = None if options.data is None else find(options.data, options.training["data_root"])
-    device = pick_device(options.device)
-    subject = resolve(options.model, options.weights, seed=options.seed, image_size=options.image_size)
+    device = pick_device(options.device, options.threads)
+    subject = resolve(
+        options.model, options.weights, seed=options.seed, image_size=options.image_size, factory=options.factory
+    )
     for warning in subject.warnings:
         warn(warning)
+    warn_of_masks(subject)
     model = subject.model.to(device)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     example, outputs = try_forward(model, subject, device)
     if options.latency_batch_size > 1:
         example = example.repeat(options.latency_batch_size, 1, 1, 1)
     images, loader = _material(options, source, subject, outputs, device)
+    if images is not None:
+        warn_of_classes(subject, images.classes)
     with Watch() as watch:
         result = _prune(options, model, example, loader, watch)
     result = _with_remarks(_since_the_dense(result, subject), subject, images, loader)
@@ -110,7 +114,7 @@ def _since_the_dense(result: surgeon.Result, subject: Subject) -> surgeon.Result
 
     example = Inputs.from_spec(result.plan.inputs)
     fitted = fit(subject.model.cpu(), result.plan, example)
-    whole = compose(load_dense(subject.name), subject.cuts, fitted, example)
+    whole = compose(load_dense(subject.name, subject.make), subject.cuts, fitted, example)
     return replace(result, plan=replace(whole, budget=result.plan.budget, criterion=result.plan.criterion, fitted=None))
 
 

@@ -11,6 +11,12 @@ factory_option = click.option(
     metavar="package.module:factory",
     help="Makes the dense model of a file from elsewhere than torchvision; timm:NAME too.",
 )
+#: Of commands whose --model is what they work on.
+file_factory_option = click.option(
+    "--factory",
+    metavar="package.module:factory",
+    help="Makes the dense model of a file from elsewhere than torchvision; timm:NAME too.",
+)
 ignore_option = click.option(
     "--ignore", multiple=True, metavar="LAYER", help="Layer (name or glob) that keeps all its filters; repeatable."
 )

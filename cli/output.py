@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -20,12 +21,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from surgeon.processes import first
 
@@ -33,8 +36,28 @@ from .logs import LOGGER, printable
 
 _PLAIN_WIDTH = 120  # columns where there is no terminal to ask
 _QUIET_SECONDS = 10.0  # between two plain progress lines
+_AT_ONCE = 0.2  # seconds from the beginning of a stage
 _MOST_REASONS = 12
-_STAGES = {"measure": "measuring"}
+#: What the library calls its stages, in words of a person at work.
+_STAGES = {
+    "trace": "tracing",
+    "score": "ranking",
+    "plan": "planning",
+    "rewrite": "cutting",
+    "verify": "checking",
+    "heal": "healing",
+    "tune": "training",
+    "measure": "measuring",
+    "time": "timing",
+    "judge": "judging the final weights",
+    "evaluate": "evaluating",
+    "share": "sharing",
+    "rewrite shards": "cutting shards",
+}
+
+
+#: The bars that are on the screen.
+_SHOWN: list[Progress] = []
 
 
 def console() -> Console:
@@ -46,15 +69,23 @@ def console() -> Console:
 def say(message: str) -> None:
     """One line on standard error."""
     LOGGER.info(message, extra={"stage": "cli"})
-    if first():
-        click.echo(printable(message), err=True)
+    _write(printable(message))
 
 
 def warn(message: str) -> None:
     """A line that nobody can miss."""
     LOGGER.warning(message, extra={"stage": "cli"})
-    if first():
-        click.secho(f"WARNING: {printable(message)}", err=True, fg="yellow", bold=True)
+    _write(f"WARNING: {printable(message)}", fg="yellow", bold=True)
+
+
+def _write(line: str, **style: Any) -> None:
+    """A line above the bar that is on the screen, if there is one: the bar would be drawn over it."""
+    if not first():
+        return
+    if _SHOWN:
+        _SHOWN[-1].console.print(Text.from_ansi(click.style(line, **style)), soft_wrap=True)
+    else:
+        click.secho(line, err=True, **style)
 
 
 def emit_json(value: Any) -> None:
@@ -125,6 +156,39 @@ def reasons(pins: Iterable[Mapping[str, Any]]) -> None:
         say(f"  ... and {len(layers) - _MOST_REASONS} more reasons; --json has all of them")
 
 
+@dataclass
+class _Pace:
+    """How fast a stage goes, from when it begins, or begins again.
+
+    What is done at once, such as what an earlier run has left, says nothing about the rest.
+    """
+
+    begun: float
+    since: float
+    start: int
+    done: int
+
+    @classmethod
+    def at(cls, now: float, done: int) -> _Pace:
+        """It begins."""
+        return cls(now, now, done, done)
+
+    def begins_again(self, now: float, done: int) -> bool:
+        """Whether the count starts anew, as in the next step of a cut; takes note of what is done."""
+        if done < self.done or (done == self.start and now - self.begun > _AT_ONCE):
+            return True
+        if now - self.begun <= _AT_ONCE:
+            self.since, self.start = now, done
+        self.done = done
+        return False
+
+    def left(self, now: float, total: int) -> float | None:
+        """Seconds that the rest will take at the pace so far; None where there is no pace yet, or no rest."""
+        if self.done <= self.start or self.done >= total:
+            return None
+        return (now - self.since) / (self.done - self.start) * (total - self.done)
+
+
 class Watch:
     """Progress as surgeon reports it: a bar on a terminal, a plain line now and then elsewhere."""
 
@@ -132,12 +196,13 @@ class Watch:
         self._bar = _bar() if sys.stderr.isatty() and first() else None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}
-        self._first: dict[str, tuple[float, int]] = {}
+        self._paces: dict[str, _Pace] = {}
 
     def __enter__(self) -> Watch:  # noqa: PYI034  # typing.Self is Python 3.11's
         """Start showing."""
         if self._bar is not None:
             self._bar.start()
+            _SHOWN.append(self._bar)
         return self
 
     def __exit__(
@@ -145,39 +210,41 @@ class Watch:
     ) -> None:
         """Stop showing."""
         if self._bar is not None:
+            _SHOWN.remove(self._bar)
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` steps of `stage` are done."""
-        name = _STAGES.get(stage, stage)
+        """`done` of `total` steps of `stage` are done; 0 in all where nobody knows."""
+        name, now = _STAGES.get(stage, stage), time.monotonic()
+        pace = self._paces.get(name)
+        if pace is None or pace.begins_again(now, done):
+            pace = self._paces[name] = _Pace.at(now, done)
         if self._bar is None:
-            self._line(name, done, total)
-            return
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bar.add_task(name, total=total)
-        self._bar.update(self._tasks[stage], completed=done, total=total)
+            self._line(name, total, pace, now)
+        else:
+            self._draw(self._bar, name, total, pace, now)
 
-    def _line(self, name: str, done: int, total: int) -> None:
+    def _draw(self, bar: Progress, name: str, total: int, pace: _Pace, now: float) -> None:
+        left = pace.left(now, total)
+        if name not in self._tasks:
+            self._tasks[name] = bar.add_task(name, total=total or None, until=None)
+        if pace.start == pace.done:
+            bar.reset(self._tasks[name], completed=pace.done, total=total or None)
+        until = None if left is None else now + left
+        visible = not total or pace.done < total  # what is finished makes room
+        bar.update(self._tasks[name], completed=pace.done, total=total or None, visible=visible, until=until)
+
+    def _line(self, name: str, total: int, pace: _Pace, now: float) -> None:
         if total == 1:  # one step: its start is news, its end is the next one's start
-            if done == 0:
+            if pace.done == 0:
                 say(f"{name} ...")
             return
-        now = time.monotonic()
-        if name not in self._first or done <= self._first[name][1]:  # it begins, or begins again
-            self._first[name] = (now, done)
-        since, start = self._first[name]
         last = self._last.get(name)
-        if last is None or done >= total or now - last >= _QUIET_SECONDS:
+        if last is None or (total and pace.done >= total) or now - last >= _QUIET_SECONDS:
             self._last[name] = now
-            say(f"{name}: {done}/{total}{_time_left(now - since, done - start, total - done)}")
-
-
-def _time_left(seconds: float, done: int, left: int) -> str:
-    """How long what is left will take, at the pace so far."""
-    if done <= 0 or left <= 0:
-        return ""
-    wait = seconds / done * left
-    return f" (about {duration(wait)} left)"
+            left = pace.left(now, total)
+            of, told = f"/{total}" if total else "", "" if left is None else f" (about {duration(left)} left)"
+            say(f"{name}: {pace.done}{of}{told}")
 
 
 def duration(seconds: float) -> str:
@@ -188,14 +255,22 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _bar() -> Progress:
+class _Left(ProgressColumn):
+    """The time that is left. Rich's own forgets what is half a minute ago, and so has none for slow stages."""
+
+    def render(self, task: Task) -> Text:
+        """As of now: it runs down between two steps."""
+        until = task.fields["until"]
+        return Text("" if until is None else f"about {duration(max(until - time.monotonic(), 0))} left")
+
+
+def _bar(stream: Console | None = None) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left:"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+        _Left(),
+        console=stream or Console(stderr=True),
         transient=True,
     )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
+import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,20 +20,27 @@ from surgeon.cost.tables import device_name
 from surgeon.errors import CheckpointError, InputError
 from surgeon.tracing import Inputs, check_model
 
+from .files import is_file
+
 if TYPE_CHECKING:
-    from .models import Subject
+    from .subjects import Subject
 
-_SUFFIXES = frozenset({".safetensors", ".st", ".pt", ".pth", ".bin", ".ckpt"})
+_ANY = "package.module:factory"
+_MAKER = re.compile(r"[\w.]{1,80}:[\w.]{1,80}")
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, threads: int | None = None) -> torch.device:
     """The device of that name, tried out; "auto" is CUDA where there is one, else the CPU.
+
+    `threads` says with how many the CPU computes from now on; None leaves it.
 
     Raises
     ------
     InputError
         If there is no such device here.
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -78,14 +84,6 @@ def try_forward(model: nn.Module, subject: Subject, device: torch.device) -> tup
     return example, outputs
 
 
-def is_file(name: str) -> bool:
-    """Whether an argument MODEL_OR_FILE means a pruned file, be it there or not."""
-    path = Path(name)
-    if path.is_file() or path.is_absolute() or name.startswith(".") or path.suffix.lower() in _SUFFIXES:
-        return True
-    return os.sep in name and ":" not in name
-
-
 def about(device: torch.device | None = None) -> dict[str, str]:
     """What a report says of the run: the device, the number of threads, versions, the command."""
     return {
@@ -125,9 +123,8 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     from .models import resolve
 
     if is_file(name):
-        dense = factory_of(factory)
-        header = header_of(name, dense)
-        model = load(name, dense)
+        header, make = header_of(name, factory)
+        model = load(name, make)
         dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
         return Opened(name, model, Inputs.from_spec(header.plan.inputs).to(dtype=dtype), header)
     subject = resolve(name, None if ":" in name else weights, image_size=image_size)
@@ -135,15 +132,17 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     return Opened(name, subject.model, Inputs.of(example), warnings=subject.warnings)
 
 
-def factory_of(name: str | None) -> Callable[[], nn.Module] | None:
-    """What makes the dense model that `--model` names, for a file that doesn't say it in a way that is followed."""
-    from .models import resolve
+def header_of(
+    path: str, factory: str | None, *, option: str = "--model"
+) -> tuple[Header, Callable[[], nn.Module] | None]:
+    """The header of a file, and what makes its dense model: None where the file's own origin is followed.
 
-    return None if name is None else lambda: resolve(name, "none").model
-
-
-def header_of(path: str, factory: Callable[[], nn.Module] | None, *, option: str = "--model") -> Header:
-    """The header of a pruned file, from which the model can be made; `option` is what names a factory.
+    Parameters
+    ----------
+    factory:
+        As ``--model``: makes the dense model, with as many outputs as the file has.
+    option:
+        What names a factory, for the error.
 
     Raises
     ------
@@ -153,13 +152,41 @@ def header_of(path: str, factory: Callable[[], nn.Module] | None, *, option: str
         If it can't be read.
     """
     header = read_header(path)
+    if factory is not None:
+        return header, _maker(factory, _classes_of(header))
     try:
-        if factory is None and header.graph is None:
+        if header.graph is None:
             check_origin(header.origin or {})
     except CheckpointError as problem:
-        origin = json.dumps(header.origin)[:200] if header.origin else "unknown"
-        raise CheckpointError(
-            f"{path}: holds a {header.class_name} whose origin ({origin}) is not followed; give "
-            f"{option} package.module:factory, a callable that makes the dense model"
-        ) from problem
-    return header
+        raise CheckpointError(f"{path}: holds a {header.class_name} {_wanted(header, option)}") from problem
+    return header, None
+
+
+def _maker(name: str, classes: int | None) -> Callable[[], nn.Module]:
+    from .models import resolve
+
+    return lambda: resolve(name, "none", classes=classes).model
+
+
+def _classes_of(header: Header) -> int | None:
+    """How many outputs the dense model was made with, if that was said and some tensor of the file has as many rows."""
+    kwargs = (header.origin or {}).get("kwargs")
+    count = kwargs.get("num_classes") if isinstance(kwargs, dict) else None
+    rows = {shape[0] for shape, _ in header.tensors.values() if shape}
+    return count if type(count) is int and count in rows else None
+
+
+def _wanted(header: Header, option: str) -> str:
+    """Where a file's model is from, and what to give for it."""
+    told = {name: value for name, value in (header.origin or {}).items() if name not in ("preprocess", "classes")}
+    maker = maker_named_in(told)
+    if maker != _ANY:
+        return f"that {maker} made; a file makes no code run by itself: give {option} {maker}"
+    origin = json.dumps(told)[:200] if told else "unknown"
+    return f"whose origin ({origin}) is not followed; give {option} {_ANY}, a callable that makes the dense model"
+
+
+def maker_named_in(origin: Mapping[str, Any]) -> str:
+    """What an origin says made the model, for the user to judge; never followed by itself."""
+    told = f"timm:{origin['timm']}" if "timm" in origin else str(origin.get("factory"))
+    return told if _MAKER.fullmatch(told) else _ANY

@@ -18,15 +18,16 @@ from surgeon.jsonfiles import blamed, read_lines, shaped, write_lines
 from surgeon.measure import latency
 from surgeon.measure.results import Latency, SpeedUp
 from surgeon.processes import first, from_first
-from surgeon.tuning import evaluate
+from surgeon.tuning import Epoch, evaluate
 from surgeon.tuning.record import Step
 
 from .images import Batches
-from .models import Subject, resolve
+from .models import resolve
 from .output import Watch, emit_json, say, table, warn
-from .runtime import pick_device, try_forward
+from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
-from .training_options import augment_of, check_folder, percent, tuning_of
+from .subjects import Subject, warn_of_classes, warn_of_masks
+from .training_options import announce, augment_of, check_folder, epoch_line, percent, tuning_of
 
 #: Rounds of timing after each step.
 _ROUNDS = 10
@@ -43,13 +44,22 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     """
     folder = options["folder"] or target.with_suffix("")
     from_first(lambda: check_folder(folder, resume=options["resume"]))
-    device = pick_device(options["device"])
+    device = pick_device(options["device"], options["threads"])
     data = _data(options)
-    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    subject = resolve(
+        options["model"],
+        options["weights"],
+        seed=options["seed"],
+        image_size=options["image_size"],
+        factory=options["factory"],
+    )
     for warning in subject.warnings:
         warn(warning)
+    warn_of_masks(subject)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     _check(subject, data, outputs)
+    warn_of_classes(subject, data.classes)
+    announce(subject, data)
     rows = _Rows(folder / _METRICS, subject.model, example)
     loaders = _loaders(options, data, subject, device)
     with resumable(), Watch() as watch:
@@ -64,9 +74,9 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             schedule=options["schedule"],
             epochs_per_step=options["epochs"],
             final_epochs=options["final_epochs"],
-            tuning={**tuning_of(options, leave=("schedule",)), "device": device},
+            tuning={**tuning_of(options, leave=("schedule",)), "device": device, "on_epoch": rows.on_epoch},
             after_cut=_healer(options, loaders["rank"]),
-            rewind=None if options["rewind"] is None else surgeon.load(options["rewind"]).to(device),
+            rewind=_early(options, device),
             directory=folder,
             origin=subject.origin,
             on_step=rows,
@@ -106,7 +116,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
 def _data(options: Mapping[str, Any]) -> Data:
     if options["data"] is None:
         raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
-    data = open_data(options["data"], options["data_root"])
+    data = open_data(options["data"], options["data_root"]).checked()
     return data.with_validation(options["val_share"], options["seed"])
 
 
@@ -136,6 +146,14 @@ def _loaders(options: Mapping[str, Any], data: Data, subject: Subject, device: t
     }
 
 
+def _early(options: Mapping[str, Any], device: torch.device) -> nn.Module | None:
+    """The dense model with the weights to rewind to."""
+    if options["rewind"] is None:
+        return None
+    _, make = header_of(str(options["rewind"]), options["factory"], option="--factory")
+    return surgeon.load(options["rewind"], make).to(device)
+
+
 def _healer(options: Mapping[str, Any], loader: Batches) -> Any:
     level = options["heal"]
     if level == "none":
@@ -154,10 +172,14 @@ class _Rows:
         self.path, self._dense, self._example = path, dense, example
         self._latencies: dict[int, dict[str, Any]] = {}
         self._latencies = {row["number"]: row["latency"] for row in _lines(path)}
-        self._steps: list[Step] = []
+        self._done = max(self._latencies, default=0)  # the last step that is finished
+
+    def on_epoch(self, history: tuple[Epoch, ...]) -> None:
+        """Tell of an epoch of the step that is under way."""
+        say(epoch_line(f"step {self._done + 1}", history[-1], None))
 
     def __call__(self, step: Step, small: nn.Module) -> None:
-        self._steps.append(step)
+        self._done = step.number
         if not first():
             return
         measured = latency({"dense": self._dense, "small": small}, self._example, rounds=_ROUNDS)

@@ -13,7 +13,7 @@ from .output import emit_json, reasons, say, share, size, table, warn
 if TYPE_CHECKING:
     import surgeon
 
-    from .models import Subject
+    from .subjects import Subject
 
 
 def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_json: bool, with_plan: bool) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -17,7 +17,8 @@ from surgeon.measure import Conditions, latency, versions
 from surgeon.measure.layers import layer_latency
 from surgeon.tracing import Inputs
 
-from .runtime import factory_of, header_of, is_file, open_model
+from .files import is_file
+from .runtime import header_of, open_model
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from surgeon.measure import Comparison
 
     from .output import Watch
+
+
+#: What an origin says and no forward takes longer by.
+_NO_MATTER = ("weights", "preprocess", "classes")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Entry:
 def entries(names: Sequence[str], against: str | None, factory: str | None, image_size: int | None) -> list[Entry]:
     """Every model once; a file brings its dense origin along, unless there is one model that all are compared with.
 
+    Files of one origin, such as the steps of a cut, share it.
+
     Raises
     ------
     InputError
@@ -50,28 +57,35 @@ def entries(names: Sequence[str], against: str | None, factory: str | None, imag
     named = [*names, *([against] if against else [])]
     if len(set(named)) != len(named):
         raise InputError("a model is named twice; name each one once")
-    found = [entry for name in names for entry in _entry(name, against, names[0], factory, image_size)]
+    denses: dict[str, str] = {}
+    found = [entry for name in names for entry in _entry(name, against, names[0], factory, image_size, denses)]
     if against is None:
         return found
     base = open_model(against, factory, image_size, weights="none")
     return [Entry(against, base.model, found[0].inputs, against), *found]
 
 
-def _entry(name: str, against: str | None, first: str, factory: str | None, image_size: int | None) -> Iterator[Entry]:
+def _entry(
+    name: str, against: str | None, first: str, factory: str | None, image_size: int | None, denses: dict[str, str]
+) -> Iterator[Entry]:
     if is_file(name) and against is None:
-        yield from _pair(name, factory)
+        yield from _pair(name, factory, denses)
     else:
         opened = open_model(name, factory, image_size, weights="none")
         yield Entry(name, opened.model, opened.inputs, against or (name if is_file(first) else first))
 
 
-def _pair(path: str, factory: str | None) -> Iterator[Entry]:
-    make = factory_of(factory)
-    inputs = Inputs.from_spec(header_of(path, make).plan.inputs)
+def _pair(path: str, factory: str | None, denses: dict[str, str]) -> Iterator[Entry]:
+    """The file's model, and its dense one unless that is there; `denses`: what each is called, by what made it."""
+    header, make = header_of(path, factory)
+    inputs = Inputs.from_spec(header.plan.inputs)
     small = surgeon.load(path, make)
     dtype = next((p.dtype for p in small.parameters() if p.is_floating_point()), None)
-    dense = f"dense of {Path(path).name}"
-    yield Entry(dense, load_dense(path, make).to(dtype=dtype), inputs, dense)
+    origin = {key: value for key, value in (header.origin or {"file": path}).items() if key not in _NO_MATTER}
+    made = json.dumps([origin, header.class_name, str(dtype), header.plan.inputs], sort_keys=True, default=str)
+    is_new, dense = made not in denses, denses.setdefault(made, f"dense of {path}")
+    if is_new:
+        yield Entry(dense, load_dense(path, make).to(dtype=dtype), inputs, dense)
     yield Entry(path, small, inputs, dense)
 
 
@@ -84,20 +98,27 @@ def measure(
     watch: Watch,
     *,
     layers: bool = False,
+    cpu_time: bool = False,
 ) -> dict[str, Any]:
     """Time all entries under one set of conditions; entries with other inputs are timed apart.
 
     Returns
     -------
     dict
-        ``device``, ``threads``, the conditions, ``versions``, ``models`` (a row each) and ``layers``; times in seconds.
+        ``device``, ``threads``, ``cpu_time``, the conditions, ``versions``, ``models`` (a row each) and ``layers``;
+        times in seconds.
     """
-    result: dict[str, Any] = {"models": [], "layers": []}
-    for _, group in itertools.groupby(models, key=lambda entry: str(entry.inputs.spec())):
-        members = list(group)
+    clock = time.process_time if cpu_time else time.perf_counter
+    result: dict[str, Any] = {"cpu_time": cpu_time, "models": [], "layers": []}
+    groups: dict[str, list[Entry]] = {}
+    for entry in models:
+        groups.setdefault(str(entry.inputs.spec()), []).append(entry)
+    for members in groups.values():
         together = {entry.name: entry.model.to(device) for entry in members}
         inputs = members[0].inputs.to(device)
-        measured = latency(together, inputs, rounds=rounds, threads=threads, progress=watch, **vars(conditions))
+        measured = latency(
+            together, inputs, rounds=rounds, threads=threads, clock=clock, progress=watch, **vars(conditions)
+        )
         result |= {"device": measured.device, "threads": measured.threads, **measured.conditions}
         result["models"] += [_row(entry, measured, together) for entry in members]
         if layers:

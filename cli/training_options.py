@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from .files import numbers
+
+if TYPE_CHECKING:
+    from surgeon.data import Data
+    from surgeon.tuning import Epoch
+
+    from .subjects import Subject
 
 _Command = TypeVar("_Command", bound=Callable[..., Any] | click.Command)
 
@@ -117,6 +123,27 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise click.UsageError(f"{folder}: holds a run; go on with it (--resume), or give another folder (--run)")
     if resume and not there:
         raise click.UsageError(f"{folder}: holds no run to go on with; leave --resume out")
+
+
+def epoch_line(head: str, row: Epoch, epochs: int | None) -> str:
+    """What an epoch came to; `head` says of what."""
+    from .output import duration
+
+    top5 = "" if row.val_top5 is None else f" (top-5 {100 * row.val_top5:.2f} %)"
+    accuracy = "" if row.val_accuracy is None else f", validation {100 * row.val_accuracy:.2f} %{top5}"
+    of = "" if epochs is None else f" of {epochs}"
+    return f"{head}, epoch {row.number}{of}: loss {row.train_loss:.4f}{accuracy}, {duration(row.seconds)}"
+
+
+def announce(subject: Subject, data: Data, new: tuple[str, ...] = ()) -> None:
+    """Say what is trained, and on what."""
+    from .output import say
+
+    parts = {"train": data.train, "validation": data.val, "test": data.test}
+    told = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
+    say(f"{data.name}: {len(data.classes)} classes; images: {told}")
+    weights = "its own weights" if subject.weights == subject.name else f"weights {subject.weights}"
+    say(f"{subject.name}: {weights}" + (f"; new head: {', '.join(new)}" if new else ""))
 
 
 def percent(share: float | None) -> str:

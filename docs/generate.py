@@ -26,6 +26,20 @@ from surgeon_cli.main import cli
 
 HERE = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py: change the source, not this page. -->"
+#: What Ctrl-C leaves of each command.
+STOPPED = {
+    "`train`, `prune --epochs`, `compare --experiment`, `sensitivity`": (
+        "everything that is finished; the same command with `--resume` goes on"
+    ),
+    "`device`, and what `--max-latency` and `--round-to auto` measure": (
+        "every time that was measured, in the cache folder; the same command goes on"
+    ),
+    "`bench`": ("each device, back end and batch size is shown as soon as it is done; the same command starts again"),
+    "`shards`": "nothing: the new folder is complete or not there, and the same command starts again",
+    "`demo`, `evaluate`, `export`, `inspect`, `report`, `share`, `sparsify`, `prune` without training": (
+        "nothing: they take a minute or less for most networks, and start again"
+    ),
+}
 #: Folders of the library that a user calls beyond the names at the top.
 FURTHER = ("data", "models", "measure", "finegrained", "plots")
 
@@ -37,6 +51,16 @@ def cli_page() -> str:
         words = [name, "--help"] if name else ["--help"]
         shown = runner.invoke(cli, words, prog_name="surgeon", terminal_width=100).output.rstrip()
         parts += [f"## surgeon {name}".rstrip(), f"```text\n{shown}\n```"]
+    parts += [
+        "## When a command is stopped",
+        (
+            "Ctrl-C ends every command with exit code 130 and one line that says how to go on. No file is ever left "
+            "half-written."
+        ),
+        "\n".join(
+            ["| command | what is kept |", "| --- | --- |", *(f"| {c} | {kept} |" for c, kept in STOPPED.items())]
+        ),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -212,6 +212,7 @@ class _Run:
                 f"{self.directory}: step {start} has begun, and the record holds {len(rows)} steps; give another "
                 "directory"
             )
+        self.progress("steps", max(start - 1, 0), len(self.goals))
         for number, goal in enumerate(self.goals, 1):
             if number < start:
                 continue

@@ -17,6 +17,7 @@ from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
 from surgeon.exclusive import alone
 from surgeon.files import locked
+from surgeon.finegrained import plain_copy
 from surgeon.jsonfiles import as_read, read_file, write_file, write_lines
 from surgeon.planning import Plan
 from surgeon.processes import first, from_first, start
@@ -128,7 +129,7 @@ def train(
     TuningError
         As :func:`surgeon.tune`; also if the model has not one output for each class.
     InputError
-        If an image can't be read, or nothing can be held out.
+        If an image can't be read (before anything is trained, where its file is none), or nothing can be held out.
     CheckpointError
         If `directory` holds another run.
     BusyError
@@ -136,7 +137,7 @@ def train(
     """
     module = check_model(model)
     start()
-    parts = data.with_validation(val_share, seed)
+    parts = data.checked().with_validation(val_share, seed)
     assert parts.val is not None
     keep = _Kept(module, directory, frozenset(keep_epochs), origin)
     run = _Run(
@@ -207,8 +208,11 @@ class _Run:
 
     def judged(self, tuned: Tuned) -> Trained:
         """The final weights on what is kept apart."""
+        progress = self.tuning.get("progress") or (lambda *_: None)
+        progress("judge", 0, 1)
         val = evaluate(self.model, self._val)
         test = None if self._test is None else evaluate(self.model, self._test)
+        progress("judge", 1, 1)
         if self.directory is not None and first():
             last = [{"phase": "final", "val": asdict(val), "test": None if test is None else asdict(test)}]
             write_lines(self.directory / "metrics.jsonl", [*(row.to_dict() for row in self._rows), *last])
@@ -234,9 +238,10 @@ class _Kept:
         path = Path(self.directory) / f"epoch-{epoch}.safetensors"
         if not first() or (epoch == 0 and path.exists()):  # a run that goes on has trained weights in memory, maybe
             return
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        plan = Plan(type(self.model).__name__, {}, Inputs.of(example.to(device)).spec())
-        save(path, self.model, plan, self.origin)
+        model = plain_copy(self.model)  # without masks and codebooks, which a plain file has no place for
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        plan = Plan(type(model).__name__, {}, Inputs.of(example.to(device)).spec())
+        save(path, model, plan, self.origin)
 
 
 def _check_same(path: Path, asked: Mapping[str, Any]) -> None:

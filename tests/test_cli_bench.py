@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from surgeon_cli import timing
 from tests.cli_run import surgeon_cli
 
 SMALL = "tests.factories:small"
@@ -33,6 +37,17 @@ def test_a_file_is_timed_against_its_own_dense_origin(pruned: Path) -> None:
     assert small["params"] < dense["params"]
     assert len(small["samples"]) == 3
     assert small["speed_up"]["low"] <= small["speed_up"]["ratio"] <= small["speed_up"]["high"]
+
+
+def test_files_of_one_origin_share_the_dense_model(pruned: Path, tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    again = shutil.copy(pruned, tmp_path / "more" / pruned.name)
+    words = ("--model", SMALL, "--rounds", 2, "--device", "cpu", "--json")
+    (result,) = surgeon_cli("bench", pruned, again, *words).json["results"]
+    dense = f"dense of {pruned}"
+    assert [(row["name"], row["base"]) for row in result["models"]] == [
+        (dense, None), (str(pruned), dense), (str(again), dense),
+    ]  # fmt: skip
 
 
 def test_models_are_compared_with_the_first() -> None:
@@ -101,3 +116,29 @@ def test_bad_input(words: tuple[object, ...], told: str) -> None:
     ran = surgeon_cli("bench", *words)
     assert ran.code == 2
     assert told in ran.err
+
+
+def test_each_condition_is_shown_when_it_is_done(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = timing.measure
+
+    def stopped(models: Any, device: Any, conditions: Any, *rest: Any, **options: Any) -> Any:
+        if conditions.batch_size == 2:
+            raise KeyboardInterrupt
+        return measure(models, device, conditions, *rest, **options)
+
+    monkeypatch.setattr(timing, "measure", stopped)
+    words = ("--model", SMALL, "--rounds", 2, "--device", "cpu", "--batch-size", 1, "--batch-size", 2)
+    ran = surgeon_cli("bench", pruned, *words)
+    assert ran.code == 130
+    assert "batch 1" in ran.err
+    assert "stopped" in ran.err
+
+
+def test_time_of_the_processor(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: float(next(clock)))
+    words = ("--model", SMALL, "--rounds", 2, "--device", "cpu", "--cpu-time")
+    (result,) = surgeon_cli("bench", pruned, *words, "--json").json["results"]
+    assert result["cpu_time"] is True
+    assert [row["median"] for row in result["models"]] == [1.0, 1.0]
+    assert "CPU time, cpu, batch 1" in surgeon_cli("bench", pruned, *words).err

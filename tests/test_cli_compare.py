@@ -89,4 +89,4 @@ def test_bad_input(words: tuple[object, ...], told: str) -> None:
     ran = surgeon_cli("compare", *WORDS, *words)
     assert ran.code == 2, ran.err
     assert told in ran.err
-    assert "score:" not in ran.err  # before the images are looked at
+    assert "ranking:" not in ran.err  # before the images are looked at

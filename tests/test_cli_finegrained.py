@@ -13,6 +13,7 @@ from surgeon import finegrained
 from surgeon.checkpoint import read_header
 from tests import factories
 from tests.cli_run import Ran, surgeon_cli
+from tests.pictures import draw
 from tests.test_cli_prune import folder
 
 MODEL = "tests.factories:two_classes"
@@ -62,6 +63,42 @@ def test_share_writes_a_file_with_codebooks() -> None:
     assert ran.json["rate"] > 5
     model = finegrained.unpack("two_classes-shared.safetensors", factories.two_classes)
     assert model.get_parameter("second.parametrizations.weight.original").shape == (4,)
+
+
+def test_training_keeps_masks_and_trains_shared_values_as_such() -> None:
+    draw(Path("photos"), 10)
+    assert run("sparsify", "--amount", 0.75, "--output", "sparse.safetensors").code == 0
+    made = ("--factory", MODEL, "--data", "photos", "--epochs", 1, "--batch-size", 6, "--device", "cpu", "--lr", 0.1)
+    ran = surgeon_cli("train", "--model", "sparse.safetensors", *made, "--keep-epoch", 1, "--output", "a.safetensors")
+    assert ran.code == 0, ran.err
+    assert "its masks stay" in ran.err
+    before, after = (finegrained.unpack(f"{f}.safetensors", factories.two_classes) for f in ("sparse", "a"))
+    for name, mask in before.named_buffers():
+        if name.endswith("_mask"):
+            assert torch.equal(mask.bool(), after.get_buffer(name).bool())
+    assert not torch.equal(before.get_parameter("second.weight_orig"), after.get_parameter("second.weight_orig"))
+    kept = surgeon.load("a/epoch-1.safetensors", factories.two_classes)
+    assert torch.equal(
+        kept.get_parameter("second.weight"), finegrained.plain_copy(after).get_parameter("second.weight")
+    )
+
+    assert run("share", "-k", 3, "--factory", MODEL, "--output", "shared.safetensors", model="a.safetensors").code == 0
+    ran = surgeon_cli("train", "--model", "shared.safetensors", *made, "--output", "b.safetensors")
+    assert ran.code == 0, ran.err
+    before, after = (surgeon.load(f"{f}.safetensors", factories.two_classes) for f in ("shared", "b"))
+    for name in ("first.weight", "second.weight", "head.weight"):
+        old, new = (model.get_parameter(name) for model in (before, after))
+        assert len(set(new.flatten().tolist())) <= 4  # three and zero
+        assert torch.equal(old == 0, new == 0)
+        assert not torch.equal(old, new)
+
+
+def test_a_cut_says_that_masks_end_there() -> None:
+    assert run("sparsify", "--amount", 0.75, "--output", "sparse.safetensors").code == 0
+    words = ("--factory", MODEL, "--filters", 2, "--criterion", "magnitude", "--device", "cpu")
+    ran = surgeon_cli("prune", "--model", "sparse.safetensors", *words)
+    assert ran.code == 0, ran.err
+    assert "its masks and shared values end here; cut first" in ran.err
 
 
 def test_a_sweep_writes_nothing(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_file_from_elsewhere_asks_for_its_factory(tmp_path: Path) -> None:
         ran = surgeon_cli(command, file)
         assert ran.code == 2
         assert "tests.factories:small" in ran.err
-        assert "give --model package.module:factory" in ran.err
+        assert "give --model tests.factories:small" in ran.err
         assert "factory=" not in ran.err
     assert surgeon_cli("inspect", file, "--model", SMALL).code == 0
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -115,3 +117,22 @@ def test_what_is_stopped_says_so_and_is_no_error(monkeypatch: pytest.MonkeyPatch
     ran = CliRunner().invoke(cli, ["device"])
     assert ran.exit_code == 130
     assert ran.stderr == "stopped; nothing half-written is left; the same command starts again\n"
+
+
+@pytest.mark.parametrize("words", [
+    ("prune", "--filters", "2", "--model"), ("train", "--data", "digits", "--epochs", "1", "--model"), ("bench",),
+    ("evaluate", "--data", "digits"), ("inspect",), ("share", "--model"), ("sensitivity", "--model"),
+])  # fmt: skip
+def test_a_file_that_is_not_there_is_missed_before_torch_is_loaded(words: tuple[str, ...], tmp_path: Path) -> None:
+    code = (
+        "import sys; from surgeon_cli.main import cli\ntry: cli(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *words, "surgeon-demo/small.safetensors"], capture_output=True, text=True,
+        cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 2
+    assert ran.stderr.endswith(
+        "Error: surgeon-demo/small.safetensors: No such file or directory; surgeon demo makes it\n"
+    )
+    assert ran.stdout == "False\n"

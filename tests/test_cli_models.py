@@ -91,7 +91,8 @@ def test_a_file_with_other_classes_sets_the_models(tmp_path: Path) -> None:
 
     torch.save(resnet18(num_classes=7).state_dict(), tmp_path / "w.pt")
     subject = resolve("resnet18", str(tmp_path / "w.pt"))
-    assert subject.origin == {"torchvision": "resnet18", "kwargs": {"num_classes": 7}, "weights": "w.pt"}
+    made = {"torchvision": "resnet18", "kwargs": {"num_classes": 7}, "weights": "w.pt"}
+    assert subject.origin == made | {"preprocess": subject.preprocess.to_dict()}
     fc = subject.model.get_submodule("fc")
     assert isinstance(fc, nn.Linear)
     assert fc.out_features == 7

@@ -58,6 +58,9 @@ def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
     assert all(torch.equal(a, b) for a, b in zip(last.state_dict().values(), small.state_dict().values(), strict=True))
     assert ran.json["test"]["accuracy"] is not None
     for told in (
+        "2 classes; images: 18 train, 2 validation, 8 test",
+        "step 1, epoch 1: loss",
+        "step 2, epoch 3: loss",
         "3 filters in each of 2 steps, 6 in all",
         "step 1: 17 filters",
         "out-channels",
@@ -67,6 +70,17 @@ def test_the_ancestors_loop_with_figures_and_a_file_after_each_step() -> None:
         assert told in ran.err
     lines = [json.loads(line) for line in Path("small/steps.jsonl").read_text().splitlines()]
     assert lines == steps
+
+
+def test_threads_are_those_that_were_asked_for() -> None:
+    before = torch.get_num_threads()
+    try:
+        assert prune("--filters", 2, "--threads", 2, steps=1).code == 0
+        assert torch.get_num_threads() == 2
+        row = json.loads(Path("small/steps.jsonl").read_text().splitlines()[0])
+        assert row["latency"]["threads"] == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_total_is_reached_in_steps_where_no_other_schedule_is_asked() -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import surgeon
 from surgeon.checkpoint import read_header
 from surgeon.data import Preprocess
 from surgeon_cli import weights as sources
+from tests import factories
 from tests.cli_run import Ran, surgeon_cli
+from tests.factories import sized
 from tests.pictures import draw
 
 MODEL = "cifar:resnet20-x0.1"
@@ -62,6 +65,7 @@ def test_the_file_goes_into_prune_inspect_and_training_again() -> None:
     ran = surgeon_cli("prune", "--model", "net.safetensors", "--ratio", 0.3, "--data", "photos", "--samples", 6,
                       "--output", "small.safetensors", "--device", "cpu")  # fmt: skip
     assert ran.code == 0, ran.err
+    assert "ranked on 6 images of photos/train (2 classes)" in ran.err  # photos/test is no class
     assert "the folder's 2 classes" in ran.err
     small = surgeon.load("small.safetensors")
     assert small(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
@@ -120,7 +124,7 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.Mon
     from surgeon_cli.commands import train as module
 
     assert train("--output", "whole.safetensors", epochs=3).code == 0
-    line = module.epoch_line
+    line = module._epochs
 
     def stopping(epochs: int) -> Any:
         tell = line(epochs)
@@ -132,12 +136,12 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.Mon
 
         return told
 
-    monkeypatch.setattr(module, "epoch_line", stopping)
+    monkeypatch.setattr(module, "_epochs", stopping)
     ran = train("--output", "net.safetensors", epochs=3)
     assert ran.code == 130
     assert "the same command with --resume goes on" in ran.err
     assert not Path("net.safetensors").exists()
-    monkeypatch.setattr(module, "epoch_line", line)
+    monkeypatch.setattr(module, "_epochs", line)
     ran = train("--output", "net.safetensors", epochs=3)
     assert ran.code == 2
     assert "holds a run; go on with it (--resume)" in ran.err
@@ -167,3 +171,97 @@ def test_bad_input_is_one_clear_message(name: str) -> None:
     assert ran.code == 2, ran.err
     assert told in ran.err
     assert not list(Path().glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("broken", [b"", b"<html>not found</html>"])
+def test_files_that_are_no_images_are_told_before_anything_is_trained(broken: bytes, tmp_path: Path) -> None:
+    assert train("--output", "net.safetensors").code == 0
+    for name in ("0.png", "3.png"):
+        (tmp_path / "photos" / "train" / "green" / name).write_bytes(broken)
+    cut = surgeon_cli("prune", "--model", "net.safetensors", "--filters", 1, "--device", "cpu", "--data", "photos",
+                      "--epochs", 1, "--output", "small.safetensors")  # fmt: skip
+    for ran in (train("--output", "again.safetensors"), cut):
+        assert ran.code == 2
+        assert "photos/train/green/0.png: can't be read" in ran.err
+        assert "1 more of 28 are broken, too; remove what is broken" in ran.err
+        assert "epoch" not in ran.err
+    assert not Path("again").exists()
+    assert not Path("small").exists()
+
+
+def test_classes_of_other_names_are_told(tmp_path: Path) -> None:
+    assert train("--output", "net.safetensors").code == 0
+    draw(tmp_path / "others", 4, classes=2)
+    assert "WARNING: classes" not in surgeon_cli("evaluate", "net.safetensors", "--data", "photos").err
+    (tmp_path / "others" / "blue").rename(tmp_path / "others" / "indigo")  # and so the order is another one
+    told = "classes: green, indigo; net.safetensors was trained on blue, green"
+    cut = ("prune", "--model", "net.safetensors", "--filters", 1, "--device", "cpu", "--samples", 4)
+    for words in (("evaluate", "net.safetensors"), cut, (*cut, "--epochs", 1, "--train-batch-size", 6),
+                  ("sensitivity", "--model", "net.safetensors", "--ratios", 0.5)):  # fmt: skip
+        ran = surgeon_cli(*words, "--data", "others")
+        assert ran.code == 0, ran.err
+        assert told in ran.err
+
+
+# ---------------------------------------------------------------- models from elsewhere
+
+OWN = "tests.factories:sized"
+
+
+def test_a_factory_that_takes_num_classes_gets_a_head_and_says_how_its_images_are_made() -> None:
+    ran = train("--output", "net.safetensors", model=OWN)
+    assert ran.code == 0, ran.err
+    assert "new head: head.weight, head.bias" in ran.err
+    assert f"use it as --model net.safetensors --factory {OWN}," in ran.err
+    origin = read_header("net.safetensors").origin
+    assert origin is not None
+    assert (origin["factory"], origin["kwargs"]) == (OWN, {"num_classes": 2})
+    assert Preprocess.from_dict(origin["preprocess"]) == sized.preprocess  # type: ignore[attr-defined]
+    ran = train(model="tests.factories:small")
+    assert ran.code == 2
+    assert "has not the 2 outputs that the data needs: make it so, or let its factory take num_classes=" in ran.err
+
+
+def test_its_file_goes_through_every_command_with_the_factory() -> None:
+    assert train("--output", "net.safetensors", "--keep-epoch", 0, model=OWN).code == 0
+    seen = ("--data", "photos", "--device", "cpu")
+    cut = ("prune", "--model", "net.safetensors", "--filters", 4, *seen, "--train-batch-size", 6, "--epochs", 1)
+    ran = surgeon_cli(*cut)
+    assert ran.code == 2
+    assert f"that {OWN} made; a file makes no code run by itself: give --factory {OWN}" in " ".join(ran.err.split())
+    made = ("--factory", OWN)
+    ran = surgeon_cli(*cut, *made, "--rewind", "net/epoch-0.safetensors", "--output", "small.safetensors")
+    assert ran.code == 0, ran.err
+    for words in (
+        ("evaluate", "net.safetensors", "small.safetensors", *seen),
+        ("bench", "small.safetensors", "--against", "net.safetensors", "--rounds", 2, "--device", "cpu", "--cpu-time"),
+        ("inspect", "small.safetensors"),
+        ("sensitivity", "--model", "net.safetensors", *seen, "--ratios", 0.5),
+        ("compare", "--model", "net.safetensors", *seen, "--criteria", "magnitude,random"),
+        ("sparsify", "--model", "small.safetensors", "--amount", 0.5),
+        ("train", "--model", "net.safetensors", *seen, "--epochs", 0, "--output", "again.safetensors"),
+        ("prune", "--model", "small.safetensors", "--filters", 2, "--criterion", "magnitude", "--device", "cpu",
+         "--output", "smaller.safetensors"),
+    ):  # fmt: skip
+        ran = surgeon_cli(*words, *made)
+        assert ran.code == 0, (words, ran.err)
+    twice = surgeon.load("smaller.safetensors", lambda: sized(2))
+    assert twice(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    assert sum(m.out_channels for m in twice.modules() if isinstance(m, nn.Conv2d)) == 14
+
+
+def test_outputs_that_a_file_does_not_have_are_not_made_for_it() -> None:
+    """The number in a header, which anyone may have written, makes no head larger than the file's own tensors."""
+    asked: list[int] = []
+
+    def make(num_classes: int = 5) -> nn.Module:
+        asked.append(num_classes)
+        return sized(num_classes)
+
+    factories.counting = make  # type: ignore[attr-defined]
+    model = sized(2).eval()
+    plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(model, torch.zeros(1, 3, 16, 16))))
+    for count in (2, 10**6):
+        surgeon.save("net.safetensors", model, plan, {"factory": OWN, "kwargs": {"num_classes": count}})
+        surgeon_cli("inspect", "net.safetensors", "--factory", "tests.factories:counting")
+    assert asked == [2, 5]

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from surgeon.data import Augment, Preprocess, Split, batches, hold_out, open_data
+from surgeon.data.preprocess import reduce
 from surgeon.errors import InputError
 from tests.pictures import draw
 
@@ -139,6 +141,13 @@ def test_a_folder_with_parts(tmp_path: Path) -> None:
     assert data.with_validation(0.5) is data
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    draw(tmp_path / "vehicles", 3)
+    (tmp_path / "vehicles" / "blue").rename(tmp_path / "vehicles" / "train")
+    found = open_data(str(tmp_path / "vehicles"))
+    assert (found.classes, len(found.train), found.test) == (("green", "train"), 6, None)
+
+
 def test_a_plain_folder_is_for_training_and_some_is_held_out(tmp_path: Path) -> None:
     data = open_data(str(draw(tmp_path / "d", 10)))
     assert (data.val, data.test) == (None, None)
@@ -223,6 +232,21 @@ def test_photographs_are_cropped_at_random_for_training_only(tmp_path: Path) -> 
     first, second = (next(iter(batches(data.train, MADE, 4, Augment(flip=False))))[0] for _ in range(2))
     assert first.shape == plain.shape
     assert not torch.equal(first, second)
+
+
+def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path: Path) -> None:
+    slopes = np.linspace(0, 255, 1200)[:, None, None] * np.linspace(0.2, 1, 1600)[None, :, None]
+    path = tmp_path / "large.jpg"
+    Image.fromarray(np.broadcast_to(slopes, (1200, 1600, 3)).astype(np.uint8)).save(path, quality=95)
+    with Image.open(path) as image:
+        reduce(image, 100)
+        assert image.size == (200, 150)  # an eighth; the next would be below
+        whole = Image.open(path).convert("RGB")
+        small, large = (MADE.pixels(each).int() for each in (Image.open(path), whole))
+    assert (small - large).abs().max() <= 2
+    with Image.open(path) as image:
+        reduce(image, 700)
+        assert image.size == (1600, 1200)
 
 
 def test_images_in_memory_are_scaled_to_the_model() -> None:

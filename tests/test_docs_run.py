@@ -37,6 +37,7 @@ SHORTER_COMMANDS: tuple[tuple[str, str], ...] = (
     (r"cifar:resnet20(?= )", "cifar:resnet20b-x0.1"),
     (r"cifar:vgg7_bn(?= )", "cifar:vgg7_bn-x0.25"),
     (r"mypackage\.models:make", "tests.factories:two_classes"),
+    (r"nets:make", "tests.factories:sized"),
     (r"decoder:make", "tests.test_docs_run:make_language_model"),
     (r"--ignore model\.embed_tokens", "--ignore embed"),
     (r"--data cifar10", "--data photos"),  # it isn't downloaded
@@ -131,13 +132,17 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train --model cifar:resnet20b-x0.1 --data photos --epochs 1 --device cpu --output net.safetensors",
             "prune --model net.safetensors --ratio 0.3 --criterion magnitude --output small.safetensors",
             "sparsify --model small.safetensors --amount 0.5",
+            "share --model small-sparse.safetensors -k 4",
             "prune --model tests.factories:two_classes --ratio 0.3 --image-size 16 --output make-pruned.safetensors",
             "demo --model vgg7_bn-x0.25 --epochs 1",
+            "train --model tests.factories:sized --data photos --epochs 1 --output make-trained.safetensors",
+            "prune --model make-trained.safetensors --factory tests.factories:sized --filters 3 --data photos",
         ):
             ran = surgeon_cli(*shlex.split(words))
             assert ran.code == 0, ran.err
         shutil.copy("net.safetensors", "resnet20-trained.safetensors")
         torch.save(Small(2).state_dict(), "trained.pt")
+        torch.save(Small(5).state_dict(), "imagenet.pt")
         Path("llama").mkdir()
         save_file({name: tensor.clone() for name, tensor in LanguageModel().state_dict().items()}, f"llama/{SINGLE}")
         page = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
@@ -147,7 +152,8 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (r"steps = 5", "steps = 1"), (r"epochs = 20", "epochs = 1"),
         )  # fmt: skip
         Path("grid.toml").write_text(shorter(toml, shorter_toml), encoding="utf-8")
-        shutil.rmtree("net")
+        for folder_of_a_run in ("net", "make-trained"):
+            shutil.rmtree(folder_of_a_run)
     return folder
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon import experiments
 from surgeon.errors import CheckpointError, TuningError
-from surgeon.experiments import Cell, Compared, Experiment, Summary, renew
+from surgeon.experiments import Cell, Compared, Experiment, Summary, running
+from surgeon.experiments.running import renew
 from tests.cli_run import Ran, surgeon_cli
 from tests.factories import Small
 from tests.pictures import draw
@@ -25,7 +25,7 @@ GRID = Experiment(("magnitude",), ({"ratio": 0.5},), ("linear", "one-shot", "scr
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiments, "_ROUNDS", 2)
+    monkeypatch.setattr(running, "_ROUNDS", 2)
 
 
 def dense() -> Small:
@@ -46,7 +46,7 @@ def test_all_cells_train_as_long_and_cut_as_much(monkeypatch: pytest.MonkeyPatch
         return tune(*args, **given)
 
     monkeypatch.setattr("surgeon.iteration.tune", counting)
-    monkeypatch.setattr(experiments, "tune", counting)
+    monkeypatch.setattr(running, "tune", counting)
     found = compare(GRID)
     assert [(cell.key.schedule, cell.key.seed) for cell in found.cells] == [
         ("linear", 0), ("linear", 1), ("one-shot", 0), ("one-shot", 1), ("scratch", 0), ("scratch", 1), ("dense", 0),
@@ -125,7 +125,7 @@ def test_a_network_from_scratch_has_nothing_of_the_trained_one(monkeypatch: pyte
         started.append(model.get_parameter("first.weight").detach().clone())
         return tune(model, *args, **given)
 
-    monkeypatch.setattr(experiments, "tune", seeing)
+    monkeypatch.setattr(running, "tune", seeing)
     compare(Experiment(("magnitude",), ({"ratio": 0.5},), ("scratch",), (0,), steps=1, epochs=1, dense=False))
     trained = dense().first.weight.detach()
     assert len(started) == 1

@@ -21,8 +21,9 @@ import pytest
 import torch
 
 import surgeon
-from surgeon import experiments, plots
+from surgeon import plots
 from surgeon.cost.tables import Place, Table
+from surgeon.experiments import running
 from surgeon.files import LOCK
 from surgeon.jsonfiles import write_file, write_lines
 from surgeon.streaming import prune_shards
@@ -152,7 +153,7 @@ def test_shards_are_there_whole_or_not_at_all(shards: Path) -> None:
 def test_a_run_whose_disk_is_full_goes_on_when_there_is_room(
     name: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiments, "_ROUNDS", 2)
+    monkeypatch.setattr(running, "_ROUNDS", 2)
     run, folder = RUNS[name], tmp_path / "run"
     with no_more_than(limit):
         failed = told_by(lambda: run.make(folder))

@@ -122,6 +122,23 @@ def test_steps_are_read_off_a_fake_device_and_measured_once(monkeypatch: pytest.
     assert table.measured == measured
 
 
+def test_whoever_stops_it_has_the_kinds_that_are_done(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del own_cache
+
+    def probe(width: int, place: Place) -> Callable[[], Any]:
+        return lambda: width
+
+    def stop(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    from surgeon.cost import staircase
+
+    monkeypatch.setattr(staircase, "PROBES", {"first": probe, "second": probe})
+    with pytest.raises(KeyboardInterrupt):
+        steps_of(Table(here(), timer=lambda call: float(call())), progress=stop)
+    assert {key.rpartition(" ")[0] for key in Table.open(here()).entries} == {"probe first"}
+
+
 # ---------------------------------------------------------------- the table and its file
 
 

@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import surgeon
-from surgeon import experiments, jsonfiles
+from surgeon import jsonfiles
 from surgeon.cost.tables import Place, Table
 from surgeon.errors import CheckpointError, SurgeonError
+from surgeon.experiments import running, store
 from surgeon.jsonfiles import as_read, read_file, shaped, write_file
 from surgeon.jsontext import dump_json, read_json
 from surgeon.streaming import INDEX, PLAN, Shards, load_shards, prune_shards
@@ -107,7 +108,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "_ROUNDS", 2)
+        patch.setattr(running, "_ROUNDS", 2)
         for name, run in RUNS.items():
             run.make(root / name)
     return root
@@ -233,7 +234,7 @@ def changed(value: Any) -> Iterator[Any]:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "steps": lambda folder: record.read_rows(folder, json.loads((folder / "asked").read_text())),
-    "cells": lambda folder: read_file(folder / "cells.json", experiments._Saved, "x"),
+    "cells": lambda folder: read_file(folder / "cells.json", store._Saved, "x"),
     "points": lambda folder: read_file(folder / "points.json", judging._Saved, "x"),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..files import check_outputs, write_text
+from ..files import check_outputs, there, write_text
 from ..options import factory_option, image_size_option, json_option
 
 _MOST_LAYERS = 20
@@ -17,7 +17,7 @@ _COLUMNS = ("model", "parameters", "median ms", "quartiles ms", "images/s", "spe
 
 
 @click.command(name="bench", short_help="Time models side by side, pruned files beside dense ones.")
-@click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True, callback=there)
 @click.option("--against", metavar="MODEL", help="Compare all with this one.  [default: each file's dense origin]")
 @click.option(
     "--device",
@@ -57,6 +57,11 @@ _COLUMNS = ("model", "parameters", "median ms", "quartiles ms", "images/s", "spe
     metavar="N",
     help="Rounds; each times every model once.",
 )
+@click.option(
+    "--cpu-time",
+    is_flag=True,
+    help="Count what the processor spends, all threads together, not the time on the clock: for a busy machine.",
+)
 @click.option("--layers", is_flag=True, help="Show in which layers the time goes, before and after.")
 @image_size_option
 @factory_option
@@ -67,20 +72,24 @@ def command(models: tuple[str, ...], **options: Any) -> None:
     """Time models side by side: interleaved rounds, medians, quartiles, ratio of paired medians.
 
     MODEL_OR_FILE is a torchvision name, timm:NAME, package.module:factory, or a pruned file, which is timed against the
-    dense model that it came from.
+    dense model that it came from. Several devices, back ends and batch sizes are timed one after the other, each shown
+    as soon as it is done.
 
     Example: surgeon bench surgeon-demo/small.safetensors --batch-size 1 --batch-size 32
     """
     check_outputs([options["markdown"], options["html"]], models)
-    from ..output import emit_json
+    from ..output import emit_json, say
     from ..runtime import about
 
     results, inputs = _measure(models, options)
     facts = about()
     if options["as_json"]:
         emit_json({"results": results, "unit": "seconds", "inputs": inputs, "about": facts})
-    else:
-        _show(results)
+    if any(row["noisy"] for result in results for row in result["models"]) and not options["as_json"]:
+        say(
+            "* quartiles more than 10 % of the median apart: the machine was busy; run again, with more --rounds, or "
+            "with --cpu-time"
+        )
     if options["markdown"]:
         write_text(options["markdown"], "\n".join(_markdown(results, facts)))
     if options["html"]:
@@ -106,36 +115,41 @@ def _measure(models: Sequence[str], options: dict[str, Any]) -> tuple[list[dict[
     layout = "channels_last" if options["channels_last"] else None
     for backend in options["backends"]:
         Conditions(options["dtype"], layout, 1, backend, options["fold_bn"]).check()  # before anything is loaded
+    if options["cpu_time"] and any(place.type != "cpu" for place in places):
+        raise click.UsageError("--cpu-time is the processor's: give --device cpu")
     found = entries(models, options["against"], options["factory"], options["image_size"])
     results = []
     for device, backend, batch in itertools.product(places, options["backends"], options["batch_sizes"]):
         conditions = Conditions(options["dtype"], layout, batch, backend, options["fold_bn"])
         layers = options["layers"] and backend == "eager"
         with Watch() as watch:
-            results.append(
-                measure(found, device, conditions, options["threads"], options["rounds"], watch, layers=layers)
-            )
+            result = measure(
+                found, device, conditions, options["threads"], options["rounds"], watch,
+                layers=layers, cpu_time=options["cpu_time"],
+            )  # fmt: skip
+        results.append(result)
+        if not options["as_json"]:
+            _show(result)
     return results, {entry.name: entry.inputs.spec() for entry in found}
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _show(results: list[dict[str, Any]]) -> None:
-    from ..output import say, table
+def _show(result: dict[str, Any]) -> None:
+    from ..output import table
 
-    for result in results:
-        table(_title(result), _COLUMNS, [_cells(row) for row in result["models"]])
-        if result["layers"]:
-            names = tuple(result["layers"][0]["seconds"])
-            table(f"slowest layers, ms ({_title(result)})", ("layer", *names), _slowest(result["layers"]))
-    if any(row["noisy"] for result in results for row in result["models"]):
-        say("* quartiles more than 10 % of the median apart: the machine was busy; run again, or with more --rounds")
+    table(_title(result), _COLUMNS, [_cells(row) for row in result["models"]])
+    if result["layers"]:
+        names = tuple(result["layers"][0]["seconds"])
+        table(f"slowest layers, ms ({_title(result)})", ("layer", *names), _slowest(result["layers"]))
 
 
 def _title(result: dict[str, Any]) -> str:
     folded = ", batch norms folded" if result["fold_bn"] else ""
-    where = f"{result['device']}, batch {result['batch_size']}, {result['threads']} threads"
+    clock = "CPU time, " if result["cpu_time"] else ""
+    threads = f"{result['threads']} thread{'s' * (result['threads'] != 1)}"
+    where = f"{clock}{result['device']}, batch {result['batch_size']}, {threads}"
     return f"{where}, {result['backend']}, {result['dtype']}, {result['layout']}{folded}"
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import surgeon
 
     from ..images import Batches, Images, Source
-    from ..models import Subject
+    from ..subjects import Subject
 
 _Command = TypeVar("_Command", bound=click.Command)
 _BUDGETS = ("filters", "ratio", "max_macs", "max_params")
@@ -42,7 +42,7 @@ def as_in_prune(*names: str) -> Callable[[_Command], _Command]:
 
 
 @as_in_prune(
-    "model", *_BUDGETS, "scope", "weights", "data", "samples", "batch_size", "image_size", "device", "seed"
+    "model", "factory", *_BUDGETS, "scope", "weights", "data", "samples", "batch_size", "image_size", "device", "seed"
 )  # fmt: skip
 @click.command(name="compare", short_help="Compare criteria by rank, or a grid of cuts with training.")
 @click.option(
@@ -134,7 +134,13 @@ def run(criteria: str, options: Mapping[str, Any]) -> Compared:
 
     source = None if options["data"] is None else find(options["data"], options["data_root"])
     device = pick_device(options["device"])
-    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    subject = resolve(
+        options["model"],
+        options["weights"],
+        seed=options["seed"],
+        image_size=options["image_size"],
+        factory=options["factory"],
+    )
     for warning in subject.warnings:
         warn(warning)
     example, outputs = try_forward(subject.model.to(device), subject, device)

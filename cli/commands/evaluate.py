@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from ..files import check_outputs
+from ..files import check_outputs, there
 from ..options import factory_option, image_size_option, json_option
 from ..training_options import data_root_option
 
 
 @click.command(name="evaluate", short_help="Accuracy and size of models and files, as one table.")
-@click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True)
+@click.argument("models", metavar="MODEL_OR_FILE...", nargs=-1, required=True, callback=there)
 @click.option(
     "--data",
     required=True,

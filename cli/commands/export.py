@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_outputs
+from ..files import check_outputs, there
 from ..options import factory_option, image_size_option, json_option
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "python": ".py"}
 
 
 @click.command(name="export", short_help="Write a model as ONNX, pt2 archive or Python source.")
-@click.argument("model_or_file")
+@click.argument("model_or_file", callback=there)
 @click.option("--format", "kind", type=click.Choice(list(_SUFFIXES)), required=True, help="What to write.")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where.  [default: MODEL_OR_FILE.SUFFIX]"

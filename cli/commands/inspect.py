@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_outputs, write_text
+from ..files import check_outputs, there, write_text
 from ..options import factory_option, image_size_option, json_option
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _COLOURS = {"layer": "lightblue", "group": "palegreen"}
 
 
 @click.command(name="inspect", short_help="Show groups, couplings, and why layers are left whole.")
-@click.argument("model_or_file")
+@click.argument("model_or_file", callback=there)
 @factory_option
 @image_size_option
 @click.option("--dot", type=click.Path(path_type=Path), metavar="FILE", help="Write the channel graph for graphviz.")

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from ..files import amount, amounts, check_outputs, numbers, step
-from ..options import ignore_option, image_size_option, scope_option
+from ..files import amount, amounts, check_outputs, numbers, step, there
+from ..options import file_factory_option, ignore_option, image_size_option, scope_option
 from ..several import joined
 from ..training_options import split_training, training_options
 
@@ -24,6 +24,7 @@ class Options:
     """The command's options, by their long names."""
 
     model: str
+    factory: str | None
     filters: int | None
     ratio: float | tuple[float, ...] | None
     max_macs: Any  # a number, a share, or a tuple of them
@@ -86,9 +87,11 @@ class Options:
 @click.option(
     "--model",
     required=True,
+    callback=there,
     metavar="MODEL",
     help="torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's.",
 )
+@file_factory_option
 @click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
 @click.option(
     "--ratio",

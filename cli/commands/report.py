@@ -29,9 +29,9 @@ def command(file: Path, output: Path | None, factory: str | None) -> None:
     import surgeon
 
     from ..output import say
-    from ..runtime import about, factory_of, header_of
+    from ..runtime import about, header_of
 
-    header = header_of(str(file), factory_of(factory))
+    header, make = header_of(str(file), factory)
     title = f"{(header.origin or {}).get('torchvision', header.class_name)}, cut by surgeon"
-    surgeon.write_report(target, file, title=title, about=about(), factory=factory_of(factory))
+    surgeon.write_report(target, file, title=title, about=about(), factory=make)
     say(f"written: {target}")

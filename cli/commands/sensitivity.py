@@ -31,7 +31,7 @@ def read_ratios(ctx: click.Context, param: click.Parameter, value: str) -> tuple
         raise click.BadParameter(f"{value!r}: give shares such as 0.1,0.3,0.5", ctx, param) from problem
 
 
-@as_in_prune("model", "weights", "image_size", "device", "seed")
+@as_in_prune("model", "factory", "weights", "image_size", "device", "seed")
 @click.command(name="sensitivity", short_help="Sweep ratios over each group, and show what accuracy is left.")
 @click.option("--data", metavar="DIR|cifar10|cifar100", help="Images that judge.  [default: crops of two photographs]")
 @data_root_option
@@ -112,7 +112,13 @@ def run(options: dict[str, Any]) -> None:
     from ..stopping import resumable
 
     device = pick_device(options["device"])
-    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
+    subject = resolve(
+        options["model"],
+        options["weights"],
+        seed=options["seed"],
+        image_size=options["image_size"],
+        factory=options["factory"],
+    )
     for warning in subject.warnings:
         warn(warning)
     example, outputs = try_forward(subject.model.to(device), subject, device)

@@ -68,7 +68,7 @@ def run(options: dict[str, Any]) -> None:
     """The whole command."""
     from surgeon.streaming import prune_shards
 
-    from ..models import import_factory
+    from ..factories import import_factory
     from ..output import Watch
 
     budget = {name: options[name] for name in ("ratio", "max_params", "max_macs") if options[name] is not None}
@@ -95,7 +95,7 @@ def _inputs(options: dict[str, Any]) -> Any:
 
     import surgeon
 
-    from ..models import import_factory
+    from ..factories import import_factory
 
     if options["inputs"] is not None:
         return import_factory(options["inputs"])()

@@ -51,7 +51,7 @@ def command(**options: Any) -> None:
     """Let the weights of each layer share few values (exact k-means), and write a compact file.
 
     Zeros are kept apart, so a masked model stays masked. This saves size, not time. The file keeps the weights to the
-    bit; opened with surgeon.finegrained.unpack, the shared values can be trained.
+    bit. surgeon train with it as --model trains the shared values.
 
     Example: surgeon share --model surgeon-demo/small.safetensors -k 16 --data digits
     """

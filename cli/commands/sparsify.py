@@ -67,8 +67,8 @@ def command(**options: Any) -> None:
     """Mask the least useful single weights, and write a compact file.
 
     Say how much with exactly one of --amount, --threshold and --std. This saves size, not time: dense kernels multiply
-    by the zeros. A file that surgeon prune wrote can go on here, and the result into surgeon share. Masks stay in place
-    when the file is opened with surgeon.finegrained.unpack and trained on.
+    by the zeros. A file that surgeon prune wrote can go on here, and the result into surgeon share. surgeon train with
+    the result as --model keeps the masks.
 
     Example: surgeon sparsify --model surgeon-demo/small.safetensors --amount 0.8 --data digits
     """

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_outputs
+from ..files import check_outputs, there
 from ..several import joined
-from ..training_options import augment_of, check_folder, percent, training_options, tuning_of
+from ..training_options import (
+    announce,
+    augment_of,
+    check_folder,
+    epoch_line,
+    percent,
+    training_options,
+    tuning_of,
+)  # fmt: skip
 from .compare import as_in_prune
 
 if TYPE_CHECKING:
     import surgeon
     from surgeon.trainer import Row
 
-    from ..models import Subject
+    from ..subjects import Subject
 
 #: Several processes share the work.
 SEVERAL = True
@@ -27,13 +35,15 @@ _SCRATCH, _PRETRAINED = 0.1, 0.01
 _PHASES = {"frozen": "head alone", "all": "all layers"}
 
 
-@as_in_prune("device", "seed", "image_size")
+@as_in_prune("factory", "threads", "device", "seed", "image_size")
 @click.command(name="train", short_help="Train a network on a folder of images or on CIFAR.")
 @click.option(
     "--model",
     required=True,
+    callback=there,
     metavar="MODEL",
-    help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory.",
+    help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory, or "
+    "a file of surgeon's.",
 )
 @click.option(
     "--data",
@@ -132,11 +142,11 @@ def _run(options: Mapping[str, Any]) -> None:
     from ..stopping import resumable
 
     from_first(lambda: check_folder(folder, resume=options["resume"]))
-    device = pick_device(options["device"])
+    device = pick_device(options["device"], options["threads"])
     data = open_data(options["data"], options["data_root"]).with_validation(options["val_share"], options["seed"])
     subject, new = _subject(options, len(data.classes))
     try_forward(subject.model.to(device), subject, device)
-    _announce(subject, data, new)
+    announce(subject, data, new)
     with resumable(), Watch() as watch:
         trained = surgeon.train(
             subject.model,
@@ -151,7 +161,7 @@ def _run(options: Mapping[str, Any]) -> None:
             directory=folder,
             keep_epochs=options["keep_epochs"],
             origin=_origin(subject, data),
-            on_epoch=epoch_line(options["epochs"]),
+            on_epoch=_epochs(options["epochs"]),
             seed=options["seed"],
             device=device,
             progress=watch,
@@ -169,7 +179,16 @@ def _run(options: Mapping[str, Any]) -> None:
     if options["as_json"]:
         emit_json(_facts(trained, target, subject))
     _tell(trained)
-    say(f"written: {target}; use it as --model {target}, its epochs are in {folder / 'metrics.jsonl'}")
+    say(f"written: {target}; use it as --model {target}{_made(subject)}, its epochs are in {folder / 'metrics.jsonl'}")
+
+
+def _made(subject: Subject) -> str:
+    """The option that the file needs, where its origin is not followed."""
+    from surgeon.checkpoint import is_followed
+
+    from ..runtime import maker_named_in
+
+    return "" if is_followed(subject.origin) else f" --factory {maker_named_in(subject.origin)}"
 
 
 def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,17 +199,12 @@ def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def epoch_line(epochs: int) -> Callable[[tuple[Row, ...]], None]:
+def _epochs(epochs: int) -> Callable[[tuple[Row, ...]], None]:
     """Tells each epoch's figures."""
-    from ..output import duration, say
+    from ..output import say
 
     def tell(rows: tuple[Row, ...]) -> None:
-        row = rows[-1].epoch
-        top5 = "" if row.val_top5 is None else f" (top-5 {100 * row.val_top5:.2f} %)"
-        accuracy = "" if row.val_accuracy is None else f", validation {100 * row.val_accuracy:.2f} %{top5}"
-        of = f" of {epochs}" if rows[-1].phase == "all" else ""
-        phase = _PHASES[rows[-1].phase]
-        say(f"{phase}, epoch {row.number}{of}: loss {row.train_loss:.4f}{accuracy}, {duration(row.seconds)}")
+        say(epoch_line(_PHASES[rows[-1].phase], rows[-1].epoch, epochs if rows[-1].phase == "all" else None))
 
     return tell
 
@@ -200,39 +214,44 @@ def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[s
     import torch
 
     from ..models import resolve, with_classes
-    from ..output import warn
+    from ..output import say, warn
     from ..runtime import try_forward
+    from ..subjects import warn_of_masks
 
     weights = None if options["model"].endswith(".safetensors") else options["weights"]
-    subject = resolve(options["model"], weights, seed=options["seed"], image_size=options["image_size"])
+    subject = resolve(
+        options["model"], weights, seed=options["seed"], image_size=options["image_size"], factory=options["factory"]
+    )
     for warning in subject.warnings:
         warn(warning)
     _, outputs = try_forward(subject.model, subject, torch.device("cpu"))
-    if getattr(outputs, "shape", ())[1:] == (classes,):
-        return subject, ()
-    return with_classes(subject, classes)
+    if getattr(outputs, "shape", ())[1:] != (classes,):
+        warn_of_masks(subject)
+        return with_classes(subject, classes)
+    if subject.compact:
+        from surgeon import finegrained
 
-
-def _announce(subject: Subject, data: surgeon.data.Data, new: tuple[str, ...]) -> None:
-    from ..output import say
-
-    parts = {"train": data.train, "validation": data.val, "test": data.test}
-    told = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
-    say(f"{data.name}: {len(data.classes)} classes; images: {told}")
-    say(f"{subject.name}: weights {subject.weights}" + (f"; new head: {', '.join(new)}" if new else ""))
+        say("its masks stay, and its shared values are trained as such")
+        subject = replace(subject, model=finegrained.unpack(subject.name, subject.make).eval())
+    return subject, ()
 
 
 def _write(target: Path, subject: Subject, trained: surgeon.Trained, data: surgeon.data.Data) -> None:
     import torch
 
     import surgeon
+    from surgeon import finegrained
 
     from ..runtime import try_forward
 
     model = trained.model.cpu().eval()
-    example, _ = try_forward(model, subject, torch.device("cpu"))
-    plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(model, example)))
-    surgeon.save(target, model, subject.cuts or plan, origin=_origin(subject, data))
+    plain = finegrained.plain_copy(model) if subject.compact else model
+    example, _ = try_forward(plain, subject, torch.device("cpu"))
+    plan = subject.cuts or surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(plain, example)))
+    if plain is model:
+        surgeon.save(target, model, plan, origin=_origin(subject, data))
+    else:
+        finegrained.pack(target, model, plan, _origin(subject, data))
 
 
 def _origin(subject: Subject, data: surgeon.data.Data) -> dict[str, Any]:
@@ -240,7 +259,6 @@ def _origin(subject: Subject, data: surgeon.data.Data) -> dict[str, Any]:
     return {
         **subject.origin,
         "weights": f"trained on {Path(data.name).name}",
-        "preprocess": subject.preprocess.to_dict(),
         "classes": list(data.classes),
     }
 

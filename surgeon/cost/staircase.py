@@ -86,9 +86,9 @@ def steps_of(
         times = table.least({key: _probe(*which, table.place) for key, which in calls.items()}, _PASSES)
         seconds = {width: times[key] for key, (_, width) in calls.items()}
         found[kind] = (find_step(seconds), seconds)
+        table.save()  # a kind at a time: whoever stops it has those that are done
         if progress is not None:
             progress("measure", number + 1, len(kinds))
-    table.save()
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 
-from surgeon.data.preprocess import Preprocess, read_pixels
+from surgeon.data.preprocess import Preprocess, read_pixels, reduce
 from surgeon.data.sources import Split
 from surgeon.errors import InputError
 
@@ -119,6 +119,7 @@ class Examples(Dataset[Batch]):
         return images, self.split.labels[chosen]
 
     def _random_part(self, image: Image.Image) -> Tensor:
+        reduce(image, 4 * self.preprocess.size)  # the least part is about half as wide
         image = image.convert("L" if self.preprocess.channels == 1 else "RGB")
         crop = RandomResizedCrop(self.preprocess.size, scale=(_LEAST_AREA, 1.0))
         array = torch.from_numpy(np.array(crop(image)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from surgeon.errors import InputError
 
-__all__ = ["SUFFIXES", "scan", "told"]
+__all__ = ["SUFFIXES", "check_images", "scan", "told"]
 
 #: What counts as an image.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
@@ -48,6 +49,30 @@ def _images(path: Path) -> list[Path]:
     return sorted(
         Path(where) / name for where, _, names in walk for name in names if Path(name).suffix.lower() in SUFFIXES
     )
+
+
+def check_images(paths: Sequence[Path]) -> None:
+    """Look at the head of each file: what is no image at all is better told now than hours later.
+
+    Raises
+    ------
+    InputError
+        If some are none; the first is named.
+    """
+    found = {path: reason for path in paths if (reason := _broken(path)) is not None}
+    if found:
+        path, reason = next(iter(found.items()))
+        more = f"; {len(found) - 1:,} more of {len(paths):,} are broken, too" if len(found) > 1 else ""
+        raise InputError(f"{path}: can't be read ({reason}){more}; remove what is broken")
+
+
+def _broken(path: Path) -> str | None:
+    """Why a file is no image."""
+    try:
+        with Image.open(path):
+            return None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+        return told(problem)
 
 
 def told(problem: Exception) -> str:

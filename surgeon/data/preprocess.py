@@ -16,7 +16,7 @@ from torch import Tensor
 from surgeon.data.folders import told
 from surgeon.errors import InputError
 
-__all__ = ["Preprocess", "read_pixels"]
+__all__ = ["Preprocess", "read_pixels", "reduce"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LARGEST = 4096  # pixels a side that a file may ask for
@@ -58,6 +58,7 @@ class Preprocess:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop: uint8 of shape (C, H, W)."""
+        reduce(image, 2 * self.resize)
         image = image.convert("L" if self.channels == 1 else "RGB")
         scale = self.resize / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
@@ -114,6 +115,14 @@ class Preprocess:
         fits = 0 < size <= resize <= _LARGEST and channels in (1, 3) and len(mean) == len(std) >= channels
         fits = fits and all(abs(number) < _LARGEST for number in mean) and all(0 < s < _LARGEST for s in std)
         return cls(size, resize, mean, std, channels) if fits else None
+
+
+def reduce(image: Image.Image, side: int) -> None:
+    """Have a large JPEG that isn't read yet decoded at a half, a quarter or an eighth, but no side below `side` pixels.
+
+    A photograph of 12 megapixels takes a fraction of the time then. Other images stay as they are.
+    """
+    image.draft(None, (side, side))
 
 
 def read_pixels(path: Path, make: Callable[[Image.Image], Tensor]) -> Tensor:

@@ -12,14 +12,16 @@ from torch import Tensor
 
 from surgeon.data.cifar import CIFAR, read
 from surgeon.data.digits import read_digits
-from surgeon.data.folders import scan
+from surgeon.data.folders import check_images, scan
 from surgeon.data.preprocess import Preprocess, read_pixels
 from surgeon.errors import InputError
 
-__all__ = ["CIFAR", "DIGITS", "Data", "Split", "hold_out", "open_data"]
+__all__ = ["CIFAR", "DIGITS", "Data", "Split", "hold_out", "open_data", "training_folder"]
 
 #: Name of the images that come with scikit-learn, and how many of them are kept apart for the test.
 DIGITS, _TESTED = "digits", 0.2
+#: So many files at either end are looked at before a run: some ten seconds.
+_LOOKED_AT = 50_000
 #: Folder names that mean a part.
 _PARTS: Mapping[str, tuple[str, ...]] = {
     "train": ("train", "training", "training_set"),
@@ -91,6 +93,18 @@ class Data:
     train: Split
     val: Split | None = None
     test: Split | None = None
+
+    def checked(self) -> Data:
+        """The same, once every file turned out to be an image (of very many the first and the last are looked at).
+
+        Raises
+        ------
+        InputError
+            If one is none.
+        """
+        files = [file for part in (self.train, self.val, self.test) if part is not None for file in part.files]
+        check_images(files if len(files) <= 2 * _LOOKED_AT else [*files[:_LOOKED_AT], *files[-_LOOKED_AT:]])
+        return self
 
     def with_validation(self, share: float, seed: int = 0) -> Data:
         """The same with a validation part, held out of the training part if there is none."""
@@ -178,8 +192,18 @@ def _from_folder(name: str, path: Path) -> Data:
     return Data(name, classes, **parts)
 
 
+def training_folder(path: Path) -> Path:
+    """The folder that holds a folder for each class of training images: ``DIR/train``, or `path` itself."""
+    return _part(path, _PARTS["train"]) or path
+
+
 def _part(path: Path, names: Sequence[str]) -> Path | None:
-    return next((path / name for name in names if (path / name).is_dir()), None)
+    """A part has folders of its own, one for each class; a class that is called so has none."""
+    return next((path / name for name in names if _has_folders(path / name)), None)
+
+
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
 
 
 def _split(place: Path, files: Mapping[str, Sequence[Path]], classes: tuple[str, ...]) -> Split:

@@ -89,6 +89,12 @@ class Weight:
         found = next((place.mask for place in self.places if place.mask is not None), None)
         return None if found is None else found.bool()
 
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        found: Tensor = getattr(self.places[0].module, self.places[0].name)
+        return found.numel()
+
     @torch.no_grad()
     def value(self) -> Tensor:
         """What the forward computes with now, masked weights being +0.0. Never written to."""
@@ -103,10 +109,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class LeftWhole:
-    """A weight that was not touched, and why."""
+    """A weight that was not touched, why, and how many numbers it holds."""
 
     name: str
     reason: str
+    weights: int
 
 
 def _kind_of(module: nn.Module) -> str | None:
@@ -137,7 +144,7 @@ def find_weights(model: nn.Module, ignored_layers: Iterable[Any] = ()) -> tuple[
         if reason is None:
             found.append(weight)
         else:
-            left.append(LeftWhole(weight.name, reason))
+            left.append(LeftWhole(weight.name, reason, weight.count))
     return found, left
 
 

@@ -10,7 +10,7 @@ from torch.nn.utils import prune
 
 from surgeon.finegrained.layers import Place, Weight
 
-__all__ = ["forget", "mask_weight", "refresh", "unmask"]
+__all__ = ["forget", "lift", "mask_weight", "refresh", "unmask"]
 
 
 class Mask(prune.BasePruningMethod):
@@ -50,6 +50,12 @@ def mask_weight(model: nn.Module, weight: Weight, kept: Tensor) -> None:
             _attach(place, kept)
     if _refresh not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_refresh)
+
+
+def lift(model: nn.Module, weight: Weight, before: Tensor | None) -> None:
+    """Put an earlier mask in place of the one that is there (None: all weights come back, as they were)."""
+    if weight.mask is not None:
+        mask_weight(model, weight, torch.ones_like(weight.mask) if before is None else before)
 
 
 def _attach(place: Place, kept: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from surgeon.finegrained.masks import mask_weight
 from surgeon.finegrained.scores import Data, score_weights
 from surgeon.tracing import check_model, outside_inference_mode
 
-__all__ = ["LayerSparsity", "Sparsity", "sparsify"]
+__all__ = ["LayerSparsity", "Sparsity", "find_maskable", "mask_least", "sparsify"]
 
 
 @dataclass(frozen=True)
@@ -156,25 +156,32 @@ def sparsify(
             raise SelectionError(f"{name}={value!r}: there are {' and '.join(known)}")
     if asked.kind == "std" and by != "magnitude":
         raise BudgetError(f"std={std!r} is measured in weights, by={by!r} in something else: give amount or threshold")
-    found, left = find_weights(module, ignored_layers)
-    check_finite(found)
-    weights, odd = _maskable(found)
+    weights, left = find_maskable(module, ignored_layers)
     values = per_weight(weights, asked)
     scored = _scored(module, weights, by, Data(dataloader, loss_fn, forward_loss))
     limits = _thresholds(scored, values, asked.kind, of, scope)
     rows = [_mask(module, one, *limits[number]) for number, one in enumerate(scored)]
-    return Sparsity(tuple(rows), (*left, *odd))
+    return Sparsity(tuple(rows), tuple(left))
 
 
-def _maskable(weights: list[Weight]) -> tuple[list[Weight], list[LeftWhole]]:
-    """Those that a mask may go on; a layer of zeros that training is still to fill would stay zero for ever."""
+def find_maskable(model: nn.Module, ignored_layers: Iterable[Any] = ()) -> tuple[list[Weight], list[LeftWhole]]:
+    """The weights that a mask may go on, and the others with the reason.
+
+    Raises
+    ------
+    SelectionError
+        If a layer of `ignored_layers` doesn't exist, or there is nothing that a mask may go on.
+    ScoreError
+        If weights are not finite.
+    """
+    found, left = find_weights(model, ignored_layers)
+    check_finite(found)
     kept: list[Weight] = []
-    left: list[LeftWhole] = []
-    for weight in weights:
+    for weight in found:
         if any(place.codebook is not None for place in weight.places):
-            left.append(LeftWhole(weight.name, "its weights are shared: sparsify first, or make_permanent before"))
-        elif not bool(weight.value().any()):
-            left.append(LeftWhole(weight.name, "all its weights are zero"))
+            left.append(_left(weight, "its weights are shared: sparsify first, or make_permanent before"))
+        elif not bool(weight.value().any()):  # training may still fill it, and a mask would keep it empty for ever
+            left.append(_left(weight, "all its weights are zero"))
         else:
             kept.append(weight)
     if not kept:
@@ -183,7 +190,21 @@ def _maskable(weights: list[Weight]) -> tuple[list[Weight], list[LeftWhole]]:
     return kept, left
 
 
-def _scored(model: nn.Module, weights: list[Weight], by: str, data: Data) -> list[_Scored]:
+def _left(weight: Weight, reason: str) -> LeftWhole:
+    return LeftWhole(weight.name, reason, weight.count)
+
+
+def mask_least(model: nn.Module, weights: Sequence[Weight], share: float) -> list[LayerSparsity]:
+    """Mask the smallest of these weights of a model, ranked together, until this share of them is zero.
+
+    At least the greatest of each tensor stays.
+    """
+    scored = _scored(model, weights, "magnitude", Data())
+    limits = _rank(scored, range(len(scored)), share, "all")
+    return [_mask(model, one, *limits[number]) for number, one in enumerate(scored)]
+
+
+def _scored(model: nn.Module, weights: Sequence[Weight], by: str, data: Data) -> list[_Scored]:
     scores = score_weights(model, weights, by, data)
     return [
         _Scored(
@@ -228,7 +249,7 @@ def _by_rank(scored: list[_Scored], values: list[Any], of: str, scope: str) -> _
     return limits
 
 
-def _rank(pool: list[_Scored], numbers: list[int], share: float, of: str) -> _Limits:
+def _rank(pool: Sequence[_Scored], numbers: Sequence[int], share: float, of: str) -> _Limits:
     """Take the lowest scores of a pool until so large a share of it is zero."""
     there = torch.cat([one.there for one in pool])
     free = torch.cat([one.free for one in pool])

@@ -1,0 +1,60 @@
+"""Where finished cells are kept, so that a comparison that was stopped goes on, and can be made larger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from surgeon.errors import CheckpointError
+from surgeon.experiments.grid import Key
+from surgeon.experiments.results import Cell
+from surgeon.jsonfiles import as_read, read_file, write_file
+
+__all__ = ["Store"]
+
+_FILE = "cells.json"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the file holds."""
+
+    about: Any
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder for cells (None keeps nothing), and what they belong to (JSON-able)."""
+
+    directory: Path | None
+    about: Mapping[str, Any]
+
+    def read(self) -> dict[Key, Cell]:
+        """The cells that are finished.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged, or of another comparison.
+        """
+        if self.directory is None:
+            return {}
+        path = self.directory / _FILE
+        if not path.exists():
+            self.write({})
+            return {}
+        saved: _Saved = read_file(path, _Saved, "give another folder")
+        if saved.about != as_read(self.about):
+            raise CheckpointError(
+                f"{path}: its cells belong to {saved.about}, these to {self.about}; give another folder"
+            )
+        return {cell.key: cell for cell in saved.cells}
+
+    def write(self, done: Mapping[Key, Cell]) -> None:
+        """Keep the finished cells; the file is replaced whole."""
+        if self.directory is None:
+            return
+        write_file(self.directory / _FILE, _Saved(self.about, tuple(done.values())))
