@@ -13,11 +13,18 @@ import click
 import pytest
 
 import surgeon
+from surgeon_cli import files
 from tests.cli_run import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = commands().list_commands(click.Context(commands()))
+
+
+@pytest.fixture(autouse=True)
+def all_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that examples name are there, as far as the commands' options know."""
+    monkeypatch.setattr(files, "is_file", lambda _: False)
 
 
 def blocks(language: str) -> list[str]:
