@@ -400,6 +400,8 @@ def latency_cli(rows: Mapping[str, Results]) -> str:
 
 def latency_gpu(rows: Mapping[str, Results]) -> str:
     """Cuts by memory against cuts by MACs."""
+    if all(row.get("status") == "not measured" for row in rows.values()):
+        return f"GPU, cuts by memory against cuts by MACs: not measured (`{next(iter(rows.values()))['command']}`)."
     cells = []
     for key, row in rows.items():
         _, name, batch, dtype = key.split("/")
