@@ -296,7 +296,7 @@ def shared_values(found: Results) -> str:
     settings = found["settings"]
     return grid(head, rows) + (
         f"\n\n{network}: top-1 in % of {settings['test_images']:,} test images. One epoch: of {settings['images']:,} "
-        "training images, the codebooks (dense: all weights), one recipe for all."
+        "training images in bf16, the codebooks (dense: all weights), one recipe for all."
     )
 
 
