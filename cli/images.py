@@ -154,7 +154,7 @@ def _of_files(
     InputError
         If none can be read; with `strict` also if one of those drawn can't.
     """
-    path = _root(files) if name is None else training_folder(Path(name))
+    path = _root(files) if name is None else _called(name)
     chosen, broken = _read(files, samples, preprocess, seed)
     if broken and strict:
         raise InputError(f"{broken[0]}; {len(broken)} broken in {path}. Remove them, or go on without --strict")
@@ -166,6 +166,12 @@ def _of_files(
     warnings = (f"{len(broken)} broken image(s) skipped in {path}; the first: {broken[0]}",) if broken else ()
     notes = (f"ranked on {len(chosen)} images of {path} ({kinds})",)
     return Images(torch.stack([pixels for _, pixels in chosen]), labels, classes, notes, warnings)
+
+
+def _called(name: str) -> str | Path:
+    """A folder as the user calls it; of one with parts, the part that is meant."""
+    meant = training_folder(Path(name))
+    return name if meant == Path(name) else meant
 
 
 def _root(files: Mapping[str, Sequence[Path]]) -> Path:

@@ -187,7 +187,9 @@ def test_a_folder_for_the_run_that_can_not_be_made_is_told() -> None:
 # ---------------------------------------------------------------- signals
 
 TRAIN = """
-import sys, time
+import signal, sys, time
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)  # tests may run under nohup, whose children ignore one of them
 from torch.utils.data import DataLoader
 from surgeon_cli.main import cli
 from surgeon import trainer
