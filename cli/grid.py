@@ -15,8 +15,8 @@ from surgeon.jsonfiles import read_text
 from surgeon.jsontext import read_json
 
 from .images import Batches
-from .models import resolve
-from .output import Watch, emit_json, say, table, warn
+from .models import asked_for
+from .output import Watch, emit_json, say, table
 from .runtime import pick_device, try_forward
 from .stopping import resumable
 from .subjects import warn_of_classes
@@ -81,15 +81,7 @@ def run(options: Mapping[str, Any]) -> None:
         .checked()
         .with_validation(options["val_share"], options["seed"])
     )
-    subject = resolve(
-        options["model"],
-        options["weights"],
-        seed=options["seed"],
-        image_size=options["image_size"],
-        factory=options["factory"],
-    )
-    for warning in subject.warnings:
-        warn(warning)
+    subject = asked_for(options)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     if tuple(getattr(outputs, "shape", ()))[1:] != (len(data.classes),):
         raise ModelError(

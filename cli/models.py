@@ -22,6 +22,7 @@ from surgeon.errors import InputError, ModelError, SelectionError
 from . import weights as sources
 from .factories import CLASSES, called, import_factory, nearest, takes_classes
 from .files import is_file
+from .output import warn
 from .runtime import header_of
 from .subjects import Subject
 
@@ -39,6 +40,23 @@ _RANDOM = (
     "RANDOM WEIGHTS: the pretrained weights of {name} can't be reached ({why}). The ranking says nothing about a "
     "trained model. Give --weights FILE, or --weights none to make random weights your choice."
 )
+
+
+def asked_for(options: Mapping[str, Any]) -> Subject:
+    """The model that a command's own options name; what the user must know of it is said.
+
+    Raises
+    ------
+    InputError, ModelError, SelectionError
+        As :func:`resolve`.
+    """
+    subject = resolve(
+        options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"],
+        factory=options["factory"],
+    )  # fmt: skip
+    for warning in subject.warnings:
+        warn(warning)
+    return subject
 
 
 def resolve(

@@ -22,7 +22,7 @@ from surgeon.tuning import Epoch, evaluate
 from surgeon.tuning.record import Step
 
 from .images import Batches
-from .models import resolve
+from .models import asked_for
 from .output import Watch, emit_json, say, table, warn
 from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
@@ -46,15 +46,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     from_first(lambda: check_folder(folder, resume=options["resume"]))
     device = pick_device(options["device"], options["threads"])
     data = _data(options)
-    subject = resolve(
-        options["model"],
-        options["weights"],
-        seed=options["seed"],
-        image_size=options["image_size"],
-        factory=options["factory"],
-    )
-    for warning in subject.warnings:
-        warn(warning)
+    subject = asked_for(options)
     warn_of_masks(subject)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     _check(subject, data, outputs)

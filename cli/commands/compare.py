@@ -128,21 +128,13 @@ def run(criteria: str, options: Mapping[str, Any]) -> Compared:
     import surgeon
 
     from ..images import find
-    from ..models import resolve
+    from ..models import asked_for
     from ..output import Watch, warn
     from ..runtime import pick_device, try_forward
 
     source = None if options["data"] is None else find(options["data"], options["data_root"])
     device = pick_device(options["device"])
-    subject = resolve(
-        options["model"],
-        options["weights"],
-        seed=options["seed"],
-        image_size=options["image_size"],
-        factory=options["factory"],
-    )
-    for warning in subject.warnings:
-        warn(warning)
+    subject = asked_for(options)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     graph = surgeon.channel_graph(surgeon.trace(subject.model, example))
     surgeon.make_plan(graph, surgeon.score(graph, "random"), **budget)  # a budget out of reach is told at once

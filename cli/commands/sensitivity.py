@@ -106,21 +106,13 @@ def run(options: dict[str, Any]) -> None:
     from surgeon.sweeps.judging import FILE
 
     from ..judging import judges
-    from ..models import resolve
-    from ..output import Watch, emit_json, warn
+    from ..models import asked_for
+    from ..output import Watch, emit_json
     from ..runtime import pick_device, try_forward
     from ..stopping import resumable
 
     device = pick_device(options["device"])
-    subject = resolve(
-        options["model"],
-        options["weights"],
-        seed=options["seed"],
-        image_size=options["image_size"],
-        factory=options["factory"],
-    )
-    for warning in subject.warnings:
-        warn(warning)
+    subject = asked_for(options)
     example, outputs = try_forward(subject.model.to(device), subject, device)
     images = judges(options, subject, outputs, device)
     with resumable(), Watch() as watch:
