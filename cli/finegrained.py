@@ -139,13 +139,10 @@ def _from_name(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     from surgeon.planning import Plan
     from surgeon.tracing import Inputs
 
-    from .models import resolve
-    from .output import warn
+    from .models import asked_for
     from .runtime import try_forward
 
-    subject = resolve(options["model"], options["weights"], seed=options["seed"], image_size=options["image_size"])
-    for warning in subject.warnings:
-        warn(warning)
+    subject = asked_for(options)
     model = subject.model.to(device)
     example, outputs = try_forward(model, subject, device)
     plan = Plan(type(model).__name__, {}, Inputs.of(example).spec())

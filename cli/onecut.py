@@ -18,7 +18,7 @@ from surgeon.tracing import Inputs
 
 from .commands.prune import SAMPLES, SAMPLES_WITH_DATA, Options
 from .images import Batches, Images, Source, batches, drawn, find, photographs
-from .models import resolve
+from .models import asked_for
 from .output import Watch, say, warn
 from .runtime import about, pick_device, try_forward
 from .subjects import Subject, warn_of_classes, warn_of_masks
@@ -29,11 +29,7 @@ def run(options: Options) -> None:
     """The whole command."""
     source = None if options.data is None else find(options.data, options.training["data_root"])
     device = pick_device(options.device, options.threads)
-    subject = resolve(
-        options.model, options.weights, seed=options.seed, image_size=options.image_size, factory=options.factory
-    )
-    for warning in subject.warnings:
-        warn(warning)
+    subject = asked_for(vars(options))
     warn_of_masks(subject)
     model = subject.model.to(device)
     example, outputs = try_forward(model, subject, device)

@@ -18,7 +18,7 @@ from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningEr
 from surgeon.exclusive import alone
 from surgeon.files import locked
 from surgeon.finegrained import plain_copy
-from surgeon.jsonfiles import as_read, read_file, write_file, write_lines
+from surgeon.jsonfiles import as_read, changed, read_file, write_file, write_lines
 from surgeon.planning import Plan
 from surgeon.processes import first, from_first, start
 from surgeon.tracing import Inputs, check_model, in_mode
@@ -246,12 +246,11 @@ class _Kept:
 
 def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
     saved = read_file(path, dict[str, Any], "give another folder")
-    for name in asked:
-        if saved.get(name) != asked[name]:
-            raise CheckpointError(
-                f"{path}: its run has {name}={saved.get(name)!r}, this one {asked[name]!r}; resume with the same "
-                "options, or give another folder"
-            )
+    for name in changed(saved, asked):
+        raise CheckpointError(
+            f"{path}: its run has {name}={saved.get(name)!r}, this one {asked.get(name)!r}; resume with the same "
+            "options, or give another folder"
+        )
 
 
 @alone

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from surgeon.errors import InputError
 from surgeon.measure import latency
 from surgeon.pages import numbers, render
 from surgeon.pages.lanes import lanes
+from surgeon.report.groups import histogram
 from tests import factories, pages
 from tests.cli_run import surgeon_cli
 
@@ -69,6 +71,20 @@ def test_bins_hold_every_channel_and_the_line_parts_them(result: surgeon.Result)
         if group.kept < group.size:
             assert scores.cut is not None
             assert scores.low <= scores.cut <= scores.high
+
+
+@pytest.mark.parametrize("width", [0.0, 5e-324, 1e-310, 1e-3, 1.0, 1e300])
+def test_bins_of_any_width_count_as_numpy_does(width: float) -> None:
+    scores = np.linspace(0, 1, 49) * width
+    stays = np.arange(49) % 3 > 0
+    found = histogram(scores, stays)
+    assert found is not None
+    assert (sum(found.kept), sum(found.removed)) == (32, 17)
+    if width > 1e-300:  # where the edges of bins can be told apart
+        shifted = scores[1::2]  # in the middle of each bin
+        whole = histogram(np.concatenate([scores[[0, -1]], shifted]), np.ones(26, dtype=bool))
+        assert whole is not None
+        assert list(whole.kept) == np.histogram(np.concatenate([scores[[0, -1]], shifted]), 24)[0].tolist()
 
 
 def test_several_steps_have_no_one_score(result: surgeon.Result) -> None:

@@ -84,8 +84,9 @@ def histogram(scores: Floats, stays: Flags) -> ScoreHistogram | None:
     if not np.isfinite(scores).all():
         return None
     low, high = float(scores.min()), float(scores.max())
-    # the last bin holds its upper edge; np.histogram does the same at ten times the cost, and there are many groups
-    bins = ((scores - low) * (_BINS / ((high - low) or 1.0))).astype(np.int64).clip(0, _BINS - 1)
+    # the last bin holds its upper edge; np.histogram does the same at ten times the cost, and there are many groups.
+    # Divided first: the number of bins over the smallest range there is would be infinite.
+    bins = ((scores - low) / ((high - low) or 1.0) * _BINS).astype(np.int64).clip(0, _BINS - 1)
     kept, removed = (np.bincount(bins[part], minlength=_BINS) for part in (stays, ~stays))
     best_gone, worst_kept = scores[~stays].max(initial=-np.inf), scores[stays].min(initial=np.inf)
     cut = (

@@ -42,7 +42,7 @@ def _curve(model: nn.Module, name: str, weights: Sequence[Weight], ratios: Seque
     points = [judge.point(name, ratio, lambda ratio=ratio: measure(ratio)) for ratio in ratios]  # type: ignore[misc]
     for weight, mask in zip(weights, before, strict=True):
         lift(model, weight, mask)
-    return Curve(name, tuple(weight.name for weight in weights), sum(map(_size, weights)), tuple(points))
+    return Curve(name, tuple(weight.name for weight in weights), sum(weight.count for weight in weights), tuple(points))
 
 
 def _point(model: nn.Module, weights: Sequence[Weight], ratio: float, judge: Judge) -> Point:
@@ -53,7 +53,3 @@ def _point(model: nn.Module, weights: Sequence[Weight], ratio: float, judge: Jud
         return Point(ratio, 0, None, None, None, 1.0)
     seen = judge(model)
     return Point(ratio, removed, max(limits), seen.loss, seen.accuracy, 1.0)
-
-
-def _size(weight: Weight) -> int:
-    return weight.value().numel()

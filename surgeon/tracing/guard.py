@@ -15,7 +15,8 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from surgeon.errors import ModelError
 from surgeon.tracing.members import modules, named_modules, named_parameters
 
-_QUANTISED = (torch.qint8, torch.quint8, torch.qint32)
+#: Types of numbers with a scale beside them.
+QUANTISED = frozenset({torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4})
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -55,7 +56,7 @@ def _check_module(name: str, module: nn.Module) -> None:
             raise ModelError(
                 f"{name}.{key} is not initialised yet (a lazy module): run the model once on real inputs, then prune it"
             )
-        if tensor is not None and tensor.dtype in _QUANTISED:
+        if tensor is not None and tensor.dtype in QUANTISED:
             raise ModelError(f"{name}.{key} is quantised ({tensor.dtype}): prune the float model, then quantise it")
 
 

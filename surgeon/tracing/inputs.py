@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import InputError, PlanError
+from surgeon.tracing.guard import QUANTISED
 
 _RANDOM_SEED = 0
 
@@ -124,9 +125,6 @@ def _describe(value: Any) -> Any:
     return {"opaque": type(value).__name__}
 
 
-_QUANTISED = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4)
-
-
 class _Builder:
     """Makes what :func:`_describe` described; the description may come from anywhere."""
 
@@ -151,7 +149,7 @@ class _Builder:
 
     def _tensor(self, spec: Any) -> Tensor:
         shape, dtype = [int(size) for size in spec["tensor"]], getattr(torch, str(spec["dtype"]))
-        if not isinstance(dtype, torch.dtype) or dtype in _QUANTISED:
+        if not isinstance(dtype, torch.dtype) or dtype in QUANTISED:
             raise TypeError(f"{spec['dtype']!r} is no dtype of plain numbers")
         self._left -= math.prod(shape)
         if any(size < 1 for size in shape) or self._left < 0:

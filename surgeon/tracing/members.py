@@ -6,9 +6,12 @@ modules thirty times. These walk once, in the same order, with the same names.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+_T = TypeVar("_T", bound=Tensor)
 
 
 def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -35,23 +38,23 @@ def modules(model: nn.Module) -> list[nn.Module]:
 
 def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """``list(model.named_parameters())``: a parameter that is held twice goes by its first name."""
-    held = ((n, m._parameters.items()) for n, m in named_modules(model))
-    return list(_first(held))  # type: ignore[arg-type]  # parameters, as they are held
+    return list(_first((name, module._parameters) for name, module in named_modules(model)))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters, then buffers, each by its first name."""
     held = named_modules(model)
-    found = dict(_first((n, m._parameters.items()) for n, m in held))
-    found.update(_first((n, m._buffers.items()) for n, m in held))
+    found: dict[str, Tensor] = dict(_first((name, module._parameters) for name, module in held))
+    found.update(_first((name, module._buffers) for name, module in held))
     return found
 
 
-def _first(held: Iterator[tuple[str, object]]) -> Iterator[tuple[str, Tensor]]:
+def _first(held: Iterable[tuple[str, Mapping[str, _T | None]]]) -> Iterator[tuple[str, _T]]:
+    """Every tensor by the first of its names."""
     seen: set[int] = set()
-    for name, items in held:
+    for name, tensors in held:
         prefix = name and name + "."
-        for key, tensor in items:  # type: ignore[attr-defined]  # the items of a dict
+        for key, tensor in tensors.items():
             if tensor is not None and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield prefix + key, tensor
