@@ -16,7 +16,7 @@ from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.cost import Latency
 from surgeon.criteria import Scores, score
 from surgeon.deadline import TOLERANCE, Candidate, Timing, as_fast, within_time
-from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError
+from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError, VerificationError
 from surgeon.measure import Comparison, latency
 from surgeon.planning import AUTO, TIME, Device, Plan, check_reach, make_plan, seconds_of, share_of, timing_of
 from surgeon.processes import agree, from_first
@@ -105,6 +105,17 @@ class Cutter:
         """Cut `module` down to `budget`; it stays as it is. Without `rewritten` and a check, only plan."""
         with self.clock("trace"):
             graph = read_graph(module, self.example_inputs)
+        try:
+            return self._cut(module, graph, budget, rewritten=rewritten)
+        except VerificationError:
+            if not graph.trace.by_shapes:
+                raise
+        # the forward may run otherwise than its shapes alone said
+        with self.clock("trace"):
+            graph = read_graph(module, self.example_inputs, real=True)
+        return self._cut(module, graph, budget, rewritten=rewritten)
+
+    def _cut(self, module: nn.Module, graph: ChannelGraph, budget: Mapping[str, Any], *, rewritten: bool) -> Cut:
         timed = TIME in budget or self.planning.get("round_to") == AUTO
         with self.clock("latency table") if timed else contextlib.nullcontext():
             device = timing_of(graph, budget, self.planning.get("round_to"), progress=self.clock.progress)
@@ -249,10 +260,10 @@ def _without(plan: Plan, difference: Difference) -> ChannelGraph:
     return graph.pin(misfit.channels, reasons.mixes(difference.node), misfit.source)
 
 
-def read_graph(module: nn.Module, example_inputs: Any) -> ChannelGraph:
+def read_graph(module: nn.Module, example_inputs: Any, *, real: bool = False) -> ChannelGraph:
     """The channel graph of a model; a forward that rejects its inputs is the caller's error."""
     try:
-        return channel_graph(trace(module, Inputs.of(example_inputs)))
+        return channel_graph(trace(module, Inputs.of(example_inputs), real=real))
     except SurgeonError:
         raise
     except Exception as problem:

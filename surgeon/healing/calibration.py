@@ -161,7 +161,7 @@ def read_batches(
 
 
 def _fit(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
-    graph = channel_graph(trace(dense, inputs))
+    graph = channel_graph(trace(dense, inputs, real=True))
     try:
         return fit_recording(graph, record(small, inputs, graph.trace), plan.kept(graph))
     except Misfit as misfit:

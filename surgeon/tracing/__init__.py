@@ -1,16 +1,18 @@
-"""Trace: one real forward of any eager module, recorded as a ``torch.fx.Graph`` of ATen calls."""
+"""Trace: one forward of any eager module, recorded as a ``torch.fx.Graph`` of ATen calls."""
 
+from surgeon.tracing.copying import copied
 from surgeon.tracing.decisions import MASKS
 from surgeon.tracing.graphs import as_graph
 from surgeon.tracing.guard import check_model, in_mode, outside_inference_mode, unwrap
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import modules, named_modules, named_parameters, named_tensors
-from surgeon.tracing.recording import Trace, Unfinished, record, trace
+from surgeon.tracing.recording import Trace, Unfinished, record
 from surgeon.tracing.replay import Call, Replay, plain_call
 from surgeon.tracing.source import COPIES, Site, Source, error_site, moves_numbers, operator_name
+from surgeon.tracing.tracing import trace
 
 __all__ = [
     "COPIES", "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model",
-    "error_site", "in_mode", "modules", "moves_numbers", "named_modules", "named_parameters", "named_tensors",
+    "copied", "error_site", "in_mode", "modules", "moves_numbers", "named_modules", "named_parameters", "named_tensors",
     "operator_name", "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
 ]  # fmt: skip

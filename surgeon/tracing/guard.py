@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError
 from surgeon.tracing.members import modules, named_modules, named_parameters
@@ -169,3 +170,18 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
     finally:
         torch._C._set_mkldnn_enabled(fused)
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+_ASKED = ("device", "is_cuda", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_xla", "is_mkldnn")
+_LOOKS = frozenset({Tensor.get_device, *(getattr(Tensor, name).__get__ for name in _ASKED)})
+
+
+class Blind(TorchFunctionMode):
+    """Stops a forward that looks at its device: it might go another way on its own."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _LOOKS:
+            raise RuntimeError("the forward looks at its device")
+        return func(*args, **(kwargs or {}))

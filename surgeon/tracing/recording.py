@@ -15,10 +15,12 @@ from torch.utils import _pytree as pytree
 from surgeon.exclusive import ALONE
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
-from surgeon.tracing.guard import check_model, plain_kernels, set_mode, untouched
+from surgeon.tracing.guard import plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import named_parameters, named_tensors
 from surgeon.tracing.recorder import Recorder
+
+_NOTHING = contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Trace:
         What the data decided on the way; empty unless the forward's path depends on the data.
     functional:
         Whether writes in place were taken apart; a few forwards can only be recorded as they are.
+    by_shapes:
+        Whether no number was computed: the forward ran on the meta device.
     """
 
     graph: fx.Graph
@@ -50,6 +54,7 @@ class Trace:
     outputs: Any
     decisions: Sequence[tuple[str, Any]]
     functional: bool = True
+    by_shapes: bool = False
 
     @functools.cached_property
     def order(self) -> Mapping[fx.Node, int]:
@@ -75,54 +80,33 @@ class Unfinished(Exception):
         self.graph = graph
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Trace:
-    """Run `model` once in eval mode and record every ATen call.
-
-    The model is as before afterwards (mode, buffers, RNG, hooks), also when its forward raises.
-
-    Parameters
-    ----------
-    model:
-        Any eager module, on any device, in any floating-point type.
-    example_inputs:
-        A tensor, a tuple of arguments, or :class:`Inputs`.
-
-    Raises
-    ------
-    ModelError
-        For what can't be traced: a ScriptModule, a quantised or lazily initialised model.
-    InputError
-        If `example_inputs` holds no tensor.
-    Exception
-        Whatever the model's own forward raises comes through as it is.
-    """
-    module, inputs = check_model(model), Inputs.of(example_inputs)
-    try:
-        return record(module, inputs)
-    except Unfinished as stop:
-        error = stop.__cause__
-        assert error is not None
-        raise error from None
-
-
 def record(model: nn.Module, inputs: Inputs, like: Trace | None = None) -> Trace:
-    """:func:`trace` for inside use: a failing forward raises :class:`Unfinished` with the part that ran.
+    """Run `model` once in eval mode and record every ATen call; a failing forward raises :class:`Unfinished`.
 
-    Where eval mode leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the
+    The model is as before afterwards (mode, buffers, RNG, hooks), also when its forward raises. Where eval
+    mode leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the
     first, so that what feeds them is known; a model that can't run so keeps the first pass alone. `like`: an earlier
     recording, whose decisions are followed and whose way of recording is taken.
     """
     if like is not None:
-        return _record(model, inputs, like.decisions, functional=like.functional)
+        return record_once(model, inputs, like.decisions, functional=like.functional)
     try:
-        return _record(model, inputs)
+        return record_once(model, inputs)
     except Unfinished:
         # the user's own error comes from a plain run; a forward that only functionalisation can't follow (a custom
         # autograd.Function of the older form, numpy) is recorded without it
-        return _record(model, inputs, functional=False)
+        return record_once(model, inputs, functional=False)
 
 
-def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, functional: bool = True) -> Trace:
+def record_once(
+    model: nn.Module,
+    inputs: Inputs,
+    decisions: Any = None,
+    *,
+    functional: bool = True,
+    within: contextlib.AbstractContextManager[Any] = _NOTHING,
+) -> Trace:
+    """:func:`record` in one way, following these decisions; the forward runs within the given context."""
     known = {name: _plain(tensor) for name, tensor in named_tensors(model).items()}
     flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
     tensors = [_plain(leaf) for leaf in flat if isinstance(leaf, Tensor)]
@@ -135,7 +119,8 @@ def _record(model: nn.Module, inputs: Inputs, decisions: Any = None, *, function
         args, kwargs = pytree.tree_unflatten([next(feed) if isinstance(v, Tensor) else v for v in flat], structure)
 
         def once() -> Any:
-            return torch.func.functional_call(model, state, args, kwargs)
+            with within:
+                return torch.func.functional_call(model, state, args, kwargs)
 
         returned.append(pytree.tree_flatten(once()))
         if functional and _unused(model, recorder):

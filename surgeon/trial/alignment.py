@@ -93,7 +93,7 @@ def partners(nodes: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
     return found
 
 
-def alike(small: fx.Graph, dense: fx.Graph) -> bool:
+def same_calls(small: fx.Graph, dense: fx.Graph) -> bool:
     """Whether both run the same operators in the same order."""
     return [_name(n) for n in calls(small)] == [_name(n) for n in calls(dense)]
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from surgeon.channels import ChannelGraph, Guide, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags
 from surgeon.tracing import Trace, Unfinished, record
-from surgeon.trial.alignment import align, alike, next_call, strays
+from surgeon.trial.alignment import align, next_call, same_calls, strays
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold, find_fold
@@ -76,7 +76,7 @@ def _on_meta(graph: ChannelGraph, widths: Widths, settings: Settings) -> Trace |
     """A recording without numbers; None if the forward takes other operators there than on its own device."""
     small = _skeleton(graph, widths, settings, "meta")
     recording = record(small, graph.trace.inputs.to(device="meta"), graph.trace)
-    return recording if alike(recording.graph, graph.trace.graph) else None
+    return recording if same_calls(recording.graph, graph.trace.graph) else None
 
 
 #: Of each dense recording whether it comes out the same on the meta device.
@@ -85,7 +85,7 @@ _same: WeakKeyDictionary[fx.Graph, bool] = WeakKeyDictionary()
 
 def _same_on_meta(graph: ChannelGraph) -> bool:
     """Whether the dense forward runs on the meta device as it does for real: then what fails there fails for real."""
-    known = _same.get(graph.trace.graph)
+    known = graph.trace.by_shapes or _same.get(graph.trace.graph)
     if known is None:
         whole = np.ones(graph.structure.count, dtype=bool)
         try:

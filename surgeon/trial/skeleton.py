@@ -1,18 +1,17 @@
-"""A copy of a model with other tensors in the places of its own."""
+"""A model with tensors of other widths, in which everything else that holds a width follows."""
 
 from __future__ import annotations
 
-import copy
-import copyreg
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, fx, nn
 
-from surgeon.tracing import modules, named_tensors
+from surgeon.tracing import copied, modules
 from surgeon.trial.attributes import follow, followers
 from surgeon.trial.targets import Settings, apply_settings
+
+_REGISTRIES = frozenset({dict, OrderedDict})
 
 
 def with_tensors(
@@ -25,21 +24,7 @@ def with_tensors(
     Ties, ``requires_grad``, mode, hooks and the model's own class survive. With `share`, tensors that aren't
     replaced are shared with `model` instead of copied.
     """
-    memo: dict[int, object] = {}
-    keep = []  # deepcopy trusts ids: the replaced tensors must outlive it
-    for name, old in named_tensors(model).items():
-        new = tensors.get(name)
-        if new is not None:
-            new = _like(old, new)
-        elif share:
-            new = old
-        if new is not None:
-            memo[id(old)] = new
-            keep.append(old)
-    for tensor in _computed(model):
-        memo[id(tensor)] = tensor.detach().clone()
-        keep.append(tensor)
-    small = _copy(model, memo)
+    small = copied(model, tensors, share=share)
     _follow_all(model, small)
     apply_settings(small, settings)
     return small
@@ -89,91 +74,9 @@ def _substituted(value: object, new: Mapping[int, Tensor]) -> object:
     return value
 
 
-def _computed(model: nn.Module) -> list[Tensor]:
-    """Tensors with a history that modules hold: results of an earlier forward, or weights made by a hook."""
-    held = [value for module in modules(model) for value in vars(module).values()]
-    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
-
-
-def _copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:
-    """Copy deeply; what can't be copied (locks, open files) is shared."""
-    try:
-        return _deep_copy(model, dict(memo))
-    except TypeError:
-        for module in modules(model):
-            memo |= {id(value): value for value in vars(module).values() if not _can_copy(value)}
-        return _deep_copy(model, memo)
-
-
-def _deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """``copy.deepcopy``, which would spend nearly all of its time on numbers and on a dozen empty registries of hooks.
-
-    Modules that are copied in a way of their own still are.
-    """
-    parts = modules(model)
-    plain = {kind: _is_plain(kind) for kind in {type(part) for part in parts}}
-    parts = [module for module in parts if id(module) not in memo and plain[type(module)]]
-    for module in parts:
-        memo[id(module)] = type(module).__new__(type(module))
-    for module in reversed(parts):  # a module is whole before it is given to the one that holds it
-        held = vars(module).items()
-        state = {name: value if type(value) in _ATOMS else _deep_copied(value, memo) for name, value in held}
-        memo[id(module)].__setstate__(state)
-    small: nn.Module = memo[id(model)] if id(model) in memo else copy.deepcopy(model, memo)
-    return small
-
-
-def _is_plain(kind: type[nn.Module]) -> bool:
-    """Whether modules of this kind are copied as any object is: attribute by attribute."""
-    own = {name for base in kind.__mro__ if base not in (nn.Module, object) for name in vars(base)}
-    return own.isdisjoint(_COPIED_BY) and kind not in copyreg.dispatch_table
-
-
-#: What a class may define to be copied in a way of its own.
-_COPIED_BY = frozenset(
-    {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__getnewargs__", "__getnewargs_ex__",
-     "__new__", "__slots__"}
-)  # fmt: skip
-_ATOMS = frozenset({type(None), int, float, bool, str})
-_REGISTRIES = frozenset({dict, OrderedDict})
-
-
-def _deep_copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A deep copy of an attribute."""
-    kind, made = type(value), memo.get(id(value))
-    if made is not None:
-        return made
-    if kind in _ATOMS or (kind is tuple and _ATOMS.issuperset(map(type, value))):
-        return value
-    if kind is OrderedDict and not value and not vars(value):
-        memo[id(value)] = made = OrderedDict()
-    elif kind is dict and all(type(key) is str for key in value):
-        memo[id(value)] = made = {}
-        made.update({key: _deep_copied(item, memo) for key, item in value.items()})
-    else:
-        made = copy.deepcopy(value, memo)
-    return made
-
-
-def _can_copy(value: object) -> bool:
-    if isinstance(value, Tensor | nn.Module | dict | list):
-        return True  # copied piece by piece
-    try:
-        copy.deepcopy(value)
-    except TypeError:
-        return False
-    return True
-
-
 def _is_width(value: object) -> bool:
     """A number or a sequence of numbers; other containers hold the model's own layers, not the shadow's."""
     return isinstance(value, int) or (isinstance(value, tuple | list) and all(isinstance(v, int) for v in value))
-
-
-def _like(old: Tensor, new: Tensor) -> Tensor:
-    if isinstance(old, nn.Parameter):
-        return nn.Parameter(new, requires_grad=old.requires_grad)
-    return new
 
 
 def _follow_all(dense: nn.Module, small: nn.Module) -> None:

@@ -15,6 +15,7 @@ from surgeon.exclusive import alone
 from surgeon.planning import Plan
 from surgeon.tracing import (
     Inputs,
+    Unfinished,
     check_model,
     named_tensors,
     operator_name,
@@ -23,7 +24,7 @@ from surgeon.tracing import (
     trace,
     unwrap,
 )
-from surgeon.trial import Fit, Misfit, fit_recording
+from surgeon.trial import Fit, Misfit, fit_recording, same_calls
 from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
 from surgeon.verification.twin import codes, redraw
@@ -121,9 +122,15 @@ def check_fit(fitted: Fit, own: Pair, twins: Callable[[int], Pair], inputs: Inpu
 def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
     """Fit the real small model: its own forward is recorded, whatever the trial said."""
     known = plan.fitted.graph if plan.fitted is not None else None
-    graph = known if known is not None and known.trace.model is dense else channel_graph(trace(dense, inputs))
+    if known is None or known.trace.model is not dense:
+        known = channel_graph(trace(dense, inputs, real=True))
     try:
-        return fit_recording(graph, record(small, graph.trace.inputs, graph.trace), plan.kept(graph))
+        recording = record(small, known.trace.inputs, known.trace)
+        if known.trace.by_shapes and not same_calls(recording.graph, known.trace.graph):
+            raise VerificationError("the forward runs otherwise than its shapes alone said")
+        return fit_recording(known, recording, plan.kept(known))
+    except Unfinished as stop:
+        raise VerificationError(f"the cut model's forward fails: {stop.__cause__}") from stop
     except Misfit as misfit:
         site = misfit.node.meta.get("site")
         raise VerificationError(f"the cut model differs from the dense one at {site}: {misfit.why}") from misfit
