@@ -10,12 +10,15 @@ from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.measure import Comparison
 from surgeon.planning import TIME, seconds_of
 
-#: How far the measured time may be above the limit, and how far below it without another try.
-TOLERANCE = 0.05
+#: How far the measured time may be above the limit, and how far below it without another try: half of the room is
+#: left to the next measurement.
+TOLERANCE, _NEAR = 0.05, 0.03
 _TRIES = 7
 _FAST_TRIES = 4
 #: The least and the most that a try may change the share that is planned for.
 _STRIDE = (0.6, 1.5)
+#: Where the next try is aimed, of the limit.
+_AIM = 1 - _NEAR / 2
 
 Made = TypeVar("Made")
 
@@ -87,7 +90,7 @@ class Candidate(Generic[Made]):
     @property
     def lands(self) -> bool:
         """Whether it is where another try could not do better."""
-        return 1 - TOLERANCE <= self.use <= 1
+        return 1 - _NEAR <= self.use <= 1
 
     @property
     def merit(self) -> tuple[bool, bool, float]:
@@ -137,7 +140,7 @@ def within_time(
         reached = predicted["small"] / predicted["dense"]
         low, high = _STRIDE
         # aim a hair below the limit: above it is a promise broken
-        share = min(reached if found.use > 1 else 1.0, share) * min(high, max(low, 0.98 / found.use))
+        share = min(reached if found.use > 1 else 1.0, share) * min(high, max(low, _AIM / found.use))
     if best is None:
         assert problem is not None
         raise problem
@@ -173,7 +176,7 @@ def as_fast(
         if found.use <= 1 or stuck:
             break
         reached = predicted["small"] / predicted["dense"]
-        goal = min(goal or 1.0, reached) * max(_STRIDE[0], 0.98 / found.use)
+        goal = min(goal or 1.0, reached) * max(_STRIDE[0], _AIM / found.use)
     assert best is not None
     return best, tried
 

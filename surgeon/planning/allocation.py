@@ -2,7 +2,7 @@
 
 What is gone of the score plus a price for every cost is made least: coordinate descent over the bundles (what a layer
 costs depends on the widths on both its sides), the price raised until the limits hold, then repaired: whatever fits
-again is taken back, what costs nothing first.
+again is taken back, what costs nothing first; and pairs of bundles exchanged.
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from surgeon.planning.exchange import with_partner
 from surgeon.planning.meters import Meter, Stairs, State
 
 _SWEEPS = 12
 _HALVINGS = 24
 _REWEIGHTS = 6
+_EXCHANGES = 6
+#: Shares of a counted limit that a plan for time leaves in use: as large a one as it finds widths for.
+_SPENT = (0.97, 0.9, 0.0)
+#: Share of what is gone that a round of exchanges must bring back for another one.
+_WORTH_IT = 1e-3
 #: Prices of the counted budgets in units of that of time, from "time is free" to "what was counted may be spent".
 PRICES = (math.inf, 8.0, 4.0, 2.0, 1.0, 0.5, 0.2, 0.0, -0.15, -0.3, -0.45, -0.6)
 
@@ -65,7 +71,7 @@ class Allocator:
         prices = {name: 1.0 / limit for name, limit in self.limits.items()}
         best: State | None = None
         for _ in range(_REWEIGHTS if len(prices) > 1 else 1):
-            state = self.repaired(self.priced(prices))
+            state = self.exchanged(self.repaired(self.priced(prices)))
             if best is None or (self.within(state), -self.loss(state)) > (self.within(best), -self.loss(best)):
                 best = state
             use = {name: self.meters[name].total(state) / limit for name, limit in self.limits.items()}
@@ -77,20 +83,23 @@ class Allocator:
     def fastest(self, time: str, goal: float) -> State:
         """Within the limits, a state in which the meter `time` shows at most `goal` and the most score is kept.
 
-        Budgets that only count say nothing of the time, which has other places to fall. The limits stay met while time
-        gets dearer against what they count; where the goal is out of reach, the least time is taken.
+        Budgets that only count say nothing of the time, which has other places to fall: each state of the frontier
+        gives another answer to what time is worth. What may be counted is spent: time is not to be had by ever smaller
+        models. Where the goal is out of reach, the least time is taken.
         """
-        chosen: State | None = None
-        for state in self._frontier(time):
-            if not self.within(state):
-                continue
-            if chosen is None or self.meters[time].total(state) < self.meters[time].total(chosen):
-                chosen = state
-            if self.meters[time].total(state) <= goal:
+        states = [state for state in self._frontier(time, goal) if self.within(state)]
+        if not states:
+            return self.best()
+        fastest = min(states, key=self.meters[time].total)
+        most = max(goal, self.meters[time].total(fastest))
+        for share in _SPENT:
+            fast = [s for s in states if self.meters[time].total(s) <= most and self.excess(s) >= share]
+            if fast:
                 break
-        return self.best() if chosen is None else chosen
+        chosen = min(fast, key=self.loss)
+        return self.exchanged(chosen, {time: most}, min(share, self.excess(chosen)))
 
-    def _frontier(self, time: str) -> Iterator[State]:
+    def _frontier(self, time: str, goal: float) -> Iterator[State]:
         """States within the limits, from the most score to the least time."""
         whole = self.meters[time].total(self.dense())
         for price in PRICES:
@@ -99,7 +108,7 @@ class Allocator:
             if not math.isinf(price):
                 prices[time] = 1.0 / whole
             state = self.priced(prices)
-            most = math.inf if math.isinf(price) else self.meters[time].total(state) * 1.002
+            most = math.inf if math.isinf(price) else max(self.meters[time].total(state) * 1.002, goal)
             yield self.repaired(state, {time: most})
 
     def priced(self, prices: Mapping[str, float]) -> State:
@@ -130,6 +139,24 @@ class Allocator:
                 cost = sum(price * self.meters[name].along(bundle, state) for name, price in prices.items() if price)
                 state[bundle] = int(np.argmin(losses + factor * cost))
             if state == before:
+                break
+        return state
+
+    def exchanged(self, state: State, most: Mapping[str, float] | None = None, least: float = 0.0) -> State:
+        """Less of one bundle for more of another, as long as score is gained and all limits, and `most`, hold.
+
+        `least` of the limit that is nearest stays in use.
+        """
+        bounds = {name: (0.0, bound) for name, bound in {**self.limits, **(most or {})}.items()}
+        nearest = max(self.limits, key=lambda name: self.meters[name].total(state) / self.limits[name])
+        bounds[nearest] = least * self.limits[nearest], self.limits[nearest]
+        state = list(state)
+        for _ in range(_EXCHANGES if self.within(state) else 0):
+            before = self.loss(state)
+            for bundle in range(len(state)):
+                state = with_partner(self.stairs, self.meters, bounds, bundle, state)
+            state = self.repaired(state, most)
+            if self.loss(state) > before * (1 - _WORTH_IT):
                 break
         return state
 
