@@ -181,3 +181,16 @@ def test_a_forward_that_runs_otherwise_is_traced_again() -> None:
     assert result.report.check is not None
     assert result.report.check.status == "passed"
     assert result.model.b.out_channels == 4  # type: ignore[union-attr]
+
+
+def called(target: Any) -> fx.Graph:
+    graph = fx.Graph()
+    graph.output(graph.call_function(target, (graph.placeholder("x"),)))
+    return graph
+
+
+def test_a_devices_own_kernel_is_the_same_call() -> None:
+    aten = torch.ops.aten
+    plain, own = called(aten.native_batch_norm.default), called(aten.cudnn_batch_norm.default)
+    assert same_calls(own, plain)
+    assert not same_calls(called(aten.native_layer_norm.default), plain)

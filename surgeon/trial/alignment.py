@@ -14,12 +14,18 @@ from surgeon.tracing import COPIES, operator_name
 #: Calls that allocate scratch memory differ between devices and mean nothing.
 _SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
 _VIEWS = frozenset({"view", "_unsafe_view", "reshape"})
+#: What a device calls its own kernel of an operator.
+_KERNELS = {
+    "cudnn_batch_norm": "native_batch_norm",
+    "miopen_batch_norm": "native_batch_norm",
+    "cudnn_grid_sampler": "grid_sampler_2d",
+}
 
 
 def _name(node: fx.Node) -> str:
     """The operator's name; a reshape makes or saves a copy depending on the sizes, so its forms are one."""
     name = operator_name(node)
-    return "view" if name in _VIEWS else name
+    return "view" if name in _VIEWS else _KERNELS.get(name, name)
 
 
 def calls(graph: fx.Graph) -> list[fx.Node]:
