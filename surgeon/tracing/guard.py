@@ -172,16 +172,23 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+#: What tells a tensor's device, memory or numbers.
 _ASKED = ("device", "is_cuda", "is_cpu", "is_meta", "is_mps", "is_xpu", "is_xla", "is_mkldnn")
-_LOOKS = frozenset({Tensor.get_device, *(getattr(Tensor, name).__get__ for name in _ASKED)})
+_LOOKS = frozenset(
+    {
+        *(getattr(Tensor, name).__get__ for name in _ASKED),
+        Tensor.get_device, Tensor.type, Tensor.stride, Tensor.data_ptr, Tensor.storage, Tensor.untyped_storage,
+        Tensor.__repr__, Tensor.__format__,
+    }
+)  # fmt: skip
 
 
 class Blind(TorchFunctionMode):
-    """Stops a forward that looks at its device: it might go another way on its own."""
+    """Stops a forward that looks at its device or memory: it might go another way on its own."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in _LOOKS:
-            raise RuntimeError("the forward looks at its device")
+            raise RuntimeError("the forward looks where its tensors are")
         return func(*args, **(kwargs or {}))

@@ -16,13 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.tracing.decisions import Decisions, decides, may_decide
+from surgeon.tracing.inplace import plain_form
 from surgeon.tracing.members import named_modules
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
 
 _aten = torch.ops.aten
-#: In-place calls that change a tensor's shape alone: nobody else sees that, also where the tensor is a view.
-_SHAPING = frozenset({"transpose_", "t_", "squeeze_", "unsqueeze_"})
 #: Operators whose integer operands say where data goes: their values are kept for the label pass.
 INDEX_OPERATORS = frozenset(
     {
@@ -56,12 +55,24 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         The tensor behind each ``get_attr`` target.
     extra:
         Set once a pass in train mode is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
+
+    Parameters
+    ----------
+    known:
+        The model's parameters and buffers by name.
+    decisions:
+        What is followed, or taken, where the data decides.
+    blind:
+        There are no numbers: a call that needs some ends the recording.
     """
 
-    def __init__(self, model: nn.Module, known: Mapping[str, Tensor], decisions: Decisions) -> None:
+    def __init__(
+        self, model: nn.Module, known: Mapping[str, Tensor], decisions: Decisions, *, blind: bool = False
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.extra = False
         self.decisions = decisions
+        self._blind = blind
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self._paths = {id(module): name for name, module in named_modules(model)}
@@ -109,13 +120,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
         decision = None
         if traits.may_decide and decides(func, args):
+            self._need_numbers(func)
             from_data = _from_data(node_args, node_kwargs)
             result, decision = self.decisions.run(func, args, kwargs, from_data=from_data)
         else:
             result = _run(func, args, kwargs)
         site = call_site(self._paths, skip=2)
         if traits.rewritten:
-            func, node_args = _plain_call(func, args, node_args)
+            func, node_args = plain_form(func, args, node_args)
         node = self._write("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
         node.meta["extra"] = self.extra
@@ -164,6 +176,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         # A parameter is recognised by its storage: models reach theirs through .data, detach() or an alias too.
         name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"_constant_{len(self.tensors)}"
         if name not in self._attributes:
+            if name.startswith("_constant_"):
+                self._need_numbers(name)
             # fx would resolve dotted names to owners; the recorder keeps the tensors itself
             node = self._write("get_attr", name)
             node.meta["data"] = not name.startswith("_constant_")
@@ -181,7 +195,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
     def _keep_indices(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and not leaf.is_floating_point() and 0 < leaf.numel() <= _MAX_INDEX:
+                self._need_numbers("an index")
                 self.node(leaf).meta["value"] = leaf
+
+    def _need_numbers(self, what: object) -> None:
+        if self._blind:
+            raise RuntimeError(f"{what} needs numbers")
 
     @contextlib.contextmanager
     def second_pass(self) -> Iterator[None]:
@@ -215,10 +234,6 @@ def _node_name(target: Any) -> str:
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-
-
 def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return run_meta(func, args, kwargs) if all_meta(args) else func(*args, **kwargs)
 
@@ -235,7 +250,7 @@ class _Traits(NamedTuple):
     reads_indices:
         Its integer operands say where data goes.
     rewritten:
-        Some calls are recorded as another operator's (:func:`_plain_call`).
+        Some calls are recorded as another operator's (:func:`plain_form`).
     """
 
     writes_first: bool
@@ -263,33 +278,6 @@ def _operands(values: Iterable[Any]) -> Iterator[fx.Node]:
             yield value
         elif isinstance(value, list | tuple | ValuesView):
             yield from _operands(value)
-
-
-def _plain_call(func: OpOverload, args: tuple[Any, ...], node_args: Any) -> tuple[OpOverload, Any]:
-    """What a call amounts to: the few in-place ones that functionalisation leaves do what others do.
-
-    Pooling sets the strides of a result of its own (``as_strided_``); what is made from a tensor and copied over it is
-    the tensor from then on.
-    """
-    if func is _aten.as_strided_.default:
-        return _aten.alias.default, node_args[:1]
-    if func is _aten.copy.default and node_args[0] in node_args[1].all_input_nodes and _alike(args[0], args[1]):
-        return _aten.alias.default, node_args[1:2]
-    return _functional(func, args), node_args
-
-
-def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:
-    """What an in-place call computes, where nothing else can see the write: recurrent layers hide a few of these."""
-    name = func.overloadpacket.__name__
-    if not func._schema.is_mutable or not name.endswith("_"):
-        return func
-    if args[0]._is_view() and name not in _SHAPING:
-        return func
-    if name == "transpose_":  # the one whose overloads are named otherwise
-        return _aten.transpose.int
-    packet = getattr(_aten, name[:-1], None)
-    found = getattr(packet, func._overloadname, None)
-    return found if isinstance(found, OpOverload) else func
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

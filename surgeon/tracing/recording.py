@@ -15,12 +15,10 @@ from torch.utils import _pytree as pytree
 from surgeon.exclusive import ALONE
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
-from surgeon.tracing.guard import plain_kernels, set_mode, untouched
+from surgeon.tracing.guard import Blind, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import named_parameters, named_tensors
 from surgeon.tracing.recorder import Recorder
-
-_NOTHING = contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
@@ -104,13 +102,13 @@ def record_once(
     decisions: Any = None,
     *,
     functional: bool = True,
-    within: contextlib.AbstractContextManager[Any] = _NOTHING,
+    blind: bool = False,
 ) -> Trace:
-    """:func:`record` in one way, following these decisions; the forward runs within the given context."""
+    """:func:`record` in one way, following these decisions; `blind` ends it where the forward asks for numbers."""
     known = {name: _plain(tensor) for name, tensor in named_tensors(model).items()}
     flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
     tensors = [_plain(leaf) for leaf in flat if isinstance(leaf, Tensor)]
-    recorder = Recorder(model, known, Decisions(decisions))
+    recorder = Recorder(model, known, Decisions(decisions), blind=blind)
     recorder.add_inputs(tensors)
     returned: list[Any] = []
 
@@ -119,7 +117,7 @@ def record_once(
         args, kwargs = pytree.tree_unflatten([next(feed) if isinstance(v, Tensor) else v for v in flat], structure)
 
         def once() -> Any:
-            with within:
+            with Blind() if blind else contextlib.nullcontext():
                 return torch.func.functional_call(model, state, args, kwargs)
 
         returned.append(pytree.tree_flatten(once()))

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.exclusive import ALONE
 from surgeon.tracing.copying import copied
-from surgeon.tracing.guard import Blind, check_model
+from surgeon.tracing.guard import check_model
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import named_tensors
 from surgeon.tracing.recording import Trace, Unfinished, record, record_once
@@ -64,10 +65,11 @@ def _by_shapes(model: nn.Module, inputs: Inputs) -> Trace | None:
         return None
     empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
     try:
-        found = record_once(copied(model, empty, share=True), inputs.to("meta"), within=Blind())
+        with ALONE:
+            found = record_once(copied(model, empty, share=True), inputs.to("meta"), blind=True)
     except Exception:  # noqa: BLE001  # what the user's forward raises without numbers says nothing about it
         return None
-    if not found.reusable or not _settled(found, device, kind):
+    if not _settled(found, device, kind):
         return None
     known = {name: tensors[name].detach() for name in found.tensors}
     return replace(found, model=model, inputs=inputs, tensors=known, by_shapes=True)
@@ -103,7 +105,7 @@ def _settled(found: Trace, device: torch.device, kind: torch.dtype) -> bool:
     for node in found.graph.nodes:
         if any(isinstance(value, torch.device) for value in node.args) or node.target in _BY_MEMORY:
             return False
-        if "value" in node.meta or ("dtype" in node.meta and node.meta["dtype"] not in (kind, torch.bool)):
+        if node.meta.get("dtype", kind) not in (kind, torch.bool):
             return False
         if node.kwargs.get("device") == _META:
             node.kwargs = {**node.kwargs, "device": device}
