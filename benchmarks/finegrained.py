@@ -3,8 +3,8 @@
 *Masks*: ResNet-20 and ResNet-56 (CIFAR-10), the smallest 30 to 90 % of the convolutions' weights gone and of the linear
 layer's likewise, no training: top-1 on the test images beside the figures of the ancestor that did this (its own
 weights, so the loss is what compares). *Sharing*: 4 to 35 values per layer in a VGG-16-BN of a quarter of the width,
-untrained, and with the codebooks trained for an epoch of some training images; the dense network trained in the same
-way stands beside it. Written after each row to ``benchmarks/results/finegrained.json``; a second run goes on.
+untrained, and with the codebooks trained for some epochs of some training images; the dense network trained in the
+same way stands beside it. Written after each row to ``benchmarks/results/finegrained.json``; a second run goes on.
 
     python benchmarks/finegrained.py --threads 1    # about half a minute a row
     python benchmarks/finegrained.py --quick        # 500 test images, 500 to train on
@@ -43,7 +43,7 @@ SHARED = "vgg16bn-w025-cifar10"
 KS = (4, 9, 13, 35)
 BATCH = 250
 GRADIENT_IMAGES = 512
-TRAINING = {"epochs": 1, "lr": 0.0005, "weight_decay": 0.0}
+LR = 0.0005
 #: Half the time and less where the processor computes in it.
 PRECISION = "bf16"
 
@@ -52,7 +52,7 @@ def main() -> int:
     """Measure what is not there yet."""
     options = parse()
     device = pick_device(options)
-    settings = {"test_images": options.test_images, "images": options.images, "seed": options.seed} | TRAINING
+    settings = {"test_images": options.test_images, "images": options.images, "seed": options.seed, "lr": LR}
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
     sharing(table, options, device)
     for network in MASKED:
@@ -68,10 +68,12 @@ def parse() -> argparse.Namespace:
     parser = arguments("Masks and shared weights on CIFAR-10.", "finegrained")
     parser.add_argument("--test-images", type=int, default=10_000, help="that judge")
     parser.add_argument("--images", type=int, default=10_000, help="training images for the codebooks")
+    parser.add_argument("--epochs", type=int, default=10, help="of the codebooks' training")
     parser.add_argument("--seed", type=int, default=0, help="of the images and their order")
     options = parser.parse_args()
     if options.quick:
         options.test_images = options.images = 500
+        options.epochs = 1
     return options
 
 
@@ -100,14 +102,16 @@ def sharing(table: Table, options: argparse.Namespace, device: torch.device) -> 
     test = cifar10("test", stats, device, torch.arange(options.test_images))
     for phase, k in itertools.product(("top1", "trained"), (None, *KS)):
         key = f"{SHARED}/{k or 'dense'}"
-        if phase in table.rows.get(key, {}):
+        known = table.rows.get(key, {})
+        if phase in known and (phase == "top1" or known.get("epochs") == options.epochs):
             continue
         model = copy.deepcopy(dense)
         rate = 1.0 if k is None else finegrained.share(model, k).rate
         if phase == "trained":
             train(model, cifar10("train", stats, device, drawn(50_000, options.images, options.seed)), options)
         found = {"rate": rate, phase: top1(model, test), f"{phase}_bytes": file_bytes(model)}
-        table.put(key, table.rows.get(key, {}) | found | {"precision": PRECISION, "source": source_digest()})
+        found |= {"epochs": options.epochs} if phase == "trained" else {}
+        table.put(key, known | found | {"precision": PRECISION, "source": source_digest()})
         say(f"{key}: {found}")
 
 
@@ -116,8 +120,10 @@ def train(model: nn.Module, images: Images, options: argparse.Namespace) -> None
     data = torch.utils.data.TensorDataset(images.inputs, images.targets)
     loader = torch.utils.data.DataLoader(data, batch_size=100, shuffle=True)
     model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=TRAINING["lr"])
-    surgeon.tune(model, loader, epochs=1, optimizer=optimizer, seed=options.seed, mixed_precision=PRECISION)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    surgeon.tune(
+        model, loader, epochs=options.epochs, optimizer=optimizer, seed=options.seed, mixed_precision=PRECISION
+    )
 
 
 @torch.inference_mode()

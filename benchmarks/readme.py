@@ -288,15 +288,15 @@ def shared_values(found: Results) -> str:
     head = [
         "values per layer",
         "untrained",
-        "one epoch",
+        "trained",
         "rate by the formula",
         "file, kB",
         "Deep-Compression (VGG19-BN)",
     ]
-    settings = found["settings"]
+    settings, epochs = found["settings"], found["rows"].get(f"{network}/dense", {}).get("epochs", 1)
     return grid(head, rows) + (
-        f"\n\n{network}: top-1 in % of {settings['test_images']:,} test images. One epoch: of {settings['images']:,} "
-        "training images in bf16, the codebooks (dense: all weights), one recipe for all."
+        f"\n\n{network}: top-1 in % of {settings['test_images']:,} test images. Trained: {epochs} epoch(s) of "
+        f"{settings['images']:,} training images in bf16, the codebooks (dense: all weights), one recipe for all."
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from surgeon.planning.allocation import Allocator
-from surgeon.planning.exchange import with_partner
+from surgeon.planning.exchange import Bound, charged, with_partner
 from surgeon.planning.meters import Floats, Meter, Stairs, State
 
 
@@ -71,6 +71,16 @@ def test_what_must_stay_in_use_does() -> None:
     stairs, meters = stairs_of(losses), meters_of(macs=macs, time=time)
     search = Allocator(stairs, meters, {"macs": 0.5})
     assert search.exchanged([1, 2], {"time": 0.6}) == [1, 1]
-    assert search.exchanged([1, 1], {"time": 0.35}, 0.8) == [1, 1], "out of bounds as it stands: it is left alone"
-    assert with_partner(stairs, meters, {"macs": (0.0, 0.5), "time": (0.0, 0.35)}, 1, [2, 1]) == [2, 0]
-    assert with_partner(stairs, meters, {"macs": (0.46, 0.5), "time": (0.0, 0.35)}, 1, [2, 1]) == [2, 1]
+    assert search.exchanged([1, 1], {"time": 0.35}, 0.8) == [2, 0], "out of bounds as it stands"
+    quick = Bound(0.0, 0.35)
+    assert with_partner(stairs, meters, {"macs": Bound(0.0, 0.5), "time": quick}, 1, [2, 1]) == [2, 0]
+    assert with_partner(stairs, meters, {"macs": Bound(0.46, 0.5), "time": quick}, 1, [2, 1]) == [2, 1]
+
+
+def test_what_is_over_can_be_charged() -> None:
+    stairs = stairs_of([np.array([0.0, 1.0]), np.array([0.0, 2.0])])
+    meters = meters_of(time=[[1.0, 0.8], [0.7, 0.4]])
+    for price, best in ((0.5, [0, 0]), (4.0, [1, 0]), (10.0, [1, 1])):
+        bounds = {"time": Bound(0.0, 0.4, price)}
+        states = [list(state) for state in itertools.product(range(2), range(2))]
+        assert min(states, key=lambda state: charged(stairs, meters, bounds, state)) == best

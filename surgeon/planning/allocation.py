@@ -8,12 +8,12 @@ again is taken back, what costs nothing first; and pairs of bundles exchanged.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from surgeon.planning.exchange import with_partner
+from surgeon.planning.exchange import Bound, charged, with_partner
 from surgeon.planning.meters import Meter, Stairs, State
 
 _SWEEPS = 12
@@ -22,6 +22,8 @@ _REWEIGHTS = 6
 _EXCHANGES = 6
 #: Shares of a counted limit that a plan for time leaves in use: as large a one as it finds widths for.
 _SPENT = (0.97, 0.9, 0.0)
+#: What time above its goal is charged while a state is hastened, in units of what all score buys on average.
+_HURRY = 4.0
 #: Share of what is gone that a round of exchanges must bring back for another one.
 _WORTH_IT = 1e-3
 #: Prices of the counted budgets in units of that of time, from "time is free" to "what was counted may be spent".
@@ -90,14 +92,26 @@ class Allocator:
         states = [state for state in self._frontier(time, goal) if self.within(state)]
         if not states:
             return self.best()
-        fastest = min(states, key=self.meters[time].total)
-        most = max(goal, self.meters[time].total(fastest))
+        most = max(goal, min(map(self.meters[time].total, states)))
+        chosen, share = self._hastened(states, time, most)
+        return self.exchanged(chosen, {time: most}, min(share, self.excess(chosen)))
+
+    def _hastened(self, states: Sequence[State], time: str, most: float) -> tuple[State, float]:
+        """The state with the most score that takes at most so long, and how much of the limits it leaves in use.
+
+        As much as can be: where no state is fast enough as it is, the one that is nearest to it is exchanged.
+        """
+        price = _HURRY * self.loss(self.smallest()) / self.meters[time].total(self.dense())
+        hurry = {time: Bound(0.0, most, price)}
         for share in _SPENT:
-            fast = [s for s in states if self.meters[time].total(s) <= most and self.excess(s) >= share]
+            spent = [state for state in states if self.excess(state) >= share]
+            if not any(self.meters[time].total(state) <= most for state in spent) and spent:
+                nearest = min(spent, key=lambda state: charged(self.stairs, self.meters, hurry, state))
+                spent.append(self._exchanged(nearest, {**self._bounds(nearest, share), **hurry}))
+            fast = [state for state in spent if self.meters[time].total(state) <= most]
             if fast:
                 break
-        chosen = min(fast, key=self.loss)
-        return self.exchanged(chosen, {time: most}, min(share, self.excess(chosen)))
+        return min(fast, key=self.loss), share
 
     def _frontier(self, time: str, goal: float) -> Iterator[State]:
         """States within the limits, from the most score to the least time."""
@@ -147,18 +161,30 @@ class Allocator:
 
         `least` of the limit that is nearest stays in use.
         """
-        bounds = {name: (0.0, bound) for name, bound in {**self.limits, **(most or {})}.items()}
-        nearest = max(self.limits, key=lambda name: self.meters[name].total(state) / self.limits[name])
-        bounds[nearest] = least * self.limits[nearest], self.limits[nearest]
-        state = list(state)
+        bounds = self._bounds(state, least) | {name: Bound(0.0, bound) for name, bound in (most or {}).items()}
         for _ in range(_EXCHANGES if self.within(state) else 0):
             before = self.loss(state)
-            for bundle in range(len(state)):
-                state = with_partner(self.stairs, self.meters, bounds, bundle, state)
-            state = self.repaired(state, most)
+            state = self.repaired(self._exchanged(state, bounds, 1), most)
             if self.loss(state) > before * (1 - _WORTH_IT):
                 break
         return state
+
+    def _exchanged(self, state: State, bounds: Mapping[str, Bound], rounds: int = _EXCHANGES) -> State:
+        """Exchanges alone."""
+        for _ in range(rounds):
+            before = state
+            for bundle in range(len(state)):
+                state = with_partner(self.stairs, self.meters, bounds, bundle, state)
+            if state == before:
+                break
+        return state
+
+    def _bounds(self, state: State, least: float) -> dict[str, Bound]:
+        """The limits; of the one that is nearest, at least so much stays in use."""
+        bounds = {name: Bound(0.0, limit) for name, limit in self.limits.items()}
+        nearest = max(self.limits, key=lambda name: self.meters[name].total(state) / self.limits[name])
+        bounds[nearest] = Bound(least * self.limits[nearest], self.limits[nearest])
+        return bounds
 
     def repaired(self, state: State, most: Mapping[str, float] | None = None) -> State:
         """Moves taken back as long as all limits, and `most` of other meters, hold; cheap ones first."""

@@ -8,32 +8,53 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from surgeon.planning.meters import Floats, Meter, Stairs, State
 
-#: The least and the most of each cost.
-Bounds = Mapping[str, tuple[float, float]]
 _NOTHING = 1e-12
 
 
-def with_partner(stairs: Stairs, meters: Mapping[str, Meter], bounds: Bounds, bundle: int, state: State) -> State:
-    """The state with the most score in which `bundle` and one other are elsewhere and all bounds hold."""
-    best, gone = state, _loss(stairs, state)
+@dataclass(frozen=True)
+class Bound:
+    """The least and the most of a cost; with a `price`, more than the most may be, at so much score for each unit."""
+
+    least: float
+    most: float
+    price: float = math.inf
+
+    def toll(self, cost: Floats | float) -> Floats:
+        """What costs are charged in score; infinite where they can't be."""
+        over = np.maximum(np.asarray(cost) - self.most, 0.0)
+        charged = np.where(over > 0, math.inf if math.isinf(self.price) else over * self.price, 0.0)
+        found: Floats = np.where(np.asarray(cost) < self.least, math.inf, charged)
+        return found
+
+
+def charged(stairs: Stairs, meters: Mapping[str, Meter], bounds: Mapping[str, Bound], state: State) -> float:
+    """Score that is gone, and what the costs are charged."""
+    return _loss(stairs, state) + sum(float(bound.toll(meters[name].total(state))) for name, bound in bounds.items())
+
+
+def with_partner(
+    stairs: Stairs, meters: Mapping[str, Meter], bounds: Mapping[str, Bound], bundle: int, state: State
+) -> State:
+    """The state with the most score, less what costs are charged, in which `bundle` and one other are elsewhere."""
+    best, least = state, charged(stairs, meters, bounds, state)
     for position in _around(state[bundle], stairs.lengths[bundle]):
         tried = [*state[:bundle], position, *state[bundle + 1 :]]
         rest = _loss(stairs, tried)
         now = {name: meters[name].total(tried) for name in bounds}
         for partner, losses in enumerate(stairs.losses):
             found = rest + losses - losses[tried[partner]]
-            if partner == bundle or not (found < gone).any():
+            if partner == bundle or not (found < least).any():
                 continue
-            for name, (least, most) in bounds.items():
-                cost = now[name] + _more(meters[name], partner, tried)
-                found = np.where((least <= cost) & (cost <= most), found, math.inf)
-            if found.min() < gone - _NOTHING:
-                gone = float(found.min())
+            for name, bound in bounds.items():
+                found = found + bound.toll(now[name] + _more(meters[name], partner, tried))
+            if found.min() < least - _NOTHING:
+                least = float(found.min())
                 best = [*tried[:partner], int(np.argmin(found)), *tried[partner + 1 :]]
     return best
 
