@@ -237,13 +237,19 @@ def _outputs(value: Any) -> tuple[list[Tensor], Any]:
 
 
 def _distance(wanted: list[Tensor], got: list[Tensor]) -> float:
-    """The largest difference of any output relative to its own scale; infinite if a shape differs."""
-    worst = 0.0
+    """The largest difference of any output relative to its own scale; infinite if a shape differs.
+
+    An output that is all zero must be so on both sides; one at least must say more than that.
+    """
+    worst, said = 0.0, False
     for a, b in zip(wanted, got, strict=True):
         if a.shape != b.shape or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             return float("inf")
         scale = float(a.abs().max()) if a.numel() else 0.0
-        if scale == 0.0:
-            raise OracleError("an output is all zero: nothing can be said")
-        worst = max(worst, float((a - b).abs().max()) / scale)
+        if scale == 0.0 and b.any():
+            return float("inf")
+        if scale > 0.0:
+            worst, said = max(worst, float((a - b).abs().max()) / scale), True
+    if not said:
+        raise OracleError("all outputs are zero: nothing can be said")
     return worst

@@ -387,6 +387,21 @@ def test_ignored_layers_keep_all(ignored: Callable[[Any], Iterable[Any]], left: 
     assert gone(plan_of(graph, ratio=0.5, scope="local", ignored_layers=ignored(model))) == dict.fromkeys(left, 4)
 
 
+def test_an_ignored_layer_whose_weight_goes_by_anothers_name_keeps_all() -> None:
+    """The filters of a tied decoder are the columns of its encoder's weight."""
+    stem, first, second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, padding=1), nn.ConvTranspose2d(16, 8, 3, padding=1)
+    second.weight = first.weight
+    model = nn.Sequential(stem, first, nn.ReLU(), second, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    graph = surgeon.channel_graph(surgeon.trace(model, torch.randn(1, 3, 8, 8)))
+    scores = surgeon.score(graph, "magnitude")
+    for ignored, left in (("3", {1}), ("0", {1})):
+        plan = surgeon.make_plan(graph, scores, ratio=0.5, scope="local", ignored_layers=[ignored])
+        small = surgeon.rewrite(model, plan)
+        biases = {index: small.get_parameter(f"{index}.bias").shape for index in (0, 1, 3)}
+        wanted = {0: (8,), 1: (16,), 3: (8,)}
+        assert {index for index, shape in biases.items() if shape != wanted[index]} == left, ignored
+
+
 def test_ignoring_one_of_a_coupled_pair_keeps_both() -> None:
     name = "ResidualIdentity"
     graph = graph_of(build(name), ZOO[name].example())

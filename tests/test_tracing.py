@@ -416,3 +416,38 @@ class Padded(nn.Module):
 def test_a_circular_border_is_recorded_as_torch_makes_it(border: tuple[int, ...]) -> None:
     model, x = Padded(border), torch.randn(2, 3, 4, 4)
     assert torch.equal(Replay(surgeon.trace(model, x)).forward(), model(x))
+
+
+class NoFunctions(torch.autograd.Function):
+    """Of the older form: functionalisation can't follow it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+class Dropping(nn.Module):
+    """Draws at every forward, where writes aren't taken apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = NoFunctions.apply(self.stem(x))
+        return self.head(x * torch.empty_like(x).bernoulli_(0.5))
+
+
+def test_nothing_is_drawn_where_writes_are_not_taken_apart() -> None:
+    found = surgeon.trace(Dropping(), X)
+    names = [str(node.target) for node in found.graph.nodes]
+    assert not found.functional
+    assert not any("bernoulli" in name for name in names)
+    assert any("fill" in name for name in names)
+    result = surgeon.prune(Dropping().double().eval(), X.double(), ratio=0.5, criterion="random")
+    assert result.report.check is not None
+    assert result.report.check.status == "passed"

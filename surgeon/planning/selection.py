@@ -13,7 +13,7 @@ from torch import fx, nn
 from surgeon.channels import ChannelGraph, layer_of
 from surgeon.channels.structure import Ints
 from surgeon.errors import SelectionError
-from surgeon.tracing import named_modules
+from surgeon.tracing import named_modules, named_tensors
 
 
 def select_layers(model: nn.Module, wanted: Iterable[Any], option: str = "ignored_layers") -> set[str]:
@@ -56,12 +56,26 @@ def channels_made_by(graph: ChannelGraph, layers: set[str]) -> Ints:
     """Numbers of the channels that these layers make."""
     structure = graph.structure
     space = structure.labels.space
+    shared = _filters_of_others(graph.trace.model, layers)
     found = [
         structure.channel[start : start + size]
-        for (tensor, _), start, size in zip(space.places, space.starts, space.sizes, strict=True)
-        if structure.produced[start] and layer_of(tensor) in layers
+        for place, start, size in zip(space.places, space.starts, space.sizes, strict=True)
+        if (structure.produced[start] and layer_of(place[0]) in layers) or place in shared
     ]
-    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
+    numbers = np.unique(np.concatenate([*found, np.zeros(0, dtype=np.int64)]))
+    return numbers[numbers >= 0]
+
+
+def _filters_of_others(model: nn.Module, layers: set[str]) -> set[tuple[str, int]]:
+    """Where these layers make channels by tensors that go by another layer's name: (tensor, axis)."""
+    names = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    found = set()
+    for layer, module in named_modules(model):
+        across = getattr(module, "transposed", False) or isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for tensor in module._parameters.values() if layer in layers else ():
+            if tensor is not None and layer_of(names[id(tensor)]) not in layers:
+                found.add((names[id(tensor)], int(across and tensor.ndim > 1)))
+    return found
 
 
 def channels_in(graph: ChannelGraph, units: set[str]) -> Ints:

@@ -114,10 +114,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.writes_first and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = self._written(args), self._written(kwargs)
-        if func.overloadpacket is _aten.native_dropout:
-            args, node_args = (args[0], 0.0, True), (node_args[0], 0.0, True)
-        if func.overloadpacket is _aten.bernoulli:  # dropout: a recording draws nothing, every place is kept
-            func, args, kwargs, node_args, node_kwargs = _aten.ones_like.default, args[:1], {}, node_args[:1], {}
+        func, args, kwargs, node_args, node_kwargs = _undrawn(func, args, kwargs, node_args, node_kwargs)
+        traits = _traits(func)
         decision = None
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
@@ -232,6 +230,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 def _node_name(target: Any) -> str:
     """What a node is called before a number is appended (fx would take every target's name apart anew)."""
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))
+
+
+def _undrawn(
+    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], node_args: Any, node_kwargs: dict[str, Any]
+) -> tuple[OpOverload, tuple[Any, ...], dict[str, Any], Any, dict[str, Any]]:
+    """Dropout that keeps every place: a recording draws nothing."""
+    packet = func.overloadpacket
+    if packet is _aten.native_dropout:
+        return func, (args[0], 0.0, True), kwargs, (node_args[0], 0.0, True), node_kwargs
+    if packet is _aten.bernoulli:
+        return _aten.ones_like.default, args[:1], {}, node_args[:1], {}
+    if packet is _aten.bernoulli_:  # where writes aren't taken apart
+        return _aten.fill_.Scalar, (args[0], 1), {}, (node_args[0], 1), {}
+    return func, args, kwargs, node_args, node_kwargs
 
 
 def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
