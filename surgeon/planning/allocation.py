@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -20,8 +21,8 @@ _SWEEPS = 12
 _HALVINGS = 24
 _REWEIGHTS = 6
 _EXCHANGES = 6
-#: Shares of a counted limit that a plan for time leaves in use: as large a one as it finds widths for.
-_SPENT = (0.97, 0.9, 0.0)
+#: Shares of a counted limit that a plan for time leaves in use: the larger, if it finds widths for it.
+_SPENT = (0.97, 0.9)
 #: What time above its goal is charged while a state is hastened, in units of what all score buys on average.
 _HURRY = 4.0
 #: Share of what is gone that a round of exchanges must bring back for another one.
@@ -87,31 +88,35 @@ class Allocator:
 
         Budgets that only count say nothing of the time, which has other places to fall: each state of the frontier
         gives another answer to what time is worth. What may be counted is spent: time is not to be had by ever smaller
-        models. Where the goal is out of reach, the least time is taken.
+        models. Where the goal is out of reach so, the nearest to it is taken.
         """
         states = [state for state in self._frontier(time, goal) if self.within(state)]
         if not states:
             return self.best()
-        most = max(goal, min(map(self.meters[time].total, states)))
-        chosen, share = self._hastened(states, time, most)
+        chosen, share = self._hastened(states, time, goal)
+        most = max(goal, self.meters[time].total(chosen))
         return self.exchanged(chosen, {time: most}, min(share, self.excess(chosen)))
 
-    def _hastened(self, states: Sequence[State], time: str, most: float) -> tuple[State, float]:
-        """The state with the most score that takes at most so long, and how much of the limits it leaves in use.
+    def _hastened(self, states: Sequence[State], time: str, goal: float) -> tuple[State, float]:
+        """The state with the most score that is fast enough, and how much of the limits it leaves in use.
 
-        As much as can be: where no state is fast enough as it is, the one that is nearest to it is exchanged.
+        As much as can be: where no state is fast enough as it is, the one that is nearest to it is exchanged. Where
+        that doesn't get there either, the nearest is taken.
         """
         price = _HURRY * self.loss(self.smallest()) / self.meters[time].total(self.dense())
-        hurry = {time: Bound(0.0, most, price)}
+        hurry = {time: Bound(0.0, goal, price)}
+        late = partial(charged, self.stairs, self.meters, hurry)
+        near = list(states)
         for share in _SPENT:
             spent = [state for state in states if self.excess(state) >= share]
-            if not any(self.meters[time].total(state) <= most for state in spent) and spent:
-                nearest = min(spent, key=lambda state: charged(self.stairs, self.meters, hurry, state))
+            if spent and not any(self.meters[time].total(state) <= goal for state in spent):
+                nearest = min(spent, key=late)
                 spent.append(self._exchanged(nearest, {**self._bounds(nearest, share), **hurry}))
-            fast = [state for state in spent if self.meters[time].total(state) <= most]
+            fast = [state for state in spent if self.meters[time].total(state) <= goal]
             if fast:
-                break
-        return min(fast, key=self.loss), share
+                return min(fast, key=self.loss), share
+            near = spent or near
+        return min(near, key=late), share
 
     def _frontier(self, time: str, goal: float) -> Iterator[State]:
         """States within the limits, from the most score to the least time."""
