@@ -55,6 +55,7 @@ WITHIN = 0.05  # of the time that was asked for
 PEER, PEER_STEP = "torch_pruning", 16
 GPU_NETWORKS, GPU_BATCHES, GPU_DTYPES = ("resnet50", "vgg16_bn"), (1, 32, 256), ("float32", "bfloat16")
 GPU_FASTER = 1.2
+_MOST_ROUNDS, _SECONDS = 120, 3.0  # of a measurement against what was asked for
 _SEARCHING = 9  # rounds, while a plan from MACs alone is searched for
 UNMEASURED = {"status": "not measured", "command": "python benchmarks/latency.py --device cuda --only E"}
 
@@ -226,7 +227,7 @@ def in_time(name: str, share: float, options: argparse.Namespace, device: torch.
         return {"status": "refused", "asked": share, "reason": str(refusal)}
     rival = by_macs_alone(model, x, result.model)
     models = {"dense": model, "surgeon": result.model} | ({} if rival is None else {"macs alone": rival.model})
-    measured = latency(models, x, rounds=options.rounds)
+    measured = latency(models, x, rounds=enough(result, options))
     medians = {found.name: found.median for found in measured.latencies}
     kept = {"surgeon": score_kept(model, x, result.plan)}
     share_measured = medians["surgeon"] / medians["dense"]
@@ -241,6 +242,13 @@ def in_time(name: str, share: float, options: argparse.Namespace, device: torch.
         "predicted_s": dict(result.report.timing.predicted), "times_s": times(measured), "targets": targets,
         "macs_left": result.report.macs_after / result.report.macs_before,
     }  # fmt: skip
+
+
+def enough(result: surgeon.Result, options: argparse.Namespace) -> int:
+    """Rounds: of models that take milliseconds as many as some seconds hold."""
+    assert result.report.timing is not None
+    held = round(_SECONDS / sum(result.report.timing.predicted.values()))
+    return max(int(options.rounds), min(_MOST_ROUNDS, held))
 
 
 class _ByMacs(NamedTuple):

@@ -30,8 +30,9 @@ from surgeon.verification import verify as run_check
 _log = logging.getLogger("surgeon")
 #: How often a cut that the check found wrong is planned again without the channels that meet where it differs.
 _MOST_REPLANS = 8
-#: Interleaved rounds in which a cut model is timed beside the dense one.
-TIMED_ROUNDS = 15
+#: Interleaved rounds in which a cut model is timed beside the dense one: so many, or what this many seconds hold, for
+#: the median of a few milliseconds is as uncertain as they are few.
+TIMED_ROUNDS, _MOST_ROUNDS, _TIMED_SECONDS = 15, 120, 3.0
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,10 @@ class Cutter:
     def _measure(self, module: nn.Module, cut: Cut) -> Comparison:
         assert cut.small is not None
         models, inputs = {"dense": module, "small": cut.small}, Inputs.of(self.example_inputs)
+        seconds = sum(cut.plan.budget["predicted_latency"].values())
+        rounds = min(_MOST_ROUNDS, max(TIMED_ROUNDS, round(_TIMED_SECONDS / seconds))) if seconds else TIMED_ROUNDS
         with self.clock("time"):
-            return Comparison.from_dict(from_first(lambda: latency(models, inputs, rounds=TIMED_ROUNDS).to_dict()))
+            return Comparison.from_dict(from_first(lambda: latency(models, inputs, rounds=rounds).to_dict()))
 
     def _checked(
         self, module: nn.Module, plan: Plan, small: nn.Module, scores: Scores, budget: Mapping[str, Any],

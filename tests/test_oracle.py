@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from tests.blocks import BLOCKS
 from tests.judge import BUDGETS, Cut, judge, judge_seed, sample_cut
 from tests.networks import Spec, networks, sample_network
+from tests.oracle import OracleError, compare
 
 cuts = st.builds(
     Cut,
@@ -72,3 +76,33 @@ def test_specs_survive_json_and_are_drawn_alike() -> None:
 def test_every_block_of_the_extended_grammar_is_drawn() -> None:
     drawn = {part.kind for seed in range(1000) for part in sample_network(seed, extended=True).parts}
     assert drawn == set(BLOCKS)
+
+
+@pytest.mark.parametrize("seed", [1514, 1524, 1685, 1721, 2077, 2880, 4156])
+def test_what_a_long_run_found_stays_mended(seed: int) -> None:
+    outcome = judge_seed(seed, extended=True)
+    assert outcome.status in ("exact", "refused"), outcome
+
+
+class Outputs(nn.Module):
+    """Two outputs, each a number times the input."""
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.tensor(factors))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [x * factor for factor in self.factors]
+
+
+def test_a_silent_output_must_be_silent_on_both_sides_and_one_must_speak() -> None:
+    x = torch.ones(3)
+
+    def judged(dense: Outputs, small: Outputs) -> float:
+        return compare(dense, small, lambda _: torch.arange(2), x).error
+
+    assert judged(Outputs(0.0, 2.0), Outputs(0.0, 2.0)) == 0.0
+    with pytest.raises(OracleError, match="differ"):
+        judged(Outputs(0.0, 2.0), Outputs(1.0, 2.0))
+    with pytest.raises(OracleError, match="nothing can be said"):
+        judged(Outputs(0.0, 0.0), Outputs(0.0, 0.0))
