@@ -43,7 +43,7 @@ from timing import Case, interleaved, paired_ratio, spread
 from torch import nn
 
 import surgeon
-from surgeon.measure import Comparison, file_bytes, footprint, latency
+from surgeon.measure import Comparison, file_bytes, footprint, latency, rounds_for
 
 NETWORKS = ("vgg16_bn", "resnet50", "mobilenet_v2", "efficientnet_b0")
 BATCHES = (8, 1)
@@ -55,7 +55,6 @@ WITHIN = 0.05  # of the time that was asked for
 PEER, PEER_STEP = "torch_pruning", 16
 GPU_NETWORKS, GPU_BATCHES, GPU_DTYPES = ("resnet50", "vgg16_bn"), (1, 32, 256), ("float32", "bfloat16")
 GPU_FASTER = 1.2
-_MOST_ROUNDS, _SECONDS = 120, 3.0  # of a measurement against what was asked for
 _SEARCHING = 9  # rounds, while a plan from MACs alone is searched for
 UNMEASURED = {"status": "not measured", "command": "python benchmarks/latency.py --device cuda --only E"}
 
@@ -225,9 +224,11 @@ def in_time(name: str, share: float, options: argparse.Namespace, device: torch.
         )  # fmt: skip
     except surgeon.BudgetError as refusal:
         return {"status": "refused", "asked": share, "reason": str(refusal)}
+    when_cut = result.report.timing
+    assert when_cut is not None
     rival = by_macs_alone(model, x, result.model)
     models = {"dense": model, "surgeon": result.model} | ({} if rival is None else {"macs alone": rival.model})
-    measured = latency(models, x, rounds=enough(result, options))
+    measured = latency(models, x, rounds=rounds_for(sum(when_cut.predicted.values()), options.rounds))
     medians = {found.name: found.median for found in measured.latencies}
     kept = {"surgeon": score_kept(model, x, result.plan)}
     share_measured = medians["surgeon"] / medians["dense"]
@@ -235,20 +236,12 @@ def in_time(name: str, share: float, options: argparse.Namespace, device: torch.
     if rival is not None:
         kept["macs alone"] = score_kept(model, x, rival.plan)
         targets["score kept / by MACs alone"] = target(kept["surgeon"] / kept["macs alone"], ">=", 1.0)
-    assert result.report.timing is not None
     return {
         "asked": share, "measured": share_measured, "speed_up": measured.speed_up("surgeon", "dense").to_dict(),
-        "when_cut": result.report.timing.speed_up, "tries": result.report.timing.tries, "score_kept": kept,
-        "predicted_s": dict(result.report.timing.predicted), "times_s": times(measured), "targets": targets,
+        "when_cut": when_cut.speed_up, "tries": when_cut.tries, "score_kept": kept,
+        "predicted_s": dict(when_cut.predicted), "times_s": times(measured), "targets": targets,
         "macs_left": result.report.macs_after / result.report.macs_before,
     }  # fmt: skip
-
-
-def enough(result: surgeon.Result, options: argparse.Namespace) -> int:
-    """Rounds: of models that take milliseconds as many as some seconds hold."""
-    assert result.report.timing is not None
-    held = round(_SECONDS / sum(result.report.timing.predicted.values()))
-    return max(int(options.rounds), min(_MOST_ROUNDS, held))
 
 
 class _ByMacs(NamedTuple):

@@ -348,7 +348,8 @@ def latency(found: Results) -> str:
         told += [render(rows)] if rows else []
     settings = found["settings"]
     return "\n\n".join(told) + (
-        f"\n\nMedians of {settings['rounds']} interleaved rounds, images of {settings['image_size']} x "
+        f"\n\nMedians of {settings['rounds']} interleaved rounds (fast models asked for a time: up to "
+        f"120), images of {settings['image_size']} x "
         f"{settings['image_size']}, random weights, channels ranked by magnitude. * quartiles more than 10 % apart."
     )
 

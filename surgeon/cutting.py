@@ -17,7 +17,7 @@ from surgeon.cost import Latency
 from surgeon.criteria import Scores, score
 from surgeon.deadline import TOLERANCE, Candidate, Timing, as_fast, within_time
 from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError, VerificationError
-from surgeon.measure import Comparison, latency
+from surgeon.measure import Comparison, latency, rounds_for
 from surgeon.planning import AUTO, TIME, Device, Plan, check_reach, make_plan, seconds_of, share_of, timing_of
 from surgeon.processes import agree, from_first
 from surgeon.rewriting import rewrite
@@ -30,9 +30,8 @@ from surgeon.verification import verify as run_check
 _log = logging.getLogger("surgeon")
 #: How often a cut that the check found wrong is planned again without the channels that meet where it differs.
 _MOST_REPLANS = 8
-#: Interleaved rounds in which a cut model is timed beside the dense one: so many, or what this many seconds hold, for
-#: the median of a few milliseconds is as uncertain as they are few.
-TIMED_ROUNDS, _MOST_ROUNDS, _TIMED_SECONDS = 15, 120, 3.0
+#: Least interleaved rounds in which a cut model is timed beside the dense one.
+TIMED_ROUNDS = 15
 
 
 @dataclass(frozen=True)
@@ -198,8 +197,7 @@ class Cutter:
     def _measure(self, module: nn.Module, cut: Cut) -> Comparison:
         assert cut.small is not None
         models, inputs = {"dense": module, "small": cut.small}, Inputs.of(self.example_inputs)
-        seconds = sum(cut.plan.budget["predicted_latency"].values())
-        rounds = min(_MOST_ROUNDS, max(TIMED_ROUNDS, round(_TIMED_SECONDS / seconds))) if seconds else TIMED_ROUNDS
+        rounds = rounds_for(sum(cut.plan.budget["predicted_latency"].values()), TIMED_ROUNDS)
         with self.clock("time"):
             return Comparison.from_dict(from_first(lambda: latency(models, inputs, rounds=rounds).to_dict()))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -31,8 +30,11 @@ class Grid:
         return found
 
 
-def stairs_of(losses: Sequence[Floats]) -> Stairs:
-    return cast(Stairs, SimpleNamespace(lengths=[len(one) for one in losses], losses=losses))
+class Given(Stairs):
+    """Staircases of which only the losses are known."""
+
+    def __init__(self, losses: Sequence[Floats]) -> None:
+        self.lengths, self.losses = [len(one) for one in losses], list(losses)
 
 
 def meters_of(**tables: Any) -> dict[str, Meter]:
@@ -48,7 +50,7 @@ def problems(draw: st.DrawFn) -> tuple[Allocator, float]:
     random = np.random.default_rng(draw(st.integers(0, 10**6)))
     macs, time = random.random(lengths), random.random(lengths)
     meters = meters_of(macs=macs, time=time)
-    return Allocator(stairs_of(losses), meters, {"macs": float(np.quantile(macs, 0.6))}), float(np.quantile(time, 0.6))
+    return Allocator(Given(losses), meters, {"macs": float(np.quantile(macs, 0.6))}), float(np.quantile(time, 0.6))
 
 
 @given(problems())
@@ -68,7 +70,7 @@ def test_what_must_stay_in_use_does() -> None:
     losses = [np.array([0.0, 1.0, 3.5]), np.array([0.0, 2.0, 5.0])]
     macs = np.array([[1.0, 0.7, 0.4], [0.5, 0.48, 0.3], [0.45, 0.2, 0.1]])
     time = np.array([[1.0, 0.9, 0.8], [0.9, 0.5, 0.4], [0.3, 0.3, 0.1]])
-    stairs, meters = stairs_of(losses), meters_of(macs=macs, time=time)
+    stairs, meters = Given(losses), meters_of(macs=macs, time=time)
     search = Allocator(stairs, meters, {"macs": 0.5})
     assert search.exchanged([1, 2], {"time": 0.6}) == [1, 1]
     assert search.exchanged([1, 1], {"time": 0.35}, 0.8) == [2, 0], "out of bounds as it stands"
@@ -78,7 +80,7 @@ def test_what_must_stay_in_use_does() -> None:
 
 
 def test_what_is_over_can_be_charged() -> None:
-    stairs = stairs_of([np.array([0.0, 1.0]), np.array([0.0, 2.0])])
+    stairs = Given([np.array([0.0, 1.0]), np.array([0.0, 2.0])])
     meters = meters_of(time=[[1.0, 0.8], [0.7, 0.4]])
     for price, best in ((0.5, [0, 0]), (4.0, [1, 0]), (10.0, [1, 1])):
         bounds = {"time": Bound(0.0, 0.4, price)}

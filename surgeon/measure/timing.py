@@ -19,6 +19,13 @@ from surgeon.measure.results import Comparison, Latency
 from surgeon.tracing import Inputs, in_mode
 
 _SAMPLE_SECONDS = 0.02
+#: Fast models get at most so many rounds, to fill so many seconds.
+_MOST_ROUNDS, _SECONDS = 120, 3.0
+
+
+def rounds_for(seconds: float, least: int) -> int:
+    """Rounds of so many seconds each: the median of a few milliseconds is as uncertain as they are few."""
+    return max(least, min(_MOST_ROUNDS, round(_SECONDS / seconds))) if seconds else least
 
 
 @alone

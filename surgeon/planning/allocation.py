@@ -59,7 +59,7 @@ class Allocator:
 
     def loss(self, state: State) -> float:
         """Score that is gone."""
-        return float(sum(losses[k] for losses, k in zip(self.stairs.losses, state, strict=True)))
+        return self.stairs.loss(state)
 
     def within(self, state: State) -> bool:
         """Whether every limit holds."""

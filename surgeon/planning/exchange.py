@@ -35,7 +35,7 @@ class Bound:
 
 def charged(stairs: Stairs, meters: Mapping[str, Meter], bounds: Mapping[str, Bound], state: State) -> float:
     """Score that is gone, and what the costs are charged."""
-    return _loss(stairs, state) + sum(float(bound.toll(meters[name].total(state))) for name, bound in bounds.items())
+    return stairs.loss(state) + sum(float(bound.toll(meters[name].total(state))) for name, bound in bounds.items())
 
 
 def with_partner(
@@ -45,7 +45,7 @@ def with_partner(
     best, least = state, charged(stairs, meters, bounds, state)
     for position in _around(state[bundle], stairs.lengths[bundle]):
         tried = [*state[:bundle], position, *state[bundle + 1 :]]
-        rest = _loss(stairs, tried)
+        rest = stairs.loss(tried)
         now = {name: meters[name].total(tried) for name in bounds}
         for partner, losses in enumerate(stairs.losses):
             found = rest + losses - losses[tried[partner]]
@@ -57,10 +57,6 @@ def with_partner(
                 least = float(found.min())
                 best = [*tried[:partner], int(np.argmin(found)), *tried[partner + 1 :]]
     return best
-
-
-def _loss(stairs: Stairs, state: State) -> float:
-    return float(sum(losses[k] for losses, k in zip(stairs.losses, state, strict=True)))
 
 
 def _more(meter: Meter, bundle: int, state: State) -> Floats | float:

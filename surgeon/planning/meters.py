@@ -43,6 +43,10 @@ class Stairs:
                 self._bundle[going] = index
                 self._gone[going] = np.searchsorted(gone, np.arange(len(going)), side="right") + 1
 
+    def loss(self, state: State) -> float:
+        """Score that is gone."""
+        return float(sum(losses[k] for losses, k in zip(self.losses, state, strict=True)))
+
     def left(self, places: Ints) -> tuple[int, dict[int, Ints]]:
         """Of an axis: how many places always stay, and by bundle how many of its own are left in each state."""
         bundles, fixed = self._bundle[places], 0

@@ -60,10 +60,9 @@ def channels_made_by(graph: ChannelGraph, layers: set[str]) -> Ints:
     found = [
         structure.channel[start : start + size]
         for place, start, size in zip(space.places, space.starts, space.sizes, strict=True)
-        if (structure.produced[start] and layer_of(place[0]) in layers) or place in shared
+        if structure.produced[start] and (layer_of(place[0]) in layers or place in shared)
     ]
-    numbers = np.unique(np.concatenate([*found, np.zeros(0, dtype=np.int64)]))
-    return numbers[numbers >= 0]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, dtype=np.int64)
 
 
 def _filters_of_others(model: nn.Module, layers: set[str]) -> set[tuple[str, int]]:

@@ -22,6 +22,7 @@ from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
 
 _aten = torch.ops.aten
+_DROPOUTS = frozenset({_aten.native_dropout, _aten.bernoulli, _aten.bernoulli_})
 #: Operators whose integer operands say where data goes: their values are kept for the label pass.
 INDEX_OPERATORS = frozenset(
     {
@@ -114,8 +115,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.writes_first and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = self._written(args), self._written(kwargs)
-        func, args, kwargs, node_args, node_kwargs = _undrawn(func, args, kwargs, node_args, node_kwargs)
-        traits = _traits(func)
+        if traits.draws:
+            func, args, kwargs, node_args, node_kwargs = _undrawn(func, args, kwargs, node_args, node_kwargs)
+            traits = _traits(func)
         decision = None
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
@@ -241,9 +243,7 @@ def _undrawn(
         return func, (args[0], 0.0, True), kwargs, (node_args[0], 0.0, True), node_kwargs
     if packet is _aten.bernoulli:
         return _aten.ones_like.default, args[:1], {}, node_args[:1], {}
-    if packet is _aten.bernoulli_:  # where writes aren't taken apart
-        return _aten.fill_.Scalar, (args[0], 1), {}, (node_args[0], 1), {}
-    return func, args, kwargs, node_args, node_kwargs
+    return _aten.fill_.Scalar, (args[0], 1), {}, (node_args[0], 1), {}  # in place: where writes aren't taken apart
 
 
 def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -257,6 +257,8 @@ class _Traits(NamedTuple):
     ----------
     writes_first:
         It changes its first operand (others write statistics or noise beside a result of their own).
+    draws:
+        It draws places to drop.
     may_decide:
         Some calls steer what comes after them.
     reads_indices:
@@ -266,6 +268,7 @@ class _Traits(NamedTuple):
     """
 
     writes_first: bool
+    draws: bool
     may_decide: bool
     reads_indices: bool
     rewritten: bool
@@ -276,7 +279,8 @@ def _traits(func: OpOverload) -> _Traits:
     arguments, name = func._schema.arguments, func.overloadpacket.__name__
     alias = arguments[0].alias_info if arguments else None
     rewritten = func is _aten.copy.default or (func._schema.is_mutable and name.endswith("_"))
-    return _Traits(alias is not None and alias.is_write, may_decide(func), name in INDEX_OPERATORS, rewritten)
+    draws = func.overloadpacket in _DROPOUTS
+    return _Traits(alias is not None and alias.is_write, draws, may_decide(func), name in INDEX_OPERATORS, rewritten)
 
 
 def _from_data(args: Any, kwargs: Any) -> bool:

@@ -81,10 +81,10 @@ class Unfinished(Exception):
 def record(model: nn.Module, inputs: Inputs, like: Trace | None = None) -> Trace:
     """Run `model` once in eval mode and record every ATen call; a failing forward raises :class:`Unfinished`.
 
-    The model is as before afterwards (mode, buffers, RNG, hooks), also when its forward raises. Where eval
-    mode leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the
-    first, so that what feeds them is known; a model that can't run so keeps the first pass alone. `like`: an earlier
-    recording, whose decisions are followed and whose way of recording is taken.
+    The model is as before afterwards (mode, buffers, RNG, hooks), also when its forward raises. Where eval mode
+    leaves parameters unused (auxiliary heads), a second pass in train mode is recorded behind the first, so that what
+    feeds them is known; a model that can't run so keeps the first pass alone. `like`: an earlier recording, whose
+    decisions are followed and whose way of recording is taken.
     """
     if like is not None:
         return record_once(model, inputs, like.decisions, functional=like.functional)
@@ -97,12 +97,7 @@ def record(model: nn.Module, inputs: Inputs, like: Trace | None = None) -> Trace
 
 
 def record_once(
-    model: nn.Module,
-    inputs: Inputs,
-    decisions: Any = None,
-    *,
-    functional: bool = True,
-    blind: bool = False,
+    model: nn.Module, inputs: Inputs, decisions: Any = None, *, functional: bool = True, blind: bool = False
 ) -> Trace:
     """:func:`record` in one way, following these decisions; `blind` ends it where the forward asks for numbers."""
     known = {name: _plain(tensor) for name, tensor in named_tensors(model).items()}
