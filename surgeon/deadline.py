@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +17,8 @@ _TRIES = 7
 _FAST_TRIES = 4
 #: The least and the most that a try may change the share that is planned for.
 _STRIDE = (0.6, 1.5)
+#: How far from either end of the range between a model that is too slow and one that is not the next try stays.
+_INSIDE = 0.2
 #: Where the next try is aimed, of the limit.
 _AIM = 1 - _NEAR / 2
 
@@ -122,31 +124,57 @@ def within_time(
     BudgetError
         If no model was within the limit; it says what was reached.
     """
-    share, best, problem = first, None, None
-    tried = 0
+    tries: list[Try[Made]] = []
+    problem = None
     for _ in range(_TRIES):
+        share = _next(tries) if tries else min(first, 1.0)
         try:
-            made, predicted = make(min(share, 1.0))
+            made, predicted = make(share)
         except (BudgetError, NothingToCutError) as stop:
             problem = stop
             break
-        found, tried = _timed(made, predicted, time(made), amount), tried + 1
-        if found.lands:  # by luck, as one of several tries may? only both measurements together tell
-            found = _timed(made, predicted, found.measured.pooled(time(made)), amount)
-        if best is None or found.merit > best.merit:
-            best = found
-        if found.lands or (share >= 1 and found.use <= 1):
-            break
         reached = predicted["small"] / predicted["dense"]
-        low, high = _STRIDE
-        # aim a hair below the limit: above it is a promise broken
-        share = min(reached if found.use > 1 else 1.0, share) * min(high, max(low, _AIM / found.use))
-    if best is None:
+        known = next((one.found for one in tries if one.reached == reached), None)
+        if known is None:
+            known = _timed(made, predicted, time(made), amount)
+            if known.lands:  # by luck, as one of several tries may? only both measurements together tell
+                known = _timed(made, predicted, known.measured.pooled(time(made)), amount)
+        tries.append(Try(share, reached, known))
+        if known.lands or (share >= 1 and known.use <= 1):
+            break
+    if not tries:
         assert problem is not None
         raise problem
+    best = max((one.found for one in tries), key=lambda found: found.merit)
     if not best.holds:
         raise BudgetError(_missed(amount, best)) from problem
-    return best, tried
+    return best, len({one.reached for one in tries})
+
+
+@dataclass(frozen=True)
+class Try(Generic[Made]):
+    """A model that was made for a share of the predicted time, the share that it reached, and what was measured."""
+
+    share: float
+    reached: float
+    found: Candidate[Made]
+
+
+def _next(tries: Sequence[Try[Any]]) -> float:
+    """The share to plan for next, aimed a hair below the limit: above it is a promise broken.
+
+    Between the nearest model that is too slow and the nearest that is not, as soon as there are both; from the last
+    one by how far it is off until then, and where a model is slower than another that was predicted to be.
+    """
+    last = tries[-1]
+    slow = min((one for one in tries if one.found.use > 1), key=lambda one: one.reached, default=None)
+    quick = max((one for one in tries if one.found.use <= 1), key=lambda one: one.share, default=None)
+    if slow is not None and quick is not None and quick.share < slow.reached:
+        part = (_AIM - quick.found.use) / (slow.found.use - quick.found.use)
+        return quick.share + (slow.reached - quick.share) * min(1 - _INSIDE, max(_INSIDE, part))
+    low, high = _STRIDE
+    start = min(last.reached, last.share) if last.found.use > 1 else last.share
+    return min(1.0, start * min(high, max(low, _AIM / last.found.use)))
 
 
 def as_fast(

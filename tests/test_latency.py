@@ -394,6 +394,34 @@ def test_an_overhead_that_no_table_knows_is_corrected_too() -> None:
     assert 0.95 <= found.use <= 1
 
 
+@pytest.mark.parametrize(
+    "real", [lambda share: share**3, lambda share: 0.35 + 3 * max(0, share - 0.62)], ids=["steep", "flat at first"]
+)
+def test_the_range_between_too_slow_and_too_fast_is_narrowed(real: Callable[[float], float]) -> None:
+    """Correcting the last try by what it was off swings from side to side here, and ends 10 % and more away."""
+    found, tries = asked_and_given(0.5, real)
+    assert 0.97 <= found.use <= 1
+    assert tries <= 7
+
+
+def test_a_model_that_was_timed_is_not_timed_again() -> None:
+    """Plans come in steps of a tenth here, so that most shares between two of them give the lower one."""
+    timed: list[float] = []
+
+    def make(share: float) -> tuple[float, dict[str, float]]:
+        step = int(10 * share + 1e-9) / 10
+        return step, {"dense": 1.0, "small": step}
+
+    def time(share: float) -> Comparison:
+        timed.append(share)
+        return took(share * 1.1)
+
+    found, tries = within_time(0.5, make, time, 0.5)
+    assert found.use == pytest.approx(0.88)
+    assert sorted(timed) == [0.4, 0.5]
+    assert tries == 2
+
+
 def test_what_is_never_met_is_refused_with_what_was_measured() -> None:
     with pytest.raises(
         BudgetError, match=r"500 ms asked, 800 ms is the least that was measured \(80.0% of 1e\+03 ms\)"
