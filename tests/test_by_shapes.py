@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -197,3 +198,16 @@ def test_a_devices_own_kernel_is_the_same_call() -> None:
     plain, own = called(aten.native_batch_norm.default), called(aten.cudnn_batch_norm.default)
     assert same_calls(own, plain)
     assert not same_calls(called(aten.native_layer_norm.default), plain)
+
+
+def test_a_move_to_another_device_is_no_call_of_its_own() -> None:
+    """What a forward makes on the CPU and then moves is moved on the meta device alone."""
+    model = Says(lambda m, x: m.a(x) * torch.ones(1).to(x.device), a=conv()).eval()
+    here, elsewhere = trace(model, X), trace(copy.deepcopy(model).to("meta"), X.to("meta"))
+    assert len(elsewhere.graph.nodes) == len(here.graph.nodes) + 1
+    assert same_calls(elsewhere.graph, here.graph)
+
+
+def test_another_type_is_a_call_of_its_own() -> None:
+    plain, other = Says(lambda m, x: m.a(x).to(x.dtype), a=conv()), Says(lambda m, x: m.a(x).double(), a=conv())
+    assert not same_calls(trace(other, X).graph, trace(plain, X).graph)

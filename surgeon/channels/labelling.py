@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from surgeon.channels.labelled import is_labelled
 from surgeon.rules import POINTWISE, TABLE, Ledger, Marked, Plane, compact, reasons
 from surgeon.rules.marks import replace
-from surgeon.tracing import COPIES, Trace, operator_name
+from surgeon.tracing import Trace, is_copy, operator_name
 
 #: Example planes use negative numbers, so they can never be mistaken for labels.
 _FIRST_EXAMPLE = -1
@@ -245,7 +245,7 @@ class LabelPass(fx.Interpreter):
         assert self._guide is not None
         dense = self._ledger.dense
         wanted = self._guide.dense.axes[dense]
-        if operator_name(self._ledger.node) in COPIES - {operator_name(dense)}:
+        if is_copy(self._ledger.node) and operator_name(self._ledger.node) != operator_name(dense):
             # a copy that only this run makes stands for its operand's own call, whose planes are arranged already
             wanted = tuple(enumerate(axes for _, axes in wanted if axes is not None))
         if len(wanted) != len(marked.planes):

@@ -8,11 +8,11 @@ from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import modules, named_modules, named_parameters, named_tensors
 from surgeon.tracing.recording import Trace, Unfinished, record
 from surgeon.tracing.replay import Call, Replay, plain_call
-from surgeon.tracing.source import COPIES, Site, Source, error_site, moves_numbers, operator_name
+from surgeon.tracing.source import Site, Source, error_site, is_copy, moves_numbers, operator_name
 from surgeon.tracing.tracing import trace
 
 __all__ = [
-    "COPIES", "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model",
-    "copied", "error_site", "in_mode", "modules", "moves_numbers", "named_modules", "named_parameters", "named_tensors",
-    "operator_name", "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
+    "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model",
+    "copied", "error_site", "in_mode", "is_copy", "modules", "moves_numbers", "named_modules", "named_parameters",
+    "named_tensors", "operator_name", "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
 ]  # fmt: skip

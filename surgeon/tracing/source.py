@@ -27,8 +27,8 @@ _OWN_SPACES = ("aten", "torchvision")
 _MODULE_CALL = nn.Module._call_impl.__code__
 
 
-#: Calls that change nothing; a reshape makes or saves a copy depending on the sizes.
-COPIES = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
+#: A reshape makes or saves a copy depending on the sizes.
+_COPIES = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
 
 
 def operator_name(node: fx.Node) -> str:
@@ -39,6 +39,14 @@ def operator_name(node: fx.Node) -> str:
     target = getattr(node.target, "overloadpacket", node.target)
     name, space = str(getattr(target, "__name__", target)), getattr(node.target, "namespace", "aten")
     return name if space in _OWN_SPACES else f"{space}::{name}"
+
+
+def is_copy(node: fx.Node) -> bool:
+    """Whether a call changes nothing: a copy, or a move to another device or memory layout."""
+    name = operator_name(node)
+    if name == "_to_copy":
+        return node.meta.get("dtype") == node.all_input_nodes[0].meta.get("dtype")
+    return name in _COPIES
 
 
 _NO_COPY = frozenset({"_unsafe_view", "alias", "detach", "lift_fresh", "lift_fresh_copy"})

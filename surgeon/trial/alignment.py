@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from surgeon.tracing import COPIES, operator_name
+from surgeon.tracing import is_copy, operator_name
 
 #: Calls that allocate scratch memory differ between devices and mean nothing.
 _SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
@@ -30,9 +30,8 @@ def _name(node: fx.Node) -> str:
 
 def calls(graph: fx.Graph) -> list[fx.Node]:
     """The calls that matter, in order."""
-    skipped = _SCRATCH | COPIES
     nodes = [n for n in graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
-    return [n for n in nodes if _name(n) not in skipped]
+    return [n for n in nodes if _name(n) not in _SCRATCH and not is_copy(n)]
 
 
 def _scratch(graph: fx.Graph) -> list[fx.Node]:
@@ -63,7 +62,7 @@ def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
     for node in small.nodes:
         if node.op == "call_function" and node.target is operator.getitem:
             _align_part(node, found)
-        elif node.op == "call_function" and _name(node) in COPIES:
+        elif node.op == "call_function" and is_copy(node):
             _align_copy(node, found)
     return found
 
@@ -88,7 +87,7 @@ def _align_copy(node: fx.Node, found: dict[fx.Node, fx.Node]) -> None:
     """A copy: that of the dense value, or, where the dense run made none, the value itself."""
     theirs = found.get(node.all_input_nodes[0])
     if theirs is not None:
-        found[node] = next((u for u in theirs.users if _name(u) == _name(node)), theirs)
+        found[node] = next((u for u in theirs.users if _name(u) == _name(node) and is_copy(u)), theirs)
 
 
 def partners(nodes: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:

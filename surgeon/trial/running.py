@@ -57,12 +57,13 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings)
         If the forward fails or carries channels otherwise than the dense one.
     """
     everything = {**arrivals(graph, kept), **settings}
+    recording = None
     try:
-        recording = _on_meta(graph, widths, everything)
+        if _same.get(graph.trace.graph, True):
+            recording = _on_meta(graph, widths, everything)
     except Unfinished as stop:
         if _same_on_meta(graph):
             raise _stopped(graph, stop, kept) from stop.__cause__
-        recording = None
     if recording is None:
         recording = _for_real(graph, widths, kept, everything)
     elsewhere = strays(recording.graph, graph.trace.graph) if settings else None
