@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import bisect
+import itertools
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +17,31 @@ from surgeon.rules.marks import Ledger, Marked, Plane, compact, replace
 from surgeon.rules.registry import rule
 
 
-def _reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
-    return labels.reshape([s or 1 for s in size])
+def reshape(labels: Tensor, size: Sequence[int], *_: Any) -> Tensor:
+    """The labels in another shape. Where they don't vary nothing is copied: a picture has far more places than axes."""
+    sizes = list(torch.empty(labels.shape, device="meta").view([s or 1 for s in size]).shape)
+    narrow, wanted = labels, list(sizes)
+    for old, new in _runs(labels.shape, sizes):
+        if all(labels.shape[axis] == 1 or labels.stride(axis) == 0 for axis in old):
+            for axis in old:
+                narrow = narrow.narrow(axis, 0, 1)
+            wanted[new.start : new.stop] = [1] * len(new)
+    return narrow.reshape(wanted).expand(sizes)
+
+
+def _runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, range]]:
+    """The shortest runs of axes of two shapes that hold equally many places: each is reshaped on its own."""
+    ours, theirs = (list(itertools.accumulate(shape, operator.mul, initial=1)) for shape in (old, new))
+    i = j = 0
+    for places in sorted(set(ours) & set(theirs)):
+        first, other = i, j
+        i, j = (bisect.bisect(counts, places) - 1 for counts in (ours, theirs))  # with all axes of size 1 that follow
+        yield range(first, i), range(other, j)
 
 
 @rule("view", "_unsafe_view", "_reshape_alias")
 def view(ledger: Ledger, value: Marked, size: Sequence[int], *_: Any) -> Marked:
-    result = move(ledger, _reshape, value, size)
+    result = move(ledger, reshape, value, size)
     for old, new in zip(value.planes, result.planes, strict=True):
         labels, axes = compact(new.labels)
         if len(axes) > len(old.axes) and not new.example:
