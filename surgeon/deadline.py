@@ -134,13 +134,13 @@ def within_time(
             problem = stop
             break
         reached = predicted["small"] / predicted["dense"]
-        known = next((one.found for one in tries if one.reached == reached), None)
-        if known is None:
-            known = _timed(made, predicted, time(made), amount)
-            if known.lands:  # by luck, as one of several tries may? only both measurements together tell
-                known = _timed(made, predicted, known.measured.pooled(time(made)), amount)
-        tries.append(Try(share, reached, known))
-        if known.lands or (share >= 1 and known.use <= 1):
+        found = next((one.found for one in tries if one.reached == reached), None)
+        if found is None:
+            found = _timed(made, predicted, time(made), amount)
+            if found.lands:  # by luck, as one of several tries may? only both measurements together tell
+                found = _timed(made, predicted, found.measured.pooled(time(made)), amount)
+        tries.append(Try(share, reached, found))
+        if found.lands or (share >= 1 and found.use <= 1):
             break
     if not tries:
         assert problem is not None
@@ -163,18 +163,22 @@ class Try(Generic[Made]):
 def _next(tries: Sequence[Try[Any]]) -> float:
     """The share to plan for next, aimed a hair below the limit: above it is a promise broken.
 
-    Between the nearest model that is too slow and the nearest that is not, as soon as there are both; from the last
-    one by how far it is off until then, and where a model is slower than another that was predicted to be.
+    Between the nearest model that is too slow and the nearest that is not, as soon as there are both. Until then along
+    the line through the last two, or in proportion where that says nothing.
     """
     last = tries[-1]
-    slow = min((one for one in tries if one.found.use > 1), key=lambda one: one.reached, default=None)
+    slow = min((one for one in tries if one.found.use > 1), key=lambda one: one.share, default=None)
     quick = max((one for one in tries if one.found.use <= 1), key=lambda one: one.share, default=None)
-    if slow is not None and quick is not None and quick.share < slow.reached:
+    if slow is not None and quick is not None and quick.share < slow.share:
         part = (_AIM - quick.found.use) / (slow.found.use - quick.found.use)
-        return quick.share + (slow.reached - quick.share) * min(1 - _INSIDE, max(_INSIDE, part))
-    low, high = _STRIDE
+        return quick.share + (slow.share - quick.share) * min(1 - _INSIDE, max(_INSIDE, part))
     start = min(last.reached, last.share) if last.found.use > 1 else last.share
-    return min(1.0, start * min(high, max(low, _AIM / last.found.use)))
+    goal = start * _AIM / last.found.use
+    if len(tries) > 1:
+        run, rise = last.share - tries[-2].share, last.found.use - tries[-2].found.use
+        goal = last.share + (_AIM - last.found.use) * run / rise if run * rise > 0 else goal
+    low, high = _STRIDE
+    return min(1.0, start * high, max(start * low, goal))
 
 
 def as_fast(
