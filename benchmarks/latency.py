@@ -215,6 +215,10 @@ def told(stage: str, done: int, _total: int) -> None:
 # ---------------------------------------------------------------- B: the time that was asked for
 
 
+#: Times as many rounds as while it was cut: what judges must not be as noisy as what is judged.
+_ANEW = 4
+
+
 def in_time(name: str, share: float, options: argparse.Namespace, device: torch.device) -> Row:
     """Ask for a share of the time; measure anew, beside a plan from MACs alone that is as fast."""
     model, x = network(name, device), images(1, options, device)
@@ -228,7 +232,8 @@ def in_time(name: str, share: float, options: argparse.Namespace, device: torch.
     assert when_cut is not None
     rival = by_macs_alone(model, x, result.model)
     models = {"dense": model, "surgeon": result.model} | ({} if rival is None else {"macs alone": rival.model})
-    measured = latency(models, x, rounds=rounds_for(sum(when_cut.predicted.values()), options.rounds))
+    rounds = _ANEW * rounds_for(sum(when_cut.predicted.values()), options.rounds)
+    measured = latency(models, x, rounds=rounds)
     medians = {found.name: found.median for found in measured.latencies}
     kept = {"surgeon": score_kept(model, x, result.plan)}
     share_measured = medians["surgeon"] / medians["dense"]
