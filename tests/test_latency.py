@@ -354,8 +354,8 @@ def test_counted_activations_are_those_of_the_small_model() -> None:
 # ---------------------------------------------------------------- the model itself is timed, and the plan corrected
 
 
-def took(seconds: float, dense: float = 1.0) -> Comparison:
-    samples = {"dense": (dense,) * 3, "small": (seconds,) * 3}
+def took(seconds: float, spread: float = 0.0) -> Comparison:
+    samples = {"dense": (1.0,) * 3, "small": (seconds * (1 - spread), seconds, seconds * (1 + spread))}
     conditions = {"batch_size": 1, "dtype": "float32"}
     return Comparison(tuple(Measured.of(n, s, 1) for n, s in samples.items()), samples, "cpu", 1, conditions)
 
@@ -387,6 +387,15 @@ def test_a_time_that_lands_by_luck_is_measured_again() -> None:
     assert found.made > 0.55
     assert tries == len(set(seen)) > 1
     assert len(found.measured.samples["small"]) == found.measured.latencies[1].rounds == 6
+
+
+def test_on_a_busy_machine_it_is_measured_more_often() -> None:
+    found, tries = within_time(
+        0.5, lambda share: (share, {"dense": 1.0, "small": share}), lambda share: took(0.99 * share, spread=0.2), 0.5
+    )
+    assert tries == 1
+    assert found.noisy
+    assert found.measured.latencies[1].rounds == 5 * 3
 
 
 def test_an_overhead_that_no_table_knows_is_corrected_too() -> None:
