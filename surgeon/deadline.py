@@ -131,9 +131,8 @@ def within_time(
     BudgetError
         If no model was within the limit; it says what was reached.
     """
-    tries: list[Try[Made]] = []
-    problem = None
-    for _ in range(_TRIES):
+    tries, best, problem = list[Try](), None, None
+    while len(tries) < _TRIES and not (best is not None and best.lands):
         share = _next(tries) if tries else min(first, 1.0)
         try:
             made, predicted = make(share)
@@ -141,16 +140,16 @@ def within_time(
             problem = stop
             break
         reached = predicted["small"] / predicted["dense"]
-        found = next((one.found for one in tries if one.reached == reached), None)
-        if found is None:
+        use = next((one.use for one in tries if one.reached == reached), None)
+        if use is None:
             found = _sure(_timed(made, predicted, time(made), amount), time, amount)
-        tries.append(Try(share, reached, found))
-        if found.lands or (share >= 1 and found.use <= 1):
+            use, best = found.use, found if best is None else max(best, found, key=lambda one: one.merit)
+        tries.append(Try(share, reached, use))
+        if share >= 1 and use <= 1:
             break
-    if not tries:
+    if best is None:
         assert problem is not None
         raise problem
-    best = max((one.found for one in tries), key=lambda found: found.merit)
     if not best.holds:
         raise BudgetError(_missed(amount, best)) from problem
     return best, len({one.reached for one in tries})
@@ -167,31 +166,31 @@ def _sure(found: Candidate[Made], time: Callable[[Made], Comparison], amount: fl
 
 
 @dataclass(frozen=True)
-class Try(Generic[Made]):
-    """A model that was made for a share of the predicted time, the share that it reached, and what was measured."""
+class Try:
+    """A share that was planned for, the one that the plan reached as predicted, and how much of the limit it used."""
 
     share: float
     reached: float
-    found: Candidate[Made]
+    use: float
 
 
-def _next(tries: Sequence[Try[Any]]) -> float:
+def _next(tries: Sequence[Try]) -> float:
     """The share to plan for next, aimed a hair below the limit: above it is a promise broken.
 
     Between the nearest model that is too slow and the nearest that is not, as soon as there are both. Until then along
     the line through the last two, or in proportion where that says nothing.
     """
     last = tries[-1]
-    slow = min((one for one in tries if one.found.use > 1), key=lambda one: one.share, default=None)
-    quick = max((one for one in tries if one.found.use <= 1), key=lambda one: one.share, default=None)
+    slow = min((one for one in tries if one.use > 1), key=lambda one: one.share, default=None)
+    quick = max((one for one in tries if one.use <= 1), key=lambda one: one.share, default=None)
     if slow is not None and quick is not None and quick.share < slow.share:
-        part = (_AIM - quick.found.use) / (slow.found.use - quick.found.use)
+        part = (_AIM - quick.use) / (slow.use - quick.use)
         return quick.share + (slow.share - quick.share) * min(1 - _INSIDE, max(_INSIDE, part))
-    start = min(last.reached, last.share) if last.found.use > 1 else last.share
-    goal = start * _AIM / last.found.use
+    start = min(last.reached, last.share) if last.use > 1 else last.share
+    goal = start * _AIM / last.use
     if len(tries) > 1:
-        run, rise = last.share - tries[-2].share, last.found.use - tries[-2].found.use
-        goal = last.share + (_AIM - last.found.use) * run / rise if run * rise > 0 else goal
+        run, rise = last.share - tries[-2].share, last.use - tries[-2].use
+        goal = last.share + (_AIM - last.use) * run / rise if run * rise > 0 else goal
     low, high = _STRIDE
     return min(1.0, start * high, max(start * low, goal))
 
