@@ -354,8 +354,8 @@ def test_counted_activations_are_those_of_the_small_model() -> None:
 # ---------------------------------------------------------------- the model itself is timed, and the plan corrected
 
 
-def took(seconds: float, spread: float = 0.0) -> Comparison:
-    samples = {"dense": (1.0,) * 3, "small": (seconds * (1 - spread), seconds, seconds * (1 + spread))}
+def took(seconds: float, dense: float = 1.0, spread: float = 0.0) -> Comparison:
+    samples = {"dense": (dense,) * 3, "small": (seconds * (1 - spread), seconds, seconds * (1 + spread))}
     conditions = {"batch_size": 1, "dtype": "float32"}
     return Comparison(tuple(Measured.of(n, s, 1) for n, s in samples.items()), samples, "cpu", 1, conditions)
 
