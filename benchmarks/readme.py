@@ -347,9 +347,11 @@ def latency(found: Results) -> str:
         rows = {key: row for key, row in found["rows"].items() if key.startswith(f"{letter}/")}
         told += [render(rows)] if rows else []
     settings = found["settings"]
+    asked = [row for row in found["rows"].values() if "asked" in row and "times_s" in row]
+    most = max((row["times_s"]["dense"]["n"] for row in asked), default=settings["rounds"])
     return "\n\n".join(told) + (
         f"\n\nMedians of {settings['rounds']} interleaved rounds (fast models asked for a time: up to "
-        f"120), images of {settings['image_size']} x "
+        f"{most}), images of {settings['image_size']} x "
         f"{settings['image_size']}, random weights, channels ranked by magnitude. * quartiles more than 10 % apart."
     )
 

@@ -62,9 +62,8 @@ class Timing:
         """Put it together."""
         dense, _ = found.latencies
         limit = None if asked is None else seconds_of(TIME, asked, dense.median)
-        noisy = any(latency.noisy for latency in found.latencies)
         speed_up = found.speed_up("small", "dense").to_dict()
-        return cls(asked, limit, dict(predicted), found.to_dict(), speed_up, noisy, tries)
+        return cls(asked, limit, dict(predicted), found.to_dict(), speed_up, found.noisy, tries)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -95,11 +94,6 @@ class Candidate(Generic[Made]):
     def lands(self) -> bool:
         """Whether it is where another try could not do better."""
         return 1 - _NEAR <= self.use <= 1
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the spread of either model's time is above 10 %."""
-        return any(latency.noisy for latency in self.measured.latencies)
 
     @property
     def merit(self) -> tuple[bool, bool, float]:
@@ -160,7 +154,7 @@ def _sure(found: Candidate[Made], time: Callable[[Made], Comparison], amount: fl
     for _ in range(_AGAIN):
         if found.lands:
             found = _timed(found.made, found.predicted, found.measured.pooled(time(found.made)), amount)
-        if not (found.lands and found.noisy):
+        if not (found.lands and found.measured.noisy):
             break
     return found
 
@@ -235,7 +229,7 @@ def _timed(made: Made, predicted: Mapping[str, float], measured: Comparison, amo
 def _missed(amount: float | str, best: Candidate[Any]) -> str:
     dense, small = best.measured.latencies
     limit = seconds_of(TIME, amount, dense.median)
-    busy = "; the machine was busy (spread above 10 %): try again" if small.noisy or dense.noisy else ""
+    busy = "; the machine was busy (spread above 10 %): try again" if best.measured.noisy else ""
     return (
         f"the budget is out of reach; {TIME}: {1000 * limit:.3g} ms asked, {1000 * small.median:.3g} ms is the least "
         f"that was measured ({small.median / dense.median:.1%} of {1000 * dense.median:.3g} ms){busy}"

@@ -394,7 +394,7 @@ def test_on_a_busy_machine_it_is_measured_more_often() -> None:
         0.5, lambda share: (share, {"dense": 1.0, "small": share}), lambda share: took(0.99 * share, spread=0.2), 0.5
     )
     assert tries == 1
-    assert found.noisy
+    assert found.measured.noisy
     assert found.measured.latencies[1].rounds == 5 * 3
 
 

@@ -104,6 +104,11 @@ class Comparison:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     differences: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the spread of any model's time is above 10 %."""
+        return any(latency.noisy for latency in self.latencies)
+
     def speed_up(self, name: str, base: str, *, seed: int = 0) -> SpeedUp:
         """How many times faster `name` is than `base`.
 
