@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from statistics import fmean, median, stdev
 from typing import Any, Generic, TypeVar
 
 from surgeon.errors import BudgetError, NothingToCutError
@@ -15,8 +18,11 @@ from surgeon.planning import TIME, seconds_of
 TOLERANCE, _NEAR = 0.05, 0.03
 _TRIES = 7
 _FAST_TRIES = 4
-#: How often a model that lands is measured again at most.
-_AGAIN = 4
+#: How often a model that lands is measured before it counts: on a quiet machine, on a busy one, and at most, as long
+#: as the measurements are further apart than this (standard error of their mean, as a share of the limit).
+_QUIET, _BUSY, _MOST, _SURE = 2, 5, 9, 0.01
+#: The same error of one measurement, which cannot say.
+_DOUBT = 0.04
 #: The least and the most that a try may change the share that is planned for.
 _STRIDE = (0.6, 1.5)
 #: How far from either end of the range between a model that is too slow and one that is not the next try stays.
@@ -76,14 +82,37 @@ class Candidate(Generic[Made]):
 
     Attributes
     ----------
-    use:
-        Measured time as a share of the limit.
+    amount:
+        The limit: a share, or a time with its unit.
+    timed:
+        Every measurement of it.
     """
 
     made: Made
     predicted: Mapping[str, float]
-    measured: Comparison
-    use: float
+    amount: float | str
+    timed: tuple[Comparison, ...]
+
+    @property
+    def measured(self) -> Comparison:
+        """All measurements as one."""
+        return reduce(Comparison.pooled, self.timed)
+
+    @property
+    def uses(self) -> list[float]:
+        """Measured time as a share of the limit, of each measurement."""
+        return [_use(found, self.amount) for found in self.timed]
+
+    @property
+    def use(self) -> float:
+        """Measured time as a share of the limit: the mean, since a busy machine goes to and fro between two paces."""
+        return fmean(self.uses)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the measurements' mean."""
+        uses = self.uses
+        return stdev(uses) / math.sqrt(len(uses)) if len(uses) > 1 else _DOUBT
 
     @property
     def holds(self) -> bool:
@@ -91,14 +120,25 @@ class Candidate(Generic[Made]):
         return self.use <= 1 + TOLERANCE
 
     @property
+    def near(self) -> bool:
+        """Whether more measurements might say that it lands."""
+        return abs(self.use - _AIM) <= _NEAR / 2 + 2 * self.error
+
+    @property
     def lands(self) -> bool:
-        """Whether it is where another try could not do better."""
-        return 1 - _NEAR <= self.use <= 1
+        """Whether it is where another try could not do better, as far as the measurements can say."""
+        return self.holds and abs(self.use - _AIM) <= _NEAR / 2 + self.error
+
+    @property
+    def sure(self) -> bool:
+        """Whether another measurement would tell no more."""
+        count = len(self.timed)
+        return count >= _MOST or (count >= (_BUSY if self.measured.noisy else _QUIET) and self.error <= _SURE)
 
     @property
     def merit(self) -> tuple[bool, bool, float]:
-        """The nearest to the limit, best from below."""
-        return self.holds, self.use <= 1, self.use if self.use <= 1 else -self.use
+        """The nearest to what is aimed at, best from below, as far as the measurements can say."""
+        return self.holds, self.use <= 1 + self.error, -abs(self.use - _AIM)
 
 
 def within_time(
@@ -125,8 +165,9 @@ def within_time(
     BudgetError
         If no model was within the limit; it says what was reached.
     """
-    tries, best, problem = list[Try](), None, None
-    while len(tries) < _TRIES and not (best is not None and best.lands):
+    found, shares, problem = dict[float, Candidate[Made]](), list[tuple[float, float]](), None
+    while len(shares) < _TRIES and not any(one.lands for one in found.values()):
+        tries = [Try(share, reached, found[reached].use) for share, reached in shares]
         share = _next(tries) if tries else min(first, 1.0)
         try:
             made, predicted = make(share)
@@ -134,28 +175,24 @@ def within_time(
             problem = stop
             break
         reached = predicted["small"] / predicted["dense"]
-        use = next((one.use for one in tries if one.reached == reached), None)
-        if use is None:
-            found = _sure(_timed(made, predicted, time(made), amount), time, amount)
-            use, best = found.use, found if best is None else max(best, found, key=lambda one: one.merit)
-        tries.append(Try(share, reached, use))
-        if share >= 1 and use <= 1:
+        if reached not in found:
+            found[reached] = _sure(Candidate(made, predicted, amount, (time(made),)), time)
+        shares.append((share, reached))
+        if share >= 1 and found[reached].use <= 1:
             break
-    if best is None:
+    if not found:
         assert problem is not None
         raise problem
+    best = max(found.values(), key=lambda one: one.merit)
     if not best.holds:
         raise BudgetError(_missed(amount, best)) from problem
-    return best, len({one.reached for one in tries})
+    return best, len(found)
 
 
-def _sure(found: Candidate[Made], time: Callable[[Made], Comparison], amount: float | str) -> Candidate[Made]:
+def _sure(found: Candidate[Made], time: Callable[[Made], Comparison]) -> Candidate[Made]:
     """A model that lands, measured again: by luck one of several tries may; on a busy machine more than twice."""
-    for _ in range(_AGAIN):
-        if found.lands:
-            found = _timed(found.made, found.predicted, found.measured.pooled(time(found.made)), amount)
-        if not (found.lands and found.measured.noisy):
-            break
+    while found.near and not found.sure:
+        found = replace(found, timed=(*found.timed, time(found.made)))
     return found
 
 
@@ -171,13 +208,16 @@ class Try:
 def _next(tries: Sequence[Try]) -> float:
     """The share to plan for next, aimed a hair below the limit: above it is a promise broken.
 
-    Between the nearest model that is too slow and the nearest that is not, as soon as there are both. Until then along
-    the line through the last two, or in proportion where that says nothing.
+    Between the nearest model that is too slow and the nearest that is not, as soon as there are both; where a smaller
+    model was measured to be slower than a larger one, what all of them say in the middle. Until then along the line
+    through the last two, or in proportion where that says nothing.
     """
     last = tries[-1]
     slow = min((one for one in tries if one.use > 1), key=lambda one: one.share, default=None)
     quick = max((one for one in tries if one.use <= 1), key=lambda one: one.share, default=None)
-    if slow is not None and quick is not None and quick.share < slow.share:
+    if slow is not None and quick is not None:
+        if quick.share >= slow.share:
+            return min(1.0, median(one.share * _AIM / one.use for one in tries))
         part = (_AIM - quick.use) / (slow.use - quick.use)
         return quick.share + (slow.share - quick.share) * min(1 - _INSIDE, max(_INSIDE, part))
     start = min(last.reached, last.share) if last.use > 1 else last.share
@@ -209,7 +249,7 @@ def as_fast(
     goal, best, tried = None, None, 0
     for _ in range(_FAST_TRIES):
         made, predicted = make(goal)
-        found, tried = _timed(made, predicted, time(made), share), tried + 1
+        found, tried = Candidate(made, predicted, share, (time(made),)), tried + 1
         stuck = best is not None and predicted["small"] >= best.predicted["small"]
         if best is None or found.use < best.use:
             best = found
@@ -221,9 +261,9 @@ def as_fast(
     return best, tried
 
 
-def _timed(made: Made, predicted: Mapping[str, float], measured: Comparison, amount: float | str) -> Candidate[Made]:
+def _use(measured: Comparison, amount: float | str) -> float:
     dense, small = measured.latencies
-    return Candidate(made, predicted, measured, small.median / seconds_of(TIME, amount, dense.median))
+    return small.median / seconds_of(TIME, amount, dense.median)
 
 
 def _missed(amount: float | str, best: Candidate[Any]) -> str:

@@ -398,6 +398,24 @@ def test_on_a_busy_machine_it_is_measured_more_often() -> None:
     assert found.measured.latencies[1].rounds == 5 * 3
 
 
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("error", [0.7, 0.9, 1.0, 1.2, 1.6])
+def test_measurements_that_disagree_are_repeated_until_they_can_say(error: float, start: int) -> None:
+    """Every other measurement is off by 8 % to the other side, each of them with no spread of its own."""
+    turns = itertools.cycle((1.08, 0.92))
+    for _ in range(start):
+        next(turns)
+    found, _ = asked_and_given(0.5, lambda share: min(1.0, share * error) * next(turns))
+    assert 0.95 <= min(1.0, found.made * error) / 0.5 <= 1.03
+
+
+def test_a_smaller_model_that_seemed_slower_does_not_lead_astray() -> None:
+    """The first measurement is a fifth too quick, the second a fifth too slow: taken at their word, less is more."""
+    slips = iter((0.8, 1.2))
+    found, _ = asked_and_given(0.5, lambda share: share * next(slips, 1.0))
+    assert 0.95 <= found.made / 0.5 <= 1
+
+
 def test_an_overhead_that_no_table_knows_is_corrected_too() -> None:
     found, _ = asked_and_given("500ms", lambda share: 0.2 + 0.8 * share)
     assert 0.95 <= found.use <= 1
