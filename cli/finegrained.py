@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from surgeon.errors import InputError
 
 from .files import check_outputs, is_file, there
 from .options import file_factory_option
 
+if TYPE_CHECKING:
+    from .images import Batches
+    from .output import Watch
+
 _F = TypeVar("_F", bound=Callable[..., Any])
+_Done = TypeVar("_Done")
 
 #: Images that judge, and that gradients are taken of.
 SAMPLES = 512
+LEVELS = ("none", "bn", "bias", "lstsq")
 
 _OPTIONS = (
     click.option(
@@ -42,7 +50,15 @@ _OPTIONS = (
         default=SAMPLES,
         show_default=True,
         metavar="N",
-        help="Of --data.",
+        help="Of --data; with --heal as many again, which heal and don't judge.",
+    ),
+    click.option(
+        "--heal",
+        type=click.Choice(LEVELS),
+        default="none",
+        show_default=True,
+        help="Fit what is left anew to what the model computed before, on images of --data, without labels and without "
+        "training; lstsq recovers most.",
     ),
     click.option(
         "--batch-size", type=click.IntRange(min=1), default=8, show_default=True, metavar="N", help="Images at a time."
@@ -85,17 +101,20 @@ class Opened:
     plan, origin:
         For the file.
     loader:
-        None without ``--data``.
+        Images that judge; None without ``--data``.
     answers:
-        Class that the model, as it was opened, gives each image of the loader.
+        Class that the model, as it was opened, gives each of them.
+    material:
+        Images that something is learned from: others with ``--heal``, else the same.
     """
 
     name: str
     model: Any
     plan: Any
     origin: Mapping[str, Any] | None
-    loader: Any
-    answers: Any
+    loader: Any = None
+    answers: Any = None
+    material: Any = None
 
     def verdict(self, model: Any) -> dict[str, float]:
         """Share of the images with the same answer as before, and with the right one where the classes are known."""
@@ -106,6 +125,19 @@ class Opened:
         if self.loader.labels is not None:
             verdict["accuracy"] = float((found == self.loader.labels).double().mean())
         return verdict
+
+    def healed(self, change: Callable[[Watch], _Done], level: str, seed: int) -> _Done:
+        """What `change` does to the model, which is then healed towards what it was."""
+        from surgeon import finegrained
+
+        from .output import Watch
+
+        dense = None if level == "none" else finegrained.plain_copy(self.model)
+        with Watch() as watch:
+            done = change(watch)
+            if dense is not None:
+                finegrained.heal(dense, self.model, self.material, level, seed=seed, progress=watch)
+        return done
 
     def target(self, output: Path | None, word: str) -> Path:
         """Where the file goes."""
@@ -124,6 +156,8 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
     from .runtime import pick_device
 
     name = options["model"]
+    if options["heal"] != "none" and options["data"] is None:
+        raise click.UsageError("--heal needs images: give --data DIR")
     if not options.get("sweep"):
         check_outputs([options["output"] or default_target(name, word)], [name])
     source = None if options["data"] is None else find(options["data"])
@@ -131,7 +165,7 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
     opened = _from_file(options, device) if is_file(name) else _from_name(options, device)
     if source is None:
         model, plan, origin = opened[:3]
-        return Opened(name, model, plan, origin, None, None)
+        return Opened(name, model, plan, origin)
     return _judged(name, opened, source, options, device)
 
 
@@ -177,13 +211,30 @@ def _judged(name: str, opened: tuple[Any, ...], source: Any, options: Mapping[st
     from .output import say, warn
 
     model, plan, origin, preprocess, outputs = opened
-    images = drawn(source, options["samples"], preprocess, options["seed"], name=options["data"])
+    heals = options["heal"] != "none"
+    images = drawn(source, options["samples"] * (1 + heals), preprocess, options["seed"], name=options["data"])
     for warning in images.warnings:
         warn(warning)
     loader = batches(images, outputs, preprocess, options["batch_size"], device)
     for note in loader.notes[-1:]:
         say(f"note: {note}")
-    return Opened(name, model, plan, origin, loader, _answers(model, loader))
+    material = loader
+    if heals:
+        material, loader = _halves(loader)
+        say(f"note: {len(material.pixels)} of them heal, {len(loader.pixels)} judge")
+    return Opened(name, model, plan, origin, loader, _answers(model, loader), material)
+
+
+def _halves(loader: Batches) -> tuple[Batches, Batches]:
+    """The images in two; the classes are in both alike, since they follow each other in turn."""
+    count, labels = len(loader.pixels), loader.labels
+    if count < 2:
+        raise InputError("--heal needs two images at least: one half of them heals, the other judges")
+    parts = slice(count // 2), slice(count // 2, count)
+    first, second = (
+        replace(loader, pixels=loader.pixels[part], labels=None if labels is None else labels[part]) for part in parts
+    )
+    return first, second
 
 
 def _answers(model: Any, loader: Any) -> Any:

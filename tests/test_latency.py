@@ -266,6 +266,38 @@ def test_a_call_that_cannot_be_made_alone_costs_its_share_of_the_bytes() -> None
     assert predicted.of(relu, (16,)) == pytest.approx(0.25)
 
 
+def test_what_other_work_disturbed_is_measured_again() -> None:
+    """Every fifth call takes five times as long at first: longer than the same call with more channels."""
+
+    class Disturbed(Staircase):
+        def seconds(self, key: str, build: Callable[[], Callable[[], Any]]) -> float:
+            if key not in self.entries:
+                self.entries[key] = self.cost(key) * (5 if len(self.entries) % 5 == 0 else 1)
+            return self.entries[key]
+
+        def again(self, key: str, build: Callable[[], Callable[[], Any]]) -> float:
+            self.asked.append(key)
+            self.entries[key] = min(self.entries[key], self.cost(key))
+            return self.entries[key]
+
+    graph, quiet, disturbed = graph_of(), Staircase(16), Disturbed(16)
+    right, found = (Latency(graph, table, step=16, dense_seconds=1.0) for table in (quiet, disturbed))
+    assert disturbed.asked
+    assert len(disturbed.asked) < len(disturbed.entries) / 2
+    calls = [call for call in found.work.calls if call.contracts]
+    narrow = [(call, tuple(16 for _ in call.variables)) for call in calls]
+    assert [found.of(call, values) for call, values in narrow] == [right.of(call, values) for call, values in narrow]
+
+
+def test_a_call_that_is_measured_again_takes_the_least() -> None:
+    times = iter((3.0, 2.0, 4.0))
+    table = Table(here(), timer=lambda call: next(times))
+    assert [table.seconds("a", lambda: lambda: None), *(table.again("a", lambda: lambda: None) for _ in range(2))] == [
+        3.0, 2.0, 2.0,
+    ]  # fmt: skip
+    assert table.measured == 3
+
+
 # ---------------------------------------------------------------- plans from measured cost
 
 

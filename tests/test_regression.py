@@ -12,7 +12,8 @@ from torch import Tensor
 
 from surgeon.healing import regression
 from surgeon.healing.outlook import Goal
-from surgeon.healing.regression import Regression, Solution, ridge_factor
+from surgeon.healing.regression import Regression, Solution
+from surgeon.healing.ridge import Ridge
 
 GROUPS, ROWS, INPUTS, OUTPUTS = 2, 40, 5, 3
 
@@ -129,11 +130,12 @@ def test_singular_problems_have_solutions(case: int, dual: bool) -> None:
 
 def test_what_is_not_positive_definite_gets_more_of_a_penalty() -> None:
     matrix = torch.diag(torch.tensor([1.0, 1.0, -1e-2], dtype=torch.float64))[None]
-    factor = ridge_factor(matrix, 1e-4)
-    assert factor is not None
+    found = Ridge.of(matrix, 1e-4)
+    assert found is not None
+    factor = found.factor
     ridge = (factor @ factor.mT - matrix).diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(ridge / (1e-4 * matrix.diagonal(dim1=1, dim2=2).mean()), ridge * 0 + 1000)
-    assert ridge_factor(matrix * float("nan"), 1e-4) is None
+    assert Ridge.of(matrix * float("nan"), 1e-4) is None
 
 
 def test_weights_are_judged_as_they_will_be_written() -> None:

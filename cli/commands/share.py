@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from surgeon.finegrained import Sharing, SweepRow
 
     from ..finegrained import Opened
+    from ..output import Watch
 
 
 def _counts(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
@@ -51,12 +52,14 @@ def command(**options: Any) -> None:
     """Let the weights of each layer share few values (exact k-means), and write a compact file.
 
     Zeros are kept apart, so a masked model stays masked. This saves size, not time. The file keeps the weights to the
-    bit. surgeon train with it as --model trains the shared values.
+    bit. surgeon train with it as --model trains the shared values; --heal fits them without training.
 
-    Example: surgeon share --model surgeon-demo/small.safetensors -k 16 --data digits
+    Example: surgeon share --model surgeon-demo/small.safetensors -k 16 --data digits --heal lstsq
     """
     if options["sweep"] and (options["k"] is not None or options["output"] is not None):
         raise click.UsageError("--sweep tries and writes nothing: leave out -k and --output")
+    if options["sweep"] and options["heal"] != "none":
+        raise click.UsageError("--sweep shows what sharing alone gives: leave out --heal")
     opened = open_model(options, "shared")
     found = _sweep(opened, options) if options["sweep"] else _share(opened, options)
     if options["as_json"]:
@@ -68,12 +71,11 @@ def command(**options: Any) -> None:
 def _share(opened: Opened, options: dict[str, Any]) -> dict[str, Any]:
     from surgeon import finegrained
 
-    from ..output import Watch
+    def change(watch: Watch) -> Sharing:
+        k = 16 if options["k"] is None else options["k"]
+        return finegrained.share(opened.model, k, ignored_layers=options["ignore"], progress=watch)
 
-    with Watch() as watch:
-        done = finegrained.share(
-            opened.model, 16 if options["k"] is None else options["k"], ignored_layers=options["ignore"], progress=watch
-        )
+    done = opened.healed(change, options["heal"], options["seed"])
     _show(opened.name, done)
     verdict = opened.verdict(opened.model)
     if verdict:

@@ -11,6 +11,8 @@ from ..finegrained import common_options, open_model, tell, write
 if TYPE_CHECKING:
     from surgeon.finegrained import Sparsity
 
+    from ..output import Watch
+
 _AMOUNTS = ("amount", "threshold", "std")
 
 
@@ -68,9 +70,9 @@ def command(**options: Any) -> None:
 
     Say how much with exactly one of --amount, --threshold and --std. This saves size, not time: dense kernels multiply
     by the zeros. A file that surgeon prune wrote can go on here, and the result into surgeon share. surgeon train with
-    the result as --model keeps the masks.
+    the result as --model keeps the masks; --heal recovers accuracy without training.
 
-    Example: surgeon sparsify --model surgeon-demo/small.safetensors --amount 0.8 --data digits
+    Example: surgeon sparsify --model surgeon-demo/small.safetensors --amount 0.8 --data digits --heal lstsq
     """
     given = [f"--{name}" for name in _AMOUNTS if options[name] is not None]
     if len(given) != 1:
@@ -81,16 +83,20 @@ def command(**options: Any) -> None:
     from surgeon import finegrained
 
     opened = open_model(options, "sparse")
-    done = finegrained.sparsify(
-        opened.model,
-        **{name: options[name] for name in _AMOUNTS},
-        of=options["of"],
-        scope=options["scope"],
-        by=options["by"],
-        dataloader=opened.loader,
-        loss_fn=None if opened.loader is None else opened.loader.loss,
-        ignored_layers=options["ignore"],
-    )
+
+    def change(_watch: Watch) -> Sparsity:
+        return finegrained.sparsify(
+            opened.model,
+            **{name: options[name] for name in _AMOUNTS},
+            of=options["of"],
+            scope=options["scope"],
+            by=options["by"],
+            dataloader=opened.material,
+            loss_fn=None if opened.material is None else opened.material.loss,
+            ignored_layers=options["ignore"],
+        )
+
+    done = opened.healed(change, options["heal"], options["seed"])
     _show(opened.name, done)
     verdict = opened.verdict(opened.model)
     if verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from surgeon.tracing import in_mode
 GRID = (0.25, 0.5, 0.75, 1.0)
 _ALONE = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 _MOST_VARIABLES = 3
+#: How much longer than a larger call one may take before it is measured again, and how often at most.
+_ODD, _REPEATS = 1.15, 3
 
 
 class Latency:
@@ -102,18 +105,40 @@ class Latency:
             self._measured(call, values)
             if progress is not None:
                 progress("latency table", number, len(missing))
+        if missing:
+            self._measure_odd_ones_again()
         self.table.save()
+
+    def _measure_odd_ones_again(self) -> None:
+        """What took longer than the same call at larger sizes was most likely disturbed by other work."""
+        for _ in range(_REPEATS):
+            odd = {call.key(values): (call, values) for call in self.work.calls for values in self._odd(call)}
+            for key, (call, values) in odd.items():
+                self.table.again(key, self._build(call, values))
+
+    def _odd(self, call: TimedCall) -> list[tuple[int, ...]]:
+        """Sizes at which the call took longer than where none of them is smaller."""
+        points = self._points(call)
+        times = [self.table.entries[call.key(values)] for values in points]
+        return [
+            values
+            for values, taken in zip(points, times, strict=True)
+            if math.isfinite(taken)
+            and taken > _ODD * min(t for t, other in zip(times, points, strict=True) if _covers(other, values))
+        ]
 
     def _measured(self, call: TimedCall, values: tuple[int, ...]) -> float:
         """From the table; a call that can't be made at these sizes alone costs its share of the dense one's bytes."""
-        place = self.table.place
-        seconds = self.table.seconds(call.key(values), lambda: call.build(values, self._device, place.format))
+        seconds = self.table.seconds(call.key(values), self._build(call, values))
         dense = self.work.dense(call)
         if math.isfinite(seconds):
             return seconds
         if values == dense:
             return 0.0
         return self._measured(call, dense) * call.elements(values) / max(1, call.elements(dense))
+
+    def _build(self, call: TimedCall, values: tuple[int, ...]) -> Callable[[], Callable[[], Any]]:
+        return lambda: call.build(values, self._device, self.table.place.format)
 
     def _points(self, call: TimedCall) -> list[tuple[int, ...]]:
         """Where the call is measured."""
@@ -158,6 +183,10 @@ class Latency:
         model, inputs = self.graph.trace.model, self.graph.trace.inputs
         with ALONE, in_mode(model, False):
             return from_first(lambda: self.table.timer(lambda: model(*inputs.args, **inputs.kwargs)))
+
+
+def _covers(sizes: tuple[int, ...], others: tuple[int, ...]) -> bool:
+    return all(size >= other for size, other in zip(sizes, others, strict=True))
 
 
 def _on_grid(call: TimedCall) -> bool:

@@ -5,6 +5,7 @@ These save size, not time: dense kernels multiply by zeros, and look nothing up.
 """
 
 from surgeon.finegrained.counting import NonZero, nonzero
+from surgeon.finegrained.healing import heal
 from surgeon.finegrained.layers import LeftWhole
 from surgeon.finegrained.packing import pack, unpack
 from surgeon.finegrained.permanent import make_permanent, plain_copy
@@ -12,6 +13,6 @@ from surgeon.finegrained.sharing import LayerSharing, Sharing, SweepRow, share, 
 from surgeon.finegrained.sparsity import LayerSparsity, Sparsity, sparsify
 
 __all__ = [
-    "LayerSharing", "LayerSparsity", "LeftWhole", "NonZero", "Sharing", "Sparsity", "SweepRow", "make_permanent",
-    "nonzero", "pack", "plain_copy", "share", "sparsify", "sweep", "unpack",
+    "LayerSharing", "LayerSparsity", "LeftWhole", "NonZero", "Sharing", "Sparsity", "SweepRow", "heal",
+    "make_permanent", "nonzero", "pack", "plain_copy", "share", "sparsify", "sweep", "unpack",
 ]  # fmt: skip

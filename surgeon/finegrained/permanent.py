@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-
-import torch
 from torch import nn
 
 from surgeon.finegrained.codebooks import unshare
 from surgeon.finegrained.layers import find_weights
-from surgeon.finegrained.masks import forget, refresh, unmask
-from surgeon.tracing import check_model
+from surgeon.finegrained.masks import forget, unmask
+from surgeon.tracing import check_model, copied
 
 __all__ = ["make_permanent", "plain_copy"]
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy without masks and codebooks, whose weights are what the model computes with."""
-    module = check_model(model)
-    with torch.no_grad():
-        refresh(module)  # masked weights that autograd has made can't be copied
-    result = copy.deepcopy(module)
+    result = copied(check_model(model), {})
     make_permanent(result)
     return result
 

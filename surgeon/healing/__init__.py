@@ -9,7 +9,7 @@ activation such as ReLU whatever has the same effect is as good as it).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from surgeon.healing.calibration import example_of, read_batches, read_inputs
 from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
 from surgeon.healing.recalibration import recalibrate
+from surgeon.healing.ridge import Tie
 from surgeon.planning import Plan
 from surgeon.processes import Own, share, together
 from surgeon.tracing import Inputs, check_model, named_tensors, outside_inference_mode, unwrap
 
-__all__ = ["LEVELS", "LayerHealing", "heal"]
+__all__ = ["LEVELS", "LayerHealing", "Tie", "heal"]
 
 #: From nothing to most.
 LEVELS = ("none", "bn", *FITTERS)
@@ -45,6 +46,7 @@ def heal(
     *,
     inputs_of: Callable[[Any], Any] | None = None,
     seed: int = 0,
+    ties: Mapping[str, Tie] | None = None,
     on_layer: Callable[[LayerHealing], None] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> nn.Module:
@@ -69,6 +71,9 @@ def heal(
         What the model takes of a batch, where it isn't the batch itself or its first part.
     seed:
         Which places of large feature maps are looked at.
+    ties:
+        Weights of the small model that were changed in place, by their names, and how they may change further; of
+        models with masks and codebooks, :func:`surgeon.finegrained.heal` knows them.
     on_layer:
         Called with the outcome of each layer.
     progress:
@@ -95,7 +100,7 @@ def heal(
         raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
     with _untouched_if_it_fails(other):
         if level in FITTERS:
-            _fit_layers(model, other, plan, batches, level, seed, on_layer, progress)
+            _fit_layers(model, other, plan, batches, level, seed, ties or {}, on_layer, progress)
         if level in _MEASURED:
             device = next((p.device for p in other.parameters()), torch.device("cpu"))
             recalibrate(other, [inputs.to(device) for _, inputs in batches])
@@ -116,11 +121,12 @@ def _untouched_if_it_fails(model: nn.Module) -> Iterator[None]:
 
 def _fit_layers(
     dense: nn.Module, small: nn.Module, plan: Plan, batches: Own[Inputs], level: str, seed: int,
-    on_layer: Callable[[LayerHealing], None] | None, progress: Callable[[str, int, int], None] | None,
+    ties: Mapping[str, Tie], on_layer: Callable[[LayerHealing], None] | None,
+    progress: Callable[[str, int, int], None] | None,
 ) -> None:  # fmt: skip
-    pairs, tensors = read_batches(dense, small, plan, batches or [(None, example_of(plan))])
+    pairs, tensors = read_batches(dense, small, plan, batches or [(None, example_of(plan))], ties)
     with torch.no_grad():
-        healer = Healer(pairs, tensors, level, seed, batches.of_all)
+        healer = Healer(pairs, tensors, level, seed, batches.of_all, ties)
         for number, row in enumerate(healer.run(), 1):
             if on_layer is not None:
                 on_layer(row)

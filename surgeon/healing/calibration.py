@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -127,11 +127,16 @@ class Pair:
 
 
 def read_batches(
-    dense: nn.Module, small: nn.Module, plan: Plan, batches: Iterable[tuple[int | None, Inputs]]
+    dense: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    batches: Iterable[tuple[int | None, Inputs]],
+    changed: Collection[str] = (),
 ) -> tuple[list[Pair], dict[str, Tensor]]:
     """Both models recorded on every batch, and the small model's tensors, which all pairs share.
 
-    `batches`: with the number of each (:attr:`Pair.number`).
+    `batches`: with the number of each (:attr:`Pair.number`). `changed`: the small model's weights that aren't slices
+    of the dense ones.
 
     Raises
     ------
@@ -151,7 +156,7 @@ def read_batches(
         if not pairs:
             tensors |= {name: t for name, t in traces[1].tensors.items() if not name.startswith("_constant_")}
         walks = Walk(replace(traces[0], inputs=inputs), {}), Walk(replace(traces[1], inputs=inputs), tensors)
-        pairs.append(Pair(fitted, find_sites(fitted), *walks, index))
+        pairs.append(Pair(fitted, find_sites(fitted, changed), *walks, index))
         if [site.key for site in pairs[0].sites] != [site.key for site in pairs[-1].sites]:
             raise HealingError(
                 f"batch {len(pairs)} runs other layers than the first one (a forward that goes through its input step "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from surgeon.healing.calibration import HELD_OUT, Pair
 from surgeon.healing.levels import FITTERS
 from surgeon.healing.regression import Regression
+from surgeon.healing.ridge import Tie
 from surgeon.healing.sites import Site
 from surgeon.processes import same, seed_of, total
 
@@ -64,11 +65,16 @@ class Healer:
         An entry of :data:`FITTERS`.
     batches:
         How many calibration batches all processes have.
+    ties:
+        How weights may change that may not freely, by their names.
     """
 
-    def __init__(self, pairs: list[Pair], tensors: dict[str, Tensor], level: str, seed: int, batches: int) -> None:
+    def __init__(
+        self, pairs: list[Pair], tensors: dict[str, Tensor], level: str, seed: int, batches: int,
+        ties: Mapping[str, Tie],
+    ) -> None:  # fmt: skip
         self.changed: set[str] = set()
-        self._pairs, self._tensors, self._fit = pairs, tensors, FITTERS[level]
+        self._pairs, self._tensors, self._fit, self._ties = pairs, tensors, FITTERS[level], ties
         self._seed, self._batches = seed, batches
         self._sites = pairs[0].sites
         self._calls: dict[Any, list[int]] = {}
@@ -117,17 +123,19 @@ class Healer:
         return first.first
 
     def _regression(self, number: int) -> Regression:
-        site = self._sites[number]
-        product = site.product
-        groups, inputs, _ = product.form.matrix(product.weight.index).shape
+        product = self._sites[number].product
+        places = product.form.matrix(product.weight.index)
+        groups, inputs, _ = places.shape
+        tie = self._ties.get(product.weight.name)
         (count,) = total(torch.tensor([sum(pair.count(number) for pair in self._pairs if pair.number is not None)]))
-        rows = int(count) * len(self._calls[site.key])
+        rows = int(count) * len(self._calls[self._sites[number].key])
         taken = min(rows, max(_ROWS_PER_INPUT * inputs, _LEAST_ROWS)) * groups * inputs
         return Regression(
             product.bias is not None or product.mean is not None,
-            dual=rows < inputs,
+            dual=rows < inputs and tie is None,
             dtype=self._tensors[product.weight.name].dtype,
             share=_MOST_KEPT / taken,
+            tie=None if tie is None else tie.at(places),
         )
 
     def _collect(self, number: int, regression: Regression) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from surgeon.healing.calibration import Pair
-from surgeon.healing.regression import PENALTIES, Regression, Solution, ridge_factor
+from surgeon.healing.regression import PENALTIES, Regression, Solution
+from surgeon.healing.ridge import Ridge
 from surgeon.healing.sites import Site
 from surgeon.processes import total
 
@@ -56,10 +57,10 @@ def _compensation(site: Site, pairs: list[Pair], weight: Tensor) -> Tensor | Non
     kept, outputs = fitted.positions(name, inner), fitted.positions(name, 1 - inner)
     gone = torch.from_numpy(np.setdiff1d(np.arange(dense.shape[inner]), kept.numpy()))
     gram = _gram(pairs)
-    factor = ridge_factor(gram[kept][:, kept][None], PENALTIES[0]) if len(gram) == dense.shape[inner] else None
-    if factor is None or not len(gone):
+    ridge = Ridge.of(gram[kept][:, kept][None], PENALTIES[0]) if len(gram) == dense.shape[inner] else None
+    if ridge is None or not len(gone):
         return None
-    share = torch.cholesky_solve(gram[kept][:, gone][None], factor)[0]  # (kept, gone)
+    share = ridge.solve(gram[kept][:, gone][None])[0]  # (kept, gone)
     lost = dense.detach().double().index_select(1 - inner, outputs.to(dense.device)).index_select(inner, gone)
     gained = torch.tensordot(share, lost, dims=([1], [inner])).movedim(0, inner)
     return site.product.form.matrix(gained.reshape(-1)[site.product.weight.index])

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from surgeon.healing.moments import Moments
 from surgeon.healing.outlook import Goal
+from surgeon.healing.ridge import Ridge, Tie
 from surgeon.processes import rows_of_all, total
 
 #: Penalties that are tried, in units of the mean variance of the inputs; the held-out rows choose.
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
-_MOST_TRIES = 8
 #: Rounds of majorisation, each with Nesterov's step ahead; fewer once it is near.
 _ROUNDS, _MORE_ROUNDS = 8, 3
 #: Means of pixels and the like often lie just between two float32 numbers, where the last bit of a sum, and so the
@@ -59,12 +59,15 @@ class Regression:
         The layer's own: weights are judged as they will be written.
     share:
         Of the rows that may give anything in an interval so many are kept, to ease on.
+    tie:
+        How the weights may change, where that isn't freely; not for a dual one.
     """
 
     centred: bool
     dual: bool
     dtype: torch.dtype = torch.float64
     share: float = 1.0
+    tie: Tie | None = None
     _opened: int = 0
     _rows: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _open: list[tuple[Tensor, Goal]] = field(default_factory=list)
@@ -163,7 +166,7 @@ class Regression:
         for turn in range(rounds):
             weight, intercept = (a + (a - b) * (turn / (turn + 3)) for a, b in zip(now, last, strict=True))
             mean, across = easing.off(weight, intercept)
-            change = torch.cholesky_solve(across, easing.factor)
+            change = easing.ridge.solve(across)
             shift = mean - torch.einsum("gi,gio->go", self._means[0], change)
             last, now = now, (base[0] + change, base[1] + shift * self.centred)
         return replace(self.judged(*now), penalty=linear.penalty, rounds=rounds)
@@ -187,8 +190,8 @@ class Regression:
         if sampled:
             own = sum(((x.mT @ x).double() for x, _ in rows), start=torch.zeros_like(inner))
             inner = inner * (1 - part) + total(own)[0] * (part / kept)
-        factor = ridge_factor(inner, penalty)
-        return None if factor is None else _Easing(rows, middle, part, factor, kept, self.centred)
+        ridge = Ridge.of(inner, penalty, tie=self.tie)
+        return None if ridge is None else _Easing(rows, middle, part, ridge, kept, self.centred)
 
     def _open_by_batch(self) -> Iterator[tuple[Tensor, Goal]]:
         """Copies of the rows that may give anything in an interval, those of each batch together."""
@@ -203,14 +206,14 @@ class Regression:
     def _primal_change(self, weight: Tensor, penalty: float) -> Tensor | None:
         assert self.moments.products is not None
         inner, outer = (products / self.count for products in self.moments.products)
-        factor = ridge_factor(inner, penalty)
-        return None if factor is None else torch.cholesky_solve(outer - inner @ weight, factor)
+        ridge = Ridge.of(inner, penalty, tie=self.tie)
+        return None if ridge is None else ridge.solve(outer - inner @ weight)
 
     def _dual_change(self, weight: Tensor, penalty: float) -> Tensor | None:
         x, y = self._all_rows()
         gram = x @ x.mT / self.count
-        factor = ridge_factor(gram, penalty, x.square().mean((1, 2)))
-        return None if factor is None else x.mT @ torch.cholesky_solve((y - x @ weight) / self.count, factor)
+        ridge = Ridge.of(gram, penalty, x.square().mean((1, 2)))
+        return None if ridge is None else x.mT @ ridge.solve((y - x @ weight) / self.count)
 
     def _all_rows(self) -> list[Tensor]:
         """Inputs and targets of all processes, centred."""
@@ -243,8 +246,8 @@ class _Easing:
         Those of this process: inputs less `middle`, and goals.
     part:
         Their part of all rows.
-    factor:
-        Of the ridge that majorises them.
+    ridge:
+        What majorises them.
     count:
         How many rows all processes have here.
     """
@@ -252,7 +255,7 @@ class _Easing:
     rows: list[tuple[Tensor, Goal]]
     middle: Tensor
     part: float
-    factor: Tensor
+    ridge: Ridge
     count: int
     centred: bool
 
@@ -272,17 +275,3 @@ def _some(count: int, share: float, seed: int) -> Tensor:
     if share >= 1:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: max(round(count * share), 1)]
-
-
-def ridge_factor(matrix: Tensor, penalty: float, scale: Tensor | None = None) -> Tensor | None:
-    """The Cholesky factor of ``matrix + lambda I``; ten times lambda where it isn't positive definite."""
-    scale = matrix.diagonal(dim1=1, dim2=2).mean(1) if scale is None else scale
-    eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
-    ridge = (penalty * scale).clamp_min(torch.finfo(matrix.dtype).tiny ** 0.5)[:, None, None]
-    for _ in range(_MOST_TRIES):
-        factor: Tensor
-        factor, info = torch.linalg.cholesky_ex(matrix + ridge * eye)
-        if not bool(info.any()):
-            return factor
-        ridge = ridge * 10
-    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,20 +27,21 @@ class Site:
         return self.product.key
 
 
-def find_sites(fitted: Fit) -> list[Site]:
-    """The products behind a cut, in the order in which they run.
+def find_sites(fitted: Fit, changed: Collection[str] = ()) -> list[Site]:
+    """The products behind a cut, or behind or with a weight that was `changed`, in the order in which they run.
 
     A weight comes with all its calls, or not at all: where one has no partner, something else reads it (an embedding
     whose weight is also the last layer's), or its calls add biases that they don't share.
     """
-    trace, touched = fitted.small.labels.trace, _touched(fitted)
+    trace, touched = fitted.small.labels.trace, _touched(fitted, changed)
     calls: dict[tuple[str, bytes], list[Product]] = {}
     for product in find_products(trace):
         calls.setdefault(product.key, []).append(product)
     readers, found = _Readers(trace), list[Site]()
     for own in calls.values():
         partners = [fitted.nodes.get(product.node) for product in own]
-        if any(product.operand in touched for product in own) and readers.are_only(own):
+        behind = own[0].weight.name in changed or any(product.operand in touched for product in own)
+        if behind and readers.are_only(own):
             shares = readers.share_mean(own)
             for product, dense in zip(own, partners, strict=True):
                 if dense is not None and isinstance(operand_of(dense), fx.Node):
@@ -104,9 +105,9 @@ def _same(parts: list[Part | None]) -> bool:
     )
 
 
-def _touched(fitted: Fit) -> set[fx.Node]:
+def _touched(fitted: Fit, changed: Collection[str]) -> set[fx.Node]:
     """Nodes of the small recording whose values aren't slices of the dense ones."""
-    cut, found = set(fitted.cut), set[fx.Node]()
+    cut, found = {*fitted.cut, *changed}, set[fx.Node]()
     for node in fitted.small.labels.trace.graph.nodes:
         if (node.op == "get_attr" and str(node.target) in cut) or not found.isdisjoint(node.all_input_nodes):
             found.add(node)

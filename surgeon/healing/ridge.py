@@ -1,0 +1,103 @@
+"""Ridge problems: one Cholesky factor for many targets, and weights that may not change freely."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ridge", "Tie"]
+
+_MOST_TRIES = 8
+#: Conjugate gradients: steps at most, and the residual, as a share of the first, at which they end.
+_STEPS, _NEAR = 100, 1e-6
+
+
+@dataclass(frozen=True)
+class Tie:
+    """How the numbers of a weight may change: those where `index` is 0 not at all.
+
+    Attributes
+    ----------
+    index:
+        Whole numbers of the weight's shape.
+    together:
+        Whether those with the same index change by the same; else each by itself.
+    """
+
+    index: Tensor
+    together: bool = False
+
+    def at(self, places: Tensor) -> Tie:
+        """Of these elements of the weight alone, by their flat numbers: what has others elsewhere stays as it is."""
+        index = self.index.reshape(-1)[places.to(self.index.device)]
+        whole = places.numel() == self.index.numel() or not self.together
+        return Tie(index if whole else torch.zeros_like(index), self.together)
+
+    def nearest(self, change: Tensor) -> Tensor:
+        """The change that is allowed and nearest to one, ``(groups, inputs, outputs)``."""
+        if not self.together:
+            return torch.where(self.index != 0, change, 0.0)
+        places = self.index.reshape(-1).long()
+        counts = places.bincount().clamp_min(1)
+        means = torch.zeros(len(counts), dtype=change.dtype, device=change.device)
+        means = means.index_add_(0, places, change.reshape(-1)) / counts
+        means[0] = 0.0
+        return means[places].view_as(change)
+
+    def dot(self, left: Tensor, right: Tensor) -> Tensor:
+        """Products of changes, one for each problem that can be solved by itself."""
+        found = (left * right).sum(1, keepdim=True)
+        return found.sum((0, 2), keepdim=True) if self.together else found
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """``matrix`` (groups, inputs, inputs) with its penalty on the diagonal, positive definite, and its factor."""
+
+    matrix: Tensor
+    factor: Tensor
+    tie: Tie | None = None
+
+    @classmethod
+    def of(cls, matrix: Tensor, penalty: float, scale: Tensor | None = None, tie: Tie | None = None) -> Ridge | None:
+        """With ``penalty * scale`` on the diagonal; ten times that where it isn't positive definite.
+
+        `scale`: for each group; default: the mean of the diagonal.
+        """
+        scale = matrix.diagonal(dim1=1, dim2=2).mean(1) if scale is None else scale
+        eye = torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+        ridge = (penalty * scale).clamp_min(torch.finfo(matrix.dtype).tiny ** 0.5)[:, None, None]
+        for _ in range(_MOST_TRIES):
+            whole = matrix + ridge * eye
+            factor, info = torch.linalg.cholesky_ex(whole)
+            if not bool(info.any()):
+                return cls(whole, factor, tie)
+            ridge = ridge * 10
+        return None
+
+    def solve(self, wanted: Tensor) -> Tensor:
+        """The change of the weights ``(groups, inputs, outputs)`` with these products; the nearest that is allowed."""
+        return torch.cholesky_solve(wanted, self.factor) if self.tie is None else self._within(self.tie, wanted)
+
+    def _within(self, tie: Tie, wanted: Tensor) -> Tensor:
+        """Conjugate gradients among the changes that are allowed (Shewchuk 1994, appendix B3)."""
+        scale = self.matrix.diagonal(dim1=1, dim2=2)[..., None]
+        change, left = torch.zeros_like(wanted), tie.nearest(wanted)
+        step = eased = tie.nearest(left / scale)
+        size = first = tie.dot(left, eased)
+        for _ in range(_STEPS):
+            if bool((size <= _NEAR**2 * first).all()):
+                break
+            along = tie.nearest(self.matrix @ step)
+            part = _ratio(size, tie.dot(step, along))
+            change, left = change + part * step, left - part * along
+            eased = tie.nearest(left / scale)
+            known, size = size, tie.dot(left, eased)
+            step = eased + _ratio(size, known) * step
+        return change
+
+
+def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    return torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)
