@@ -2,11 +2,12 @@
 
 *Masks*: ResNet-20 and ResNet-56 (CIFAR-10), the smallest 30 to 90 % of the convolutions' weights gone and of the linear
 layer's likewise, no training: top-1 on the test images beside the figures of the ancestor that did this (its own
-weights, so the loss is what compares). *Sharing*: 4 to 35 values per layer in a VGG-16-BN of a quarter of the width,
-untrained, and with the codebooks trained for some epochs of some training images; the dense network trained in the
-same way stands beside it. Written after each row to ``benchmarks/results/finegrained.json``; a second run goes on.
+weights, so the loss is what compares); as they are, and healed with 512 training images without their labels.
+*Sharing*: 4 to 35 values per layer in a VGG-16-BN of a quarter of the width, untrained, healed likewise, and then with
+the codebooks trained for some epochs of some training images; the dense network trained in the same way stands beside
+it. Written after each row to ``benchmarks/results/finegrained.json``; a second run goes on.
 
-    python benchmarks/finegrained.py --threads 1    # about half a minute a row
+    python benchmarks/finegrained.py --threads 1    # one to three minutes a row
     python benchmarks/finegrained.py --quick        # 500 test images, 500 to train on
 """
 
@@ -16,7 +17,11 @@ import argparse
 import copy
 import itertools
 import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import (
@@ -41,8 +46,9 @@ MASKED = ("resnet20-cifar10", "resnet56-cifar10")
 AMOUNTS = (0.3, 0.5, 0.7, 0.9)
 SHARED = "vgg16bn-w025-cifar10"
 KS = (4, 9, 13, 35)
+PHASES = ("top1", "healed", "trained", "healed_trained")
 BATCH = 250
-GRADIENT_IMAGES = 512
+GRADIENT_IMAGES = HEALING_IMAGES = 512
 LR = 0.0005
 #: Half the time and less where the processor computes in it.
 PRECISION = "bf16"
@@ -54,11 +60,12 @@ def main() -> int:
     device = pick_device(options)
     settings = {"test_images": options.test_images, "images": options.images, "seed": options.seed, "lr": LR}
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
-    sharing(table, options, device)
-    for network in MASKED:
-        masks(table, network, "magnitude", options, device)
-    for network in MASKED:
-        masks(table, network, "gradient", options, device)
+    masked = [Task.of(network, options, device) for network in MASKED]
+    for task in masked:
+        masks(table, task, "magnitude")
+    sharing(table, Task.of(SHARED, options, device), options.epochs)
+    for task in masked:
+        masks(table, task, "gradient")
     table.write()
     return 0
 
@@ -77,53 +84,84 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def masks(table: Table, network: str, by: str, options: argparse.Namespace, device: torch.device) -> None:
-    """Rows of one network: dense, and every amount by one score."""
-    dense, stats = trained(network, device)
-    test = cifar10("test", stats, device, torch.arange(options.test_images))
-    seen = cifar10("train", stats, device, drawn(50_000, GRADIENT_IMAGES, options.seed)).batches(32)
-    if f"{network}/dense" not in table.rows:
-        table.put(f"{network}/dense", {"top1": top1(dense, test), "file_bytes": file_bytes(dense)})
+@dataclass(frozen=True)
+class Task:
+    """A trained network, the images that judge it, and those that may be drawn for learning."""
+
+    name: str
+    dense: nn.Module
+    stats: Mapping[str, Any]
+    test: Images
+    images: int
+    seed: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, name: str, options: argparse.Namespace, device: torch.device) -> Task:
+        """Read it."""
+        dense, stats = trained(name, device)
+        test = cifar10("test", stats, device, torch.arange(options.test_images))
+        return cls(name, dense, stats, test, options.images, options.seed, device)
+
+    def drawn(self, count: int) -> Images:
+        """Training images, drawn by the seed."""
+        return cifar10("train", self.stats, self.device, drawn(50_000, count, self.seed))
+
+
+def masks(table: Table, task: Task, by: str) -> None:
+    """Rows of one network: dense, and every amount by one score; by magnitude also healed."""
+    seen, heals = task.drawn(GRADIENT_IMAGES).batches(32), by == "magnitude"
+    if f"{task.name}/dense" not in table.rows:
+        table.put(f"{task.name}/dense", {"top1": top1(task.dense, task.test), "file_bytes": file_bytes(task.dense)})
     for amount in AMOUNTS:
-        key = f"{network}/{by}/{amount}"
-        if key in table.rows:
+        key = f"{task.name}/{by}/{amount}"
+        if key in table.rows and ("healed" in table.rows[key] or not heals):
             continue
-        model = copy.deepcopy(dense)
+        model = copy.deepcopy(task.dense)
         found = finegrained.sparsify(model, {"conv": amount, "linear": amount}, by=by, dataloader=seen)
         limits = {row.kind: row.threshold for row in found.layers}
-        row = {"top1": top1(model, test), "sparsity": found.sparsity, "thresholds": limits}
+        row = {"top1": top1(model, task.test), "sparsity": found.sparsity, "thresholds": limits}
+        if heals:
+            row |= {"healing_cpu_s": healed(task.dense, model, task), "healed": top1(model, task.test)}
         table.put(key, row | {"file_bytes": file_bytes(model), "source": source_digest()})
-        say(f"{key}: {row['top1']:.2f}")
+        say(f"{key}: {row['top1']:.2f}" + (f", healed {row['healed']:.2f}" if heals else ""))
 
 
-def sharing(table: Table, options: argparse.Namespace, device: torch.device) -> None:
-    """Rows of the shared network: dense and every k, first untrained, then trained."""
-    dense, stats = trained(SHARED, device)
-    test = cifar10("test", stats, device, torch.arange(options.test_images))
-    for phase, k in itertools.product(("top1", "trained"), (None, *KS)):
+def healed(dense: nn.Module, model: nn.Module, task: Task) -> float:
+    """Heal the model with some training images; seconds of CPU time that it took."""
+    images = task.drawn(HEALING_IMAGES)
+    start = time.process_time()
+    finegrained.heal(dense, model, [inputs for inputs, _ in images.batches(64)])
+    return time.process_time() - start
+
+
+def sharing(table: Table, task: Task, epochs: int) -> None:
+    """Rows of the shared network: dense and every k, as it is, healed, trained, and both."""
+    for phase, k in itertools.product(PHASES, (None, *KS)):
         key = f"{SHARED}/{k or 'dense'}"
         known = table.rows.get(key, {})
-        if phase in known and (phase == "top1" or known.get("epochs") == options.epochs):
+        trains, heals = phase.endswith("trained"), phase.startswith("healed")
+        if (phase in known and (not trains or known.get("epochs") == epochs)) or (heals and k is None):
             continue
-        model = copy.deepcopy(dense)
+        model = copy.deepcopy(task.dense)
         rate = 1.0 if k is None else finegrained.share(model, k).rate
-        if phase == "trained":
-            train(model, cifar10("train", stats, device, drawn(50_000, options.images, options.seed)), options)
-        found = {"rate": rate, phase: top1(model, test), f"{phase}_bytes": file_bytes(model)}
-        found |= {"epochs": options.epochs} if phase == "trained" else {}
+        found: dict[str, Any] = {"healing_cpu_s": healed(task.dense, model, task)} if heals else {}
+        if trains:
+            train(model, task, epochs)
+        found |= {"rate": rate, phase: top1(model, task.test), f"{phase}_bytes": file_bytes(model)}
+        found |= {"epochs": epochs} if trains else {}
         table.put(key, known | found | {"precision": PRECISION, "source": source_digest()})
         say(f"{key}: {found}")
 
 
-def train(model: nn.Module, images: Images, options: argparse.Namespace) -> None:
+def train(model: nn.Module, task: Task, epochs: int) -> None:
     """One recipe for all: the dense network trains all its weights, the shared ones their codebooks."""
+    images = task.drawn(task.images)
     data = torch.utils.data.TensorDataset(images.inputs, images.targets)
     loader = torch.utils.data.DataLoader(data, batch_size=100, shuffle=True)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    surgeon.tune(
-        model, loader, epochs=options.epochs, optimizer=optimizer, seed=options.seed, mixed_precision=PRECISION
-    )
+    surgeon.tune(model, loader, epochs=epochs, optimizer=optimizer, seed=task.seed, mixed_precision=PRECISION)
 
 
 @torch.inference_mode()
