@@ -56,6 +56,47 @@ def test_by_gradient_on_a_folder(tmp_path: Path) -> None:
     assert "of 6 images" in ran.err
 
 
+@pytest.mark.parametrize(("command", "how"), [("sparsify", ("--amount", 0.6)), ("share", ("-k", 2))])
+def test_healing_changes_what_is_left_and_nothing_else(tmp_path: Path, command: str, how: tuple[Any, ...]) -> None:
+    data = folder(tmp_path / "d", cat=8, dog=8)
+    words = (*how, "--data", data, "--samples", 6, "--output")
+    plain, healed = run(command, *words, "plain", "--json"), run(command, *words, "healed", "--heal", "lstsq", "--json")
+    assert plain.code == healed.code == 0, healed.err
+    assert "6 of them heal, 6 judge" in healed.err
+    assert "of 6 images" in healed.err
+    assert {**healed.json, **dict.fromkeys(("output", "agreement", "accuracy", "file_bytes"))} == {
+        **plain.json, **dict.fromkeys(("output", "agreement", "accuracy", "file_bytes")),
+    }  # fmt: skip
+    models = [finegrained.unpack(name, factories.two_classes) for name in ("plain", "healed")]
+    tensors = [dict(model.named_buffers()) | dict(model.named_parameters()) for model in models]
+    kinds = ("_mask", "index", "first.weight_orig", "first.parametrizations.weight.original")
+    same = {name: torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items() if name.endswith(kinds)}
+    assert all(equal == name.endswith(kinds[:2]) for name, equal in same.items())
+    assert len(same) >= 4
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("sparsify", "--amount", 0.5, "--heal", "lstsq"), "--heal needs images: give --data DIR"),
+        (("share", "--sweep", "2,3", "--heal", "bn"), "leave out --heal"),
+        (("share", "--heal", "gram"), "'gram' is not one of"),
+    ],
+)
+def test_healing_that_cannot_be_is_refused(words: tuple[Any, ...], told: str) -> None:
+    ran = run(*words)
+    assert ran.code == 2
+    assert told in ran.err
+
+
+def test_one_image_cannot_both_heal_and_judge(tmp_path: Path) -> None:
+    data = folder(tmp_path / "d", cat=1) / "cat"
+    ran = run("sparsify", "--amount", 0.5, "--data", data, "--heal", "lstsq")
+    assert ran.code == 2
+    assert "--heal needs two images at least" in ran.err
+    assert not list(Path().glob("*.safetensors"))
+
+
 def test_share_writes_a_file_with_codebooks() -> None:
     ran = run("share", "-k", 4, "--json")
     assert ran.code == 0, ran.err
