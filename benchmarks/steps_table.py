@@ -58,8 +58,8 @@ def gradual(found: Results) -> str:
             cells.append(ranged(values) if values else "-")
         rows.append([words, str(max(counts)), *cells, *others[part]])
     head = [
-        "quarter-width VGG-16-BN", "repeats", "gradual", "at once", "whole network", "healed, gradual", "healed, at once",
-        "S4 gradual", "S4 at once",
+        "quarter-width VGG-16-BN", "repeats", "gradual", "at once", "whole network", "healed, gradual",
+        "healed, at once", "S4 gradual", "S4 at once",
     ]  # fmt: skip
     made = found["settings"]
     return grid(head, rows) + (
