@@ -73,7 +73,7 @@ def test_masked_numbers_stay_and_the_others_are_the_solution_without_them() -> N
         for output in range(5):
             on = free[group, :, output]
             direct = torch.linalg.solve(ridge.matrix[group][on][:, on], wanted[group, on, output])
-            torch.testing.assert_close(found[group, on, output], direct, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[group, on, output], direct, rtol=1e-6, atol=1e-7)
             assert not found[group, ~on, output].any()
 
 
@@ -86,7 +86,7 @@ def test_shared_numbers_change_together_by_the_solution_of_their_sums() -> None:
     places = torch.nn.functional.one_hot(index, 4)[..., 1:].double()  # (groups, inputs, outputs, values)
     square = torch.einsum("gioa,gij,gjob->ab", places, ridge.matrix, places)
     values = torch.linalg.solve(square, torch.einsum("gioa,gio->a", places, wanted))
-    torch.testing.assert_close(found, places @ values, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, places @ values, rtol=1e-6, atol=1e-7)
 
 
 def test_of_a_part_of_a_shared_weight_nothing_changes() -> None:

@@ -55,6 +55,7 @@ def one() -> dict[str, dict[str, Any]]:
 TOLERANCE = dict.fromkeys(WORK, 1e-6) | {
     "trained": 1e-4, "trained on few": 1e-5, "cut in steps": 1e-4, "in shards": 1e-4, "in blocks": 1e-4,
     "taken up": 1e-4, "cut in steps, in shards": 1e-4,
+    "masked": 1e-5, "masked, one batch for all": 1e-5,  # what is solved step by step ends a hair sooner or later
 }  # fmt: skip
 
 

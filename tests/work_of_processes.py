@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import surgeon
-from surgeon import processes
+from surgeon import finegrained, processes
 from surgeon.processes import from_first
 from surgeon.tuning import evaluate, sharded
 
@@ -108,6 +108,16 @@ def cut(heal: str, **options: Any) -> Outcome:
     result = surgeon.prune(model, data()[0][:2], **given)
     layers = {row.weight: [row.sliced, row.shifted, row.healed] for row in result.report.healing}
     return {**weights(result.model), "plan": result.plan.to_json(), "layers": layers}
+
+
+def masked(batches: Any) -> Outcome:
+    """Single weights that are gone or have few values, and the others fitted anew."""
+    model, small = net(), net()
+    finegrained.sparsify(small, {"conv": 0.4})
+    finegrained.share(small, {"linear": 6})
+    rows: list[Any] = []
+    finegrained.heal(model, small, batches, on_layer=rows.append)
+    return {**weights(small), "layers": {row.weight: [row.sliced, row.shifted, row.healed] for row in rows}}
 
 
 def evaluated() -> Outcome:
@@ -241,6 +251,8 @@ WORK: dict[str, Callable[[], Outcome]] = {
     "auto": lambda: cut("lstsq", criterion="auto", ratio=None, max_macs=0.6, dataloader=[x for x, _ in batches()]),
     "one batch for all": lambda: cut("lstsq", dataloader=batches()[:1]),
     "an iterator": lambda: cut("bn", dataloader=iter(batches())),
+    "masked": lambda: masked(batches()),
+    "masked, one batch for all": lambda: masked(batches()[:1]),
     "evaluated": evaluated,
     "trained": trained,
     "trained on few": trained_on_less_than_there_are_processes,

@@ -124,7 +124,8 @@ def _fit_layers(
     ties: Mapping[str, Tie], on_layer: Callable[[LayerHealing], None] | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> None:  # fmt: skip
-    pairs, tensors = read_batches(dense, small, plan, batches or [(None, example_of(plan))], ties)
+    example = example_of(plan, batches)  # all of several processes ask, whether they need it or not
+    pairs, tensors = read_batches(dense, small, plan, batches or [(None, example)], ties)
     with torch.no_grad():
         healer = Healer(pairs, tensors, level, seed, batches.of_all, ties)
         for number, row in enumerate(healer.run(), 1):

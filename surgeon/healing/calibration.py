@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from surgeon.errors import HealingError
 from surgeon.healing.outlook import Goal, find_outlook
 from surgeon.healing.sites import Site, find_sites
 from surgeon.planning import Plan
+from surgeon.processes import from_first
 from surgeon.products import Walk, operand_of
 from surgeon.tracing import Inputs, record, trace
 from surgeon.trial import Fit, Misfit, fit_recording
@@ -184,6 +185,8 @@ def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) 
     return Inputs.from_batch(batch, Inputs(tuple(takes["args"]["list"]), takes["kwargs"]["dict"]))
 
 
-def example_of(plan: Plan) -> Inputs:
-    """What the plan was made with, or the like of it."""
-    return Inputs.from_spec(plan.inputs) if plan.fitted is None else plan.fitted.graph.trace.inputs
+def example_of(plan: Plan, batches: Sequence[tuple[int, Inputs]]) -> Inputs:
+    """What the plan was made with, or the like of it; else the like of the first process's batch."""
+    if plan.fitted is not None:
+        return plan.fitted.graph.trace.inputs
+    return Inputs.from_spec(plan.inputs or from_first(lambda: batches[0][1].spec()))

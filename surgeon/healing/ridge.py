@@ -11,7 +11,7 @@ __all__ = ["Ridge", "Tie"]
 
 _MOST_TRIES = 8
 #: Conjugate gradients: steps at most, and the residual, as a share of the first, at which they end.
-_STEPS, _NEAR = 100, 1e-6
+_STEPS, _NEAR = 100, 1e-8
 
 
 @dataclass(frozen=True)
