@@ -95,6 +95,59 @@ def test_a_forward_that_asks_for_numbers_is_run(what: str) -> None:
     assert not trace(Says(ASKS[what], a=conv()).eval(), X).by_shapes
 
 
+class Table(nn.Module):
+    """Numbers that say where to look, from a buffer."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.register_buffer("numbers", torch.tensor(numbers).view(-1, 1))
+
+
+KNOWN: dict[str, Callable[[Any, Tensor], Any]] = {
+    "made by the forward": lambda s, x: s.a(x)[:, :, (torch.arange(14)[:, None] * 0.5).long()].sum(3),
+    "a buffer's": lambda s, x: s.a(x)[:, s.t.numbers.flatten()],
+    "a part of a buffer's": lambda s, x: s.a(x).index_select(3, s.t.numbers[1:3, 0]),
+    "counted from the end": lambda s, x: s.a(x)[:, :, torch.arange(3) - 14],
+    "rows of a weight": lambda s, x: s.a(x) + F.embedding(s.t.numbers[:1, 0], s.a.weight.flatten(1)).mean(),
+    "a mask's": lambda s, x: s.a(x).masked_fill(x[:, :1, 1:-1, 1:-1] > 0, 0.0),
+}
+
+
+@pytest.mark.parametrize("what", KNOWN)
+def test_places_that_no_input_and_no_weight_says_are_known(what: str) -> None:
+    model = Says(KNOWN[what], a=conv(), t=Table(3, 1, 4, 0)).eval()
+    found, real = trace(model, X), trace(model, X, real=True)
+    assert found.by_shapes
+    assert same_calls(found.graph, real.graph)
+    assert described(found.graph) == described(real.graph)
+    values = [[n.meta["value"] for n in t.graph.nodes if "value" in n.meta and n.op != "output"] for t in (found, real)]
+    assert all(torch.equal(one, other) for one, other in zip(*values, strict=True))
+    assert torch.equal(model.t.numbers, torch.tensor([[3], [1], [4], [0]]))  # type: ignore[arg-type]
+
+
+UNKNOWN: dict[str, Callable[[Any, Tensor], Any]] = {
+    "from the input": lambda s, x: s.a(x)[:, :, (x[0, 0, 0, :5] > 0).long()],
+    "out of range": lambda s, x: s.a(x)[:, :, torch.arange(15)],
+    "below the range": lambda s, x: s.a(x)[:, :, torch.arange(3) - 15],
+    "a row that isn't there": lambda s, x: s.a(x) + F.embedding(s.t.numbers + 5, s.a.weight.flatten(1)).mean(),
+    "a place that isn't there": lambda s, x: s.a(x).index_select(1, s.t.numbers.flatten() + 5),
+    "factors": lambda s, x: s.a(x) * s.t.numbers[0],
+    "written to": lambda s, x: torch.zeros(14).index_add(0, s.t.numbers.flatten(), s.a(x).flatten()[:4]),
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_other_places_are_for_the_real_forward_to_find(what: str) -> None:
+    model = Says(UNKNOWN[what], a=conv(), t=Table(3, 1, 4, 0)).eval()
+    try:
+        model(X)
+    except (IndexError, RuntimeError) as problem:
+        with pytest.raises(type(problem)):
+            trace(model, X)
+    else:
+        assert not trace(model, X).by_shapes
+
+
 @pytest.mark.parametrize(
     "inputs",
     [torch.zeros(1, 3, 16, 16, dtype=torch.int64), torch.zeros(1, 3, 16, 16, dtype=torch.float64)],

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.tracing.decisions import Decisions, decides, may_decide
+from surgeon.tracing.indices import INDEX_OPERATORS, in_range
 from surgeon.tracing.inplace import plain_form
 from surgeon.tracing.members import named_modules
 from surgeon.tracing.shapes import all_meta, run_meta
@@ -23,22 +24,6 @@ from surgeon.tracing.source import call_site
 
 _aten = torch.ops.aten
 _DROPOUTS = frozenset({_aten.native_dropout, _aten.bernoulli, _aten.bernoulli_})
-#: Operators whose integer operands say where data goes: their values are kept for the label pass.
-INDEX_OPERATORS = frozenset(
-    {
-        "index",
-        "index_select",
-        "gather",
-        "embedding",
-        "index_put",
-        "take",
-        "scatter",
-        "scatter_add",
-        "scatter_reduce",
-        "masked_fill",
-        "where",
-    }
-)
 _MAX_INDEX = 1 << 24
 #: What most operands are that are no tensors.
 _ATOMS = frozenset({int, float, bool, type(None)})
@@ -51,7 +36,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
     ----------
     graph:
         ``placeholder`` nodes for input tensors, ``get_attr`` for parameters, buffers and constants,
-        ``call_function`` for calls; each has ``meta["shape"]``, ``meta["dtype"]`` and ``meta["site"]``.
+        ``call_function`` for calls; each has ``meta["shape"]``, ``meta["dtype"]`` and ``meta["site"]``. In a blind
+        recording ``meta["known"]`` says that a value has numbers all the same.
     tensors:
         The tensor behind each ``get_attr`` target.
     extra:
@@ -64,7 +50,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
     decisions:
         What is followed, or taken, where the data decides.
     blind:
-        There are no numbers: a call that needs some ends the recording.
+        Inputs and weights have no numbers: a call that needs some ends the recording.
     """
 
     def __init__(
@@ -135,7 +121,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if decision is not None:
             node.meta["decision"] = decision
         if traits.reads_indices:
-            self._keep_indices(args, kwargs)
+            self._keep_indices(func, args, kwargs)
         self._bind(node, result)
         return result
 
@@ -192,10 +178,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         target = args[0] if args else None
         return isinstance(target, Tensor) and target.untyped_storage()._cdata in self._storages
 
-    def _keep_indices(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _keep_indices(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._blind and not in_range(func, args):
+            self._need_numbers("an index")
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and not leaf.is_floating_point() and 0 < leaf.numel() <= _MAX_INDEX:
-                self._need_numbers("an index")
                 self.node(leaf).meta["value"] = leaf
 
     def _need_numbers(self, what: object) -> None:
@@ -223,10 +210,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
                 del self.tensors[str(node.target)], self._attributes[str(node.target)]
             self.graph.erase_node(node)
 
-    @staticmethod
-    def _describe(node: fx.Node, tensor: Tensor) -> None:
+    def _describe(self, node: fx.Node, tensor: Tensor) -> None:
         node.meta["shape"] = tensor.shape
         node.meta["dtype"] = tensor.dtype
+        if self._blind and tensor.device.type != "meta":
+            node.meta["known"] = True
 
 
 def _node_name(target: Any) -> str:

@@ -42,7 +42,7 @@ class Trace:
     functional:
         Whether writes in place were taken apart; a few forwards can only be recorded as they are.
     by_shapes:
-        Whether no number was computed: the forward ran on the meta device.
+        Whether no number of an input or a weight was computed with: the forward ran on the meta device.
     """
 
     graph: fx.Graph

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from surgeon.exclusive import ALONE
 from surgeon.tracing.copying import copied
 from surgeon.tracing.guard import check_model
+from surgeon.tracing.indices import is_place
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import named_tensors
 from surgeon.tracing.recording import Trace, Unfinished, record, record_once
@@ -31,8 +32,8 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> Trace
     example_inputs:
         A tensor, a tuple of arguments, or :class:`Inputs`.
     real:
-        Run on the model's own device. Else shapes are all that is computed (a copy without numbers runs on the meta
-        device), unless the forward asks for numbers, can't run so, or might run otherwise.
+        Run on the model's own device. Else shapes are all that is computed, and places to read at (a copy without other
+        numbers runs on the meta device), unless the forward asks for numbers, can't run so, or might run otherwise.
 
     Raises
     ------
@@ -63,7 +64,7 @@ def _by_shapes(model: nn.Module, inputs: Inputs) -> Trace | None:
     kind = _only_kind(tensors.values(), given)
     if device is None or kind is None or torch.is_autocast_enabled(device.type):
         return None
-    empty = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    empty = {name: _without_numbers(tensor) for name, tensor in tensors.items()}
     try:
         with ALONE:
             found = record_once(copied(model, empty, share=True), inputs.to("meta"), blind=True)
@@ -73,6 +74,12 @@ def _by_shapes(model: nn.Module, inputs: Inputs) -> Trace | None:
         return None
     known = {name: tensors[name].detach() for name in found.tensors}
     return replace(found, model=model, inputs=inputs, tensors=known, by_shapes=True)
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    """A tensor of that shape; one of whole numbers may say where to look, and stays."""
+    whole = not (_is_number(tensor) or tensor.dtype is torch.bool)
+    return tensor.to("cpu") if whole else torch.empty_like(tensor, device="meta")
 
 
 def _only_device(tensors: Iterable[Tensor]) -> torch.device | None:
@@ -89,8 +96,8 @@ def _only_device(tensors: Iterable[Tensor]) -> torch.device | None:
 def _only_kind(tensors: Iterable[Tensor], given: Iterable[Tensor]) -> torch.dtype | None:
     """The type of all numbers; None for several, and where an input holds none.
 
-    Whole numbers say where to look, which may be out of range; kernels that compute nothing don't ask whether types go
-    together. Both are for the real forward to find.
+    Whole numbers in an input say where to look, which may be out of range; kernels that compute nothing don't ask
+    whether types go together. Both are for the real forward to find.
     """
     kinds = {tensor.dtype for tensor in tensors if _is_number(tensor)} | {tensor.dtype for tensor in given}
     return kinds.pop() if len(kinds) == 1 and all(map(_is_number, given)) else None
@@ -105,11 +112,16 @@ def _settled(found: Trace, device: torch.device, kind: torch.dtype) -> bool:
     for node in found.graph.nodes:
         if any(isinstance(value, torch.device) for value in node.args) or node.target in _BY_MEMORY:
             return False
-        if node.meta.get("dtype", kind) not in (kind, torch.bool):
+        if node.meta.get("dtype", kind) not in (kind, torch.bool) and not _says_where(node):
             return False
         if node.kwargs.get("device") == _META:
             node.kwargs = {**node.kwargs, "device": device}
     return True
+
+
+def _says_where(node: fx.Node) -> bool:
+    """Whether a value was computed for real, and serves to make others of that kind or says where to read."""
+    return "known" in node.meta and all("known" in user.meta or is_place(user, node) for user in node.users)
 
 
 _META = torch.device("meta")

@@ -1,0 +1,50 @@
+"""Tensors of whole numbers that say where data is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, fx
+from torch._ops import OpOverload
+
+#: Operators whose integer operands say where data goes: their values are kept for the label pass.
+INDEX_OPERATORS = frozenset(
+    {
+        "index",
+        "index_select",
+        "gather",
+        "embedding",
+        "index_put",
+        "take",
+        "scatter",
+        "scatter_add",
+        "scatter_reduce",
+    }
+)
+
+
+def in_range(func: OpOverload, args: tuple[Any, ...]) -> bool:
+    """Whether a call on values without numbers reads at places that are known and there: nobody else looks."""
+    picks = list(_picks(func.overloadpacket.__name__, args))
+    return bool(picks) and all(
+        where.device.type != "meta" and not (where.numel() and bool(((where < first) | (where >= size)).any()))
+        for first, size, where in picks
+    )
+
+
+def _picks(name: str, args: tuple[Any, ...]) -> Iterator[tuple[int, int, Tensor]]:
+    """Of each axis that is read by numbers the least number, the size, and the numbers."""
+    if name == "index":
+        sizes = zip(args[0].shape, args[1], strict=False)
+        yield from ((-size, size, where) for size, where in sizes if where is not None)
+    elif name == "index_select":
+        yield 0, args[0].shape[args[1]], args[2]
+    elif name == "embedding":
+        yield 0, args[0].shape[0], args[1]
+
+
+def is_place(user: fx.Node, node: fx.Node) -> bool:
+    """Whether all that `user` takes of `node` is where to read."""
+    packet = getattr(user.target, "overloadpacket", None)
+    return getattr(packet, "__name__", None) in ("index", "index_select", "embedding") and user.args[0] is not node
