@@ -252,3 +252,25 @@ def test_numbers_add_up(name: str) -> None:
     others = {pin.reason for pin in graph.pinned if pin.layer not in sizes}
     assert others <= {reasons.UNREACHED, reasons.EMPTY, reasons.NOT_FLOAT}
     assert all(REASON.fullmatch(pin.reason) for pin in graph.pinned)
+
+
+def planes() -> list[Tensor]:
+    """Labels below 12: fewer places than labels, more, and repeated ones."""
+    few = torch.tensor([[3], [0], [3]])
+    many = torch.randint(12, (5, 7), generator=torch.Generator().manual_seed(0))
+    return [few, many, few.expand(3, 4), many[:, :1].expand(5, 30), many.view(5, 1, 7).expand(5, 3, 7)]
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_labels_count_as_often_as_they_are_there(index: int) -> None:
+    labels = planes()[index]
+    places, counts = surgeon.channels.structure._tally(labels, 12)
+    assert len(places) <= min(12, labels.numel())
+    found = np.zeros(12, dtype=np.int64)
+    np.add.at(found, places, counts)
+    assert found.tolist() == np.bincount(labels.flatten().numpy(), minlength=12).tolist()
+    base = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(all="raise"):
+        times = np.broadcast_to(surgeon.channels.structure._times(base, counts), places.shape)
+    each = np.broadcast_to(counts, places.shape).tolist()
+    assert times.tolist() == [int(base) * count % 2**64 for count in each]

@@ -87,10 +87,11 @@ def analyse(labels: Labels, names: Mapping[fx.Node, fx.Node] | None = None) -> S
     count, component = connected_components(graph, directed=False) if total > 1 else (0, np.zeros(0))
     channel = np.concatenate([[-1], component]).astype(np.int64)
     produced, consumed, filters = _flags(labels, total)
-    pinned = _pins(channel, count, pins)
+    tallies = [_tally(pin.labels, total) for pin in pins]
     return Structure(
-        labels, channel, count, pinned, pins, _signatures(labels, channel, count, names or {}),
-        _leads(labels, channel, count), produced, consumed, filters,
+        labels, channel, count, _pins(channel, count, tallies), pins,
+        _signatures(labels, channel, count, names or {}, tallies), _leads(labels, channel, count),
+        produced, consumed, filters,
     )  # fmt: skip
 
 
@@ -125,15 +126,35 @@ def _met_fixed(couples: Sequence[Couple], pairs: Sequence[Ints]) -> Iterator[Pin
             yield Pinned(torch.from_numpy(met), reasons.constant(node), node)
 
 
-def _pins(channel: Ints, count: int, pins: Sequence[Pinned]) -> Ints:
+#: Labels, and how often each of them is there: all of them together, or one by one.
+_Tally = tuple[Ints, int | Ints]
+
+
+def _tally(labels: Tensor, total: int) -> _Tally:
+    """The labels of a plane; of one with more places than there are labels, as attention has, each label once."""
+    repeats = 1
+    for axis, size in enumerate(labels.shape):
+        if labels.stride(axis) == 0 and size > 1:
+            labels, repeats = labels.narrow(axis, 0, 1), repeats * size
+    places = flat(labels)
+    if len(places) <= total:
+        return places, repeats
+    counts = np.bincount(places, minlength=total)
+    different = np.flatnonzero(counts)
+    return different, counts[different] * repeats
+
+
+def _pins(channel: Ints, count: int, tallies: Sequence[_Tally]) -> Ints:
     """The first pin of each channel, -1 where it has none."""
     pinned = np.full(count + 1, -1, dtype=np.int64)
-    for index, pin in reversed(list(enumerate(pins))):
-        pinned[channel[flat(pin.labels)]] = index
+    for index, (places, _) in reversed(list(enumerate(tallies))):
+        pinned[channel[places]] = index
     return pinned[:-1]  # the last entry took the FIXED places
 
 
-def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Node, fx.Node]) -> Hashes:
+def _signatures(
+    labels: Labels, channel: Ints, count: int, names: Mapping[fx.Node, fx.Node], tallies: Sequence[_Tally]
+) -> Hashes:
     sums = np.zeros((2, count + 1), dtype=np.uint64)
     space, ledger = labels.space, labels.ledger
 
@@ -146,8 +167,9 @@ def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Nod
     for anchor in ledger.anchors:
         base = _hash(f"{names.get(anchor.node, anchor.node).name}:{anchor.kind}")
         add(channel[flat(anchor.labels)], [_mix(half, flat(anchor.coordinates)) for half in base])
-    for pin in ledger.pins:
-        add(channel[flat(pin.labels)], _hash(f"{names.get(pin.node, pin.node).name}:pin"))
+    for pin, (places, counts) in zip(ledger.pins, tallies, strict=False):  # what comes behind met FIXED
+        base = _hash(f"{names.get(pin.node, pin.node).name}:pin")
+        add(channel[places], [_times(half, counts) for half in base])
     return np.ascontiguousarray(sums[:, :-1].T)
 
 
@@ -155,6 +177,14 @@ def _signatures(labels: Labels, channel: Ints, count: int, names: Mapping[fx.Nod
 def _hash(text: str) -> Hashes:
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     return np.frombuffer(digest, dtype=np.uint64)
+
+
+def _times(base: np.uint64, counts: int | Ints) -> np.uint64 | Hashes:
+    """A number times how often it is added, as the sum would come round."""
+    if isinstance(counts, int):
+        return np.uint64(int(base) * counts % (1 << 64))
+    found: Hashes = base * counts.astype(np.uint64)
+    return found
 
 
 def _mix(base: np.uint64, coordinates: Ints) -> Hashes:
