@@ -10,12 +10,7 @@ from surgeon.channels import Bundle, ChannelGraph
 from surgeon.channels.structure import Flags
 from surgeon.criteria import Scores
 from surgeon.planning.moves import Blocked
-from surgeon.trial import Misfit, settle, widths_of
-
-#: Channels of each group, by its name.
-Counts = dict[str, int]
-#: Signatures of channels that would take ways that the dense model doesn't have: why a width can't be.
-Strangers = frozenset[tuple[int, int]]
+from surgeon.trial import Counts, Misfit, Strangers, settle, widths_of
 
 
 class NoSuchWidthError(Exception):
@@ -81,17 +76,27 @@ class Shares:
 
 
 def _run(refused: Callable[[int], bool], level: int, steps: int) -> range:
-    """The levels around one that is refused that are so, too, up to the nearest one that isn't.
+    """The levels around one that is refused that are so, too, up to the nearest on either side that isn't.
 
-    Which ways there are changes with the powers of two in a width, so such levels lie together by the dozen: the ends
-    are found by doubling and halving, and what lies between two of them isn't tried.
+    Which ways there are changes with the powers of two in a width, so such levels lie together by the dozen, and end
+    there as a rule. What lies between two of them isn't tried.
     """
-    reach, ends = 1, (level - 1, level + 1)
-    while ends != (0, steps) and all(refused(end) or end in (0, steps) for end in ends):
-        reach *= 2
-        ends = max(level - reach, 0), min(level + reach, steps)
-    first, last = (_last(refused, level, end) for end in ends)
-    return range(first, last + 1)
+    return range(_end(refused, level, steps, -1), _end(refused, level, steps, 1) + 1)
+
+
+def _end(refused: Callable[[int], bool], level: int, steps: int, way: int) -> int:
+    """The last level that is refused, from one that is, up (`way` 1) or down (-1)."""
+    while True:
+        edge = _edge(level, steps, way)
+        if not refused(edge + way):
+            return _last(refused, level, edge)
+        level = edge + way
+
+
+def _edge(level: int, steps: int, way: int) -> int:
+    """The level furthest on at which what is left lies between the same two powers of two, the upper one included."""
+    octave = (steps - level - 1).bit_length()
+    return steps - (1 << octave >> 1) - 1 if way > 0 else max(steps - (1 << octave), 1)
 
 
 def _last(refused: Callable[[int], bool], level: int, end: int) -> int:
@@ -108,12 +113,7 @@ def _try(graph: ChannelGraph, bundle: Bundle, level: int) -> Counts | Strangers:
     alone = np.ones(graph.structure.count, dtype=bool)
     for group, gone in zip(bundle.groups, bundle.gone(np.array([level]))[0].tolist(), strict=True):
         alone[group.numbers[:gone]] = False
-    try:
-        return settle(graph, _widths(graph, bundle, level), alone)
-    except Misfit as misfit:
-        if misfit.strangers:
-            return misfit.strangers
-        raise
+    return settle(graph, _widths(graph, bundle, level), alone)
 
 
 def _widths(graph: ChannelGraph, bundle: Bundle, level: int) -> dict[tuple[str, int], int]:

@@ -4,18 +4,19 @@ from surgeon.trial.alignment import align, calls, partners, same_calls
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.bindings import Binding, alike, place
 from surgeon.trial.blame import Misfit, channels_at, find_misfit
-from surgeon.trial.fitting import Fit, fit_recording, settle
+from surgeon.trial.fitting import Counts, Fit, Strangers, fit_recording, settle
 from surgeon.trial.links import find_links
-from surgeon.trial.places import find_places
 from surgeon.trial.running import widths_of
 from surgeon.trial.search import Search, fit
 from surgeon.trial.skeleton import replace_tensors, with_tensors
 
 __all__ = [
     "Binding",
+    "Counts",
     "Fit",
     "Misfit",
     "Search",
+    "Strangers",
     "align",
     "alike",
     "arrivals",
@@ -23,7 +24,6 @@ __all__ = [
     "channels_at",
     "find_links",
     "find_misfit",
-    "find_places",
     "fit",
     "fit_recording",
     "partners",

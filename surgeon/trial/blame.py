@@ -23,8 +23,6 @@ class Misfit(Exception):
         self.node, self.channels, self.why, self.kept = node, channels, why, kept
         self.numeric = False  # True where only a number in the forward is another one
         self.stopped = False  # True where the forward raised; then `why` is what it said
-        # signatures of channels that no dense one resembles: the forward ran and its shapes followed, the ways differ
-        self.strangers: frozenset[tuple[int, int]] = frozenset()
         self.bindings: tuple[Binding, ...] = ()  # with which it was tried
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,10 +16,15 @@ from surgeon.trial.alignment import partners
 from surgeon.trial.bindings import Binding, settings
 from surgeon.trial.blame import Misfit, find_misfit, find_other_way
 from surgeon.trial.folding import Fold
-from surgeon.trial.places import find_places
+from surgeon.trial.places import Matching
 from surgeon.trial.renumbering import Numbers
 from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
 from surgeon.trial.targets import Settings
+
+#: Channels of each group, by its name.
+Counts = dict[str, int]
+#: Signatures of channels that take ways that no dense one takes: the forward ran and its shapes followed.
+Strangers = frozenset[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,11 @@ class Fit:
     bindings: tuple[Binding, ...] = ()
     folds: tuple[Fold, ...] = ()
     numbers: Numbers = field(default_factory=dict)
+
+    @functools.cached_property
+    def matching(self) -> Matching:
+        """Where what arrives in the small model comes from, label by label."""
+        return Matching.of(self.graph.structure, self.small, self.channel, self.kept)
 
     def positions(self, name: str, axis: int) -> Tensor:
         """Dense position (label offset) that stands at each position of an axis of the small tensor."""
@@ -128,15 +139,19 @@ class Fit:
         return list(dict.fromkeys([*smaller, *(name for fold in self.folds for name, _ in fold.rows)]))
 
 
-def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> dict[str, int]:
-    """How many channels each group has when the forward runs at these widths.
+def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> Counts | Strangers:
+    """How many channels each group has when the forward runs at these widths; or those that take other ways there.
 
     Raises
     ------
     Misfit
         If the forward fails there or carries channels otherwise than the dense one.
     """
-    return _count(graph, run_at(graph, widths, kept, {}), kept)
+    slots, known = Kinds.of(run_at(graph, widths, kept, {}).structure), Kinds.of(graph.structure)
+    counts = dict(zip(slots.names(), slots.counts.tolist(), strict=True))
+    return _strangers(slots, known) or {
+        group.name: counts.get(_key(graph.structure, group), 0) for group in graph.groups
+    }  # fmt: skip
 
 
 def attempt(graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:
@@ -162,38 +177,32 @@ def fit_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Fit:
 
 def _match(graph: ChannelGraph, run: Run, kept: Flags) -> Fit:
     slots, known = Kinds.of(run.structure), Kinds.of(graph.structure)
-    _refuse_strangers(graph, run, kept, slots, known)
+    if _strangers(slots, known):
+        why = "channels take another way than in the dense model"
+        raise find_other_way(graph, run.structure, run.nodes, kept, why)
     chosen = known.only(kept)
     if not (np.array_equal(slots.keys, chosen.keys) and np.array_equal(slots.counts, chosen.counts)):
         raise find_other_way(graph, run.structure, run.nodes, kept, "takes other channels than it did")
     channel = np.full(run.structure.count, -1, dtype=np.int64)
     channel[slots.numbers] = chosen.numbers  # of one signature, both in order
-    disorder = _disorder(graph, run, channel)
+    fitted = Fit(graph, run.structure, run.nodes, channel, kept, folds=run.folds, numbers=run.numbers)
+    disorder = _disorder(fitted)
     if disorder is not None:
         raise find_misfit(
             graph, run.nodes, kept, disorder, "other channels arrive here than in the dense model", exactly=True
         )
-    return Fit(graph, run.structure, run.nodes, channel, kept, folds=run.folds, numbers=run.numbers)
+    return fitted
 
 
-def _disorder(graph: ChannelGraph, run: Run, channel: Ints) -> fx.Node | None:
+def _disorder(fitted: Fit) -> fx.Node | None:
     """The first dense call whose kept channels aren't those of the small call."""
-    dense, small = graph.structure, run.structure
-    partner = partners(run.nodes)
-    for theirs, mark in dense.labels.marks.items():
-        ours = small.labels.marks.get(partner[theirs]) if theirs in partner else None
+    small, partner = fitted.small.labels.marks, partners(fitted.nodes)
+    for theirs, mark in fitted.graph.structure.labels.marks.items():
+        ours = small.get(partner[theirs]) if theirs in partner else None
         known = theirs.op == "call_function" and ours is not None
-        if known and find_places(dense, small, channel, mark, ours) is None:  # type: ignore[arg-type]  # known: not None
+        if known and fitted.matching.places(mark, ours) is None:  # type: ignore[arg-type]  # known: not None
             return theirs
     return None
-
-
-def _count(graph: ChannelGraph, run: Run, kept: Flags) -> dict[str, int]:
-    """Slots of each group's signature."""
-    slots = Kinds.of(run.structure)
-    _refuse_strangers(graph, run, kept, slots, Kinds.of(graph.structure))
-    counts = dict(zip(slots.names(), slots.counts.tolist(), strict=True))
-    return {group.name: counts.get(_key(graph.structure, group), 0) for group in graph.groups}
 
 
 @dataclass(frozen=True)
@@ -242,16 +251,11 @@ class Kinds:
         return [(one, two) for one, two in self.keys.tolist()]
 
 
-def _refuse_strangers(graph: ChannelGraph, run: Run, kept: Flags, slots: Kinds, known: Kinds) -> None:
-    """A slot that no dense channel resembles is a misfit."""
+def _strangers(slots: Kinds, known: Kinds) -> Strangers:
+    """Signatures that more slots have than dense channels do."""
     most = dict(zip(known.names(), known.counts.tolist(), strict=True))
     found = zip(slots.names(), slots.counts.tolist(), strict=True)
-    strangers = frozenset(key for key, count in found if count > most.get(key, 0))
-    if strangers:
-        why = "channels take another way than in the dense model"
-        misfit = find_other_way(graph, run.structure, run.nodes, kept, why)
-        misfit.strangers = strangers
-        raise misfit
+    return frozenset(key for key, count in found if count > most.get(key, 0))
 
 
 def _key(structure: Structure, group: Group) -> tuple[int, int]:

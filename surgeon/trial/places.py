@@ -3,57 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from surgeon.channels import Structure
-from surgeon.channels.structure import Ints, rows
-from surgeon.rules import Marked, Plane
+from surgeon.channels.structure import Flags, Ints, flat, rows
+from surgeon.rules import Marked
 
 #: Axes of a value, and for each small place along them (flat) the dense place (flat); the small sizes of the axes.
 Places = list[tuple[list[int], Ints, list[int]]]
 
 
-def find_places(dense: Structure, small: Structure, channel: Ints, theirs: Marked, ours: Marked) -> Places | None:
-    """Match the places of a dense and a small value by their channels; None if they can't be the same.
+@dataclass(frozen=True)
+class Matching:
+    """Which dense channel each label of a small recording stands for.
 
-    Parameters
+    Attributes
     ----------
-    dense, small:
-        The channels of both recordings.
-    channel:
-        Dense channel of each small one.
-    theirs, ours:
-        The marks of the dense and of the small value.
+    dense:
+        The dense channels.
+    arrived:
+        Dense channel of each label of the small recording, -1 of :data:`FIXED`.
+    stays:
+        Flags of the dense channels that are kept, and True behind them, for places without a channel.
     """
-    pairs = list(zip(theirs.planes, ours.planes, strict=True))
-    found: Places = []
-    for axes in dict.fromkeys(plane.axes for plane in theirs.planes):
-        along = [(d, s) for d, s in pairs if d.axes == axes]
-        columns = [_columns(dense, small, channel, d, s) for d, s in along]
-        index = _in_order(dense, channel, columns)
-        if index is None:
-            index = _match(*_keys(columns))
-        if index is None:
-            return None
-        ordered = sorted(axes)
-        found.append((ordered, index, [along[0][1].labels.shape[a] for a in ordered]))
-    return found
 
+    dense: Structure
+    arrived: Ints
+    stays: Flags
 
-def _columns(dense: Structure, small: Structure, channel: Ints, theirs: Plane, ours: Plane) -> tuple[Ints, Ints]:
-    """The dense channel at each dense and at each small place."""
-    slots = small.of(ours.labels)
-    return dense.of(theirs.labels), np.where(slots >= 0, channel[slots], -1)
+    @classmethod
+    def of(cls, dense: Structure, small: Structure, channel: Ints, kept: Flags) -> Matching:
+        """By the dense channel of each small one, and which of all dense ones these are."""
+        return cls(dense, np.append(channel, -1)[small.channel], np.append(kept, True))
 
+    def places(self, theirs: Marked, ours: Marked) -> Places | None:
+        """Match the places of a dense and a small value by their channels; None if they can't be the same.
 
-def _in_order(dense: Structure, channel: Ints, columns: Sequence[tuple[Ints, Ints]]) -> Ints | None:
-    """The dense places whose channels are kept, if these are the small ones in their order, as nearly always."""
-    stays = np.zeros(dense.count + 1, dtype=bool)
-    stays[channel] = stays[-1] = True  # the last entry is for places without a channel
-    kept = np.flatnonzero(np.logical_and.reduce([stays[theirs] for theirs, _ in columns]))
-    same = all(len(kept) == len(ours) and bool((theirs[kept] == ours).all()) for theirs, ours in columns)
-    return kept if same else None
+        Parameters
+        ----------
+        theirs, ours:
+            The marks of the dense and of the small value.
+        """
+        pairs = list(zip(theirs.planes, ours.planes, strict=True))
+        found: Places = []
+        for axes in dict.fromkeys(plane.axes for plane in theirs.planes):
+            along = [(d, s) for d, s in pairs if d.axes == axes]
+            columns = [(self.dense.of(d.labels), self.arrived[flat(s.labels)]) for d, s in along]
+            index = self._in_order(columns)
+            if index is None:
+                index = _match(*_keys(columns))
+            if index is None:
+                return None
+            ordered = sorted(axes)
+            found.append((ordered, index, [along[0][1].labels.shape[a] for a in ordered]))
+        return found
+
+    def _in_order(self, columns: Sequence[tuple[Ints, Ints]]) -> Ints | None:
+        """The dense places whose channels are kept, if these are the small ones in their order, as nearly always."""
+        if all(np.array_equal(theirs, ours) for theirs, ours in columns):
+            return np.arange(len(columns[0][0]))  # all of them
+        kept = np.flatnonzero(np.logical_and.reduce([self.stays[theirs] for theirs, _ in columns]))
+        same = all(len(kept) == len(ours) and bool((theirs[kept] == ours).all()) for theirs, ours in columns)
+        return kept if same else None
 
 
 def _keys(columns: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from surgeon.channels.structure import Ints
 from surgeon.tracing import Call, Inputs, Replay, plain_call
-from surgeon.trial import Fit, find_places, partners
+from surgeon.trial import Fit, partners
 from surgeon.verification.twin import as_wide, in_dtype
 
 
@@ -173,7 +173,7 @@ def kept_places(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor) -> Te
             dense = dense * (factor.to(dense) if isinstance(factor, Tensor) else factor)
     if theirs is None or ours is None:
         return dense
-    found = find_places(fitted.graph.structure, fitted.small, fitted.channel, theirs, ours)
+    found = fitted.matching.places(theirs, ours)
     if found is None:
         return None
     for axes, index, sizes in found:
