@@ -1,19 +1,21 @@
 """What a process has but once, used by one thread at a time.
 
 torch's default generator, its switches for fused kernels (with them, results differ in the last bits), the number of
-threads, accelerate's state, filters of warnings, and torch.nn.Module itself while ``torch.fx`` traces: what changes one
-of them for a while, and puts it back, holds :data:`ALONE`, and so does what computes numbers that matter. Several
-threads can thus work on models of their own, and get what they would get one after the other.
+threads, accelerate's state, filters of warnings, the garbage collector, and torch.nn.Module itself while ``torch.fx``
+traces: what changes one of them for a while, and puts it back, holds :data:`ALONE`, and so does what computes numbers
+that matter. Several threads can thus work on models of their own, and get what they would get one after the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
-__all__ = ["ALONE", "alone"]
+__all__ = ["ALONE", "alone", "collecting_new"]
 
 #: Held around every use of the above; the thread that holds it may take it again.
 ALONE = threading.RLock()
@@ -31,3 +33,21 @@ def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
 
     return run
+
+
+@contextlib.contextmanager
+def collecting_new() -> Iterator[None]:
+    """Let the garbage collector look at nothing that is older than the body; what the body leaves goes at its end.
+
+    Recordings are cycles of many small objects. Each hundred thousand of them would have it go through all that torch
+    and the caller have made, for a quarter of a second each time.
+    """
+    if not gc.isenabled() or gc.get_freeze_count():  # the caller has a way of their own, or it is done already
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.collect()
+        gc.unfreeze()

@@ -15,7 +15,7 @@ from surgeon.criteria import Request, find_criterion
 from surgeon.criteria.table import Floats, ForwardLoss
 from surgeon.cutting import Clock, Cut, Cutter, read_graph
 from surgeon.errors import BudgetError, HealingError, ModelError, ScoreError
-from surgeon.exclusive import alone
+from surgeon.exclusive import alone, collecting_new
 from surgeon.healing import LEVELS, LayerHealing
 from surgeon.healing import heal as run_healing
 from surgeon.planning import Plan
@@ -40,6 +40,7 @@ class Result:
 @outside_inference_mode
 @together("pruning")
 @alone
+@collecting_new()
 def prune(
     model: nn.Module,
     example_inputs: Any,
