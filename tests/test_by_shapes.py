@@ -115,14 +115,15 @@ KNOWN: dict[str, Callable[[Any, Tensor], Any]] = {
 
 @pytest.mark.parametrize("what", KNOWN)
 def test_places_that_no_input_and_no_weight_says_are_known(what: str) -> None:
-    model = Says(KNOWN[what], a=conv(), t=Table(3, 1, 4, 0)).eval()
+    table = Table(3, 1, 4, 0)
+    model = Says(KNOWN[what], a=conv(), t=table).eval()
     found, real = trace(model, X), trace(model, X, real=True)
     assert found.by_shapes
     assert same_calls(found.graph, real.graph)
     assert described(found.graph) == described(real.graph)
     values = [[n.meta["value"] for n in t.graph.nodes if "value" in n.meta and n.op != "output"] for t in (found, real)]
     assert all(torch.equal(one, other) for one, other in zip(*values, strict=True))
-    assert torch.equal(model.t.numbers, torch.tensor([[3], [1], [4], [0]]))  # type: ignore[arg-type]
+    assert torch.equal(table.numbers, torch.tensor([[3], [1], [4], [0]]))  # type: ignore[arg-type]  # a buffer
 
 
 UNKNOWN: dict[str, Callable[[Any, Tensor], Any]] = {

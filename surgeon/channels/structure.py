@@ -182,8 +182,10 @@ def _hash(text: str) -> Hashes:
 def _times(base: np.uint64, counts: int | Ints) -> np.uint64 | Hashes:
     """A number times how often it is added, as the sum would come round."""
     if isinstance(counts, int):
-        return np.uint64(int(base) * counts % (1 << 64))
-    found: Hashes = base * counts.astype(np.uint64)
+        product: np.uint64 = np.uint64(int(base) * counts % (1 << 64))
+        return product
+    found: Hashes = counts.astype(np.uint64)
+    found *= base
     return found
 
 
