@@ -133,6 +133,7 @@ UNKNOWN: dict[str, Callable[[Any, Tensor], Any]] = {
     "a row that isn't there": lambda s, x: s.a(x) + F.embedding(s.t.numbers + 5, s.a.weight.flatten(1)).mean(),
     "a place that isn't there": lambda s, x: s.a(x).index_select(1, s.t.numbers.flatten() + 5),
     "factors": lambda s, x: s.a(x) * s.t.numbers[0],
+    "a factor": lambda s, x: s.a(x) * s.t.numbers[0, 0],
     "written to": lambda s, x: torch.zeros(14).index_add(0, s.t.numbers.flatten(), s.a(x).flatten()[:4]),
 }
 
