@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from surgeon.errors import InputError
-
 from .files import check_outputs, is_file, there
 from .options import file_factory_option
 
@@ -227,6 +225,8 @@ def _judged(name: str, opened: tuple[Any, ...], source: Any, options: Mapping[st
 
 def _halves(loader: Batches) -> tuple[Batches, Batches]:
     """The images in two; the classes are in both alike, since they follow each other in turn."""
+    from surgeon.errors import InputError
+
     count, labels = len(loader.pixels), loader.labels
     if count < 2:
         raise InputError("--heal needs two images at least: one half of them heals, the other judges")
