@@ -113,6 +113,8 @@ class Latency:
         """What took longer than the same call at larger sizes was most likely disturbed by other work."""
         for _ in range(_REPEATS):
             odd = {call.key(values): (call, values) for call in self.work.calls for values in self._odd(call)}
+            if not odd:
+                break
             for key, (call, values) in odd.items():
                 self.table.again(key, self._build(call, values))
 
