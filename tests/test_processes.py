@@ -185,9 +185,10 @@ def test_the_command_in_two_processes_writes_what_one_writes(tmp_path: Path) -> 
     alone = surgeon_cli(*words, tmp_path / "one.safetensors")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(SIZE)]
     done = subprocess.run(
-        [*launcher, "-m", "surgeon_cli", *words, str(tmp_path / "two.safetensors")], cwd=ROOT, check=True,
+        [*launcher, "-m", "surgeon_cli", *words, str(tmp_path / "two.safetensors")], cwd=ROOT, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)  # one document: the other process says nothing
     assert facts["plan"] == alone.json["plan"]
     assert done.stderr.count("written: ") == 1
