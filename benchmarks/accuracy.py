@@ -219,7 +219,8 @@ class Bench:
         if line.tool == "dense":
             return whole(task, chosen)
         if line.tool == "surgeon":
-            return surgeons(task, line.speedup, line.criterion, chosen, line.seed, line.steps)
+            keep = self.options.work / f"{line.key.replace('/', '_')}_{self.options.images}.safetensors"
+            return surgeons(task, line.speedup, line.criterion, chosen, line.seed, line.steps, keep)
         if self._descents is None or self._descents.task is not task or self._descents.chosen is not chosen:
             cases = [case.partition("@") for case in self.options.cases]
             self._descents = Descents(task, chosen, [float(x) for name, _, x in cases if name == line.network])

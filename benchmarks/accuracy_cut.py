@@ -6,14 +6,16 @@ A cut is made once and healed as copies, so that the levels of healing are compa
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from accuracy_task import BATCH, Task, recalibrate
-from common import Images
+from common import Images, device_name, source_digest, write_json
 from torch import nn
 from torch.nn import functional
 
@@ -66,11 +68,33 @@ def inputs_of(chosen: Images) -> list[torch.Tensor]:
     return [inputs for inputs, _ in chosen.batches(BATCH)]
 
 
-def surgeons(task: Task, speedup: float, criterion: str, chosen: Images, seed: int, steps: int = 1) -> Cut:
+def surgeons(
+    task: Task, speedup: float, criterion: str, chosen: Images, seed: int, steps: int = 1, keep: Path | None = None
+) -> Cut:
     """Cut and heal by regression as a user would; the other levels heal the same cut.
 
-    ``auto`` chooses the cut that is best once it is healed so; in several steps each step is healed, and only so.
+    ``auto`` chooses the cut that is best once it is healed so; in several steps each step is healed, and only so. With
+    `keep`, a file to be, the cut is kept there, and taken from there where a run before has made it.
     """
+    plan, model, facts, healing = kept(keep, task) or made(task, speedup, criterion, chosen, seed, steps, keep)
+    if steps > 1:
+        return Cut(model, lambda _: model, ("lstsq",), facts, {"lstsq": healing})
+    small = surgeon.rewrite(task.dense, plan)
+
+    def healed(level: str) -> nn.Module:
+        if level == "lstsq":
+            return model
+        return surgeon.heal(task.dense, copy.deepcopy(small), plan, inputs_of(chosen), level, seed=seed)
+
+    return Cut(small, healed, HEALING["surgeon"], facts, {"lstsq": healing})
+
+
+#: A plan, the model that it made, healed, what a row says of it, and the seconds of the healing.
+Made = tuple[surgeon.Plan, nn.Module, dict[str, Any], float]
+
+
+def made(task: Task, speedup: float, criterion: str, chosen: Images, seed: int, steps: int, keep: Path | None) -> Made:
+    """Cut now."""
     seen, blind = Labels(), criterion == UNLABELLED
     start = time.perf_counter()
     result = surgeon.prune(
@@ -87,19 +111,22 @@ def surgeons(task: Task, speedup: float, criterion: str, chosen: Images, seed: i
     )
     healing = result.report.seconds["heal"]
     cutting = round(time.perf_counter() - start - healing, 3)
-    facts = {"cut_s": cutting, "labelled": seen.used} | facts_of(result.report)
-    if steps > 1:
-        return Cut(result.model, lambda _: result.model, ("lstsq",), facts, {"lstsq": healing})
-    small = surgeon.rewrite(task.dense, result.plan)
+    origin = {"source": source_digest(), "device": device_name(task.test.inputs.device)}
+    facts = {"cut_s": cutting, "labelled": seen.used, "cut_by": origin} | facts_of(result.report)
+    if keep is not None:
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        surgeon.save(keep, result.model, result.plan)
+        write_json(keep.with_suffix(".json"), {"plan": result.plan.to_json(), "facts": facts, "healing_s": healing})
+    return result.plan, result.model, facts, healing
 
-    def healed(level: str) -> nn.Module:
-        if level == "lstsq":
-            return result.model
-        return surgeon.heal(
-            task.dense, copy.deepcopy(small), result.plan, inputs_of(chosen), level, seed=seed
-        )  # fmt: skip
 
-    return Cut(small, healed, HEALING["surgeon"], facts, {"lstsq": healing})
+def kept(keep: Path | None, task: Task) -> Made | None:
+    """The cut that a run before has kept, on the network's device; None where there is none."""
+    if keep is None or not keep.with_suffix(".json").exists():
+        return None
+    found = json.loads(keep.with_suffix(".json").read_text(encoding="utf-8"))
+    model = surgeon.load(keep, lambda: copy.deepcopy(task.dense).cpu()).to(task.test.inputs.device).eval()
+    return surgeon.Plan.from_json(found["plan"]), model, found["facts"], found["healing_s"]
 
 
 class Labels:
