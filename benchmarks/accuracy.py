@@ -218,13 +218,13 @@ class Bench:
         task, chosen = self.task(line.network), self.chosen(line.network, line.seed)
         if line.tool == "dense":
             return whole(task, chosen)
+        keep = self.options.work / f"{line.key.replace('/', '_')}_{self.options.images}.safetensors"
         if line.tool == "surgeon":
-            keep = self.options.work / f"{line.key.replace('/', '_')}_{self.options.images}.safetensors"
             return surgeons(task, line.speedup, line.criterion, chosen, line.seed, line.steps, keep)
         if self._descents is None or self._descents.task is not task or self._descents.chosen is not chosen:
             cases = [case.partition("@") for case in self.options.cases]
             self._descents = Descents(task, chosen, [float(x) for name, _, x in cases if name == line.network])
-        return self._descents.cut(line.criterion, line.speedup)
+        return self._descents.cut(line.criterion, line.speedup, keep)
 
     def measure(self, line: Line, row: dict[str, Any], cut: Cut, level: str) -> None:
         """One level: heal a copy, or train it, and test it."""

@@ -11,15 +11,18 @@ cuts those. Budgets that it misses so are tried once more with all layers left w
 from __future__ import annotations
 
 import copy
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accuracy_cut import HEALING, Cut, recalibrated
 from accuracy_task import Task
-from common import Images, MissingError, say
+from common import Images, MissingError, say, write_json
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
@@ -41,14 +44,42 @@ class Descents:
     speedups: Sequence[float]
     _found: dict[str, Mapping[float, Cut | RivalError]] = field(default_factory=dict)
 
-    def cut(self, criterion: str, speedup: float) -> Cut:
-        """The first network of the descent within the budget. Raises RivalError."""
+    def cut(self, criterion: str, speedup: float, keep: Path) -> Cut:
+        """The first network of the descent within the budget, or the one kept at `keep`. Raises RivalError."""
+        if keep.with_suffix(".json").exists():
+            return kept(keep, self.task, self.chosen)
         if criterion not in self._found:
             self._found[criterion] = descend(self.task, self.chosen, criterion, self.speedups)
         found = self._found[criterion][speedup]
         if isinstance(found, RivalError):
             raise found
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in found.model.state_dict().items()}, keep)
+        write_json(keep.with_suffix(".json"), {"facts": found.facts})
         return found
+
+
+def kept(keep: Path, task: Task, chosen: Images) -> Cut:
+    """A cut that a run before has kept: the dense network with its tensors, on the network's device."""
+    small, facts = copy.deepcopy(task.dense), json.loads(keep.with_suffix(".json").read_text(encoding="utf-8"))["facts"]
+    for name, value in load_file(keep, str(task.test.inputs.device)).items():
+        place, _, own = name.rpartition(".")
+        module = small.get_submodule(place)
+        old = getattr(module, own)
+        setattr(module, own, nn.Parameter(value) if isinstance(old, nn.Parameter) else value)
+        if own == "weight":
+            resize(module, value)
+    return Cut(small, lambda level: recalibrated(small, chosen, level), HEALING["torch-pruning"], facts)
+
+
+def resize(module: nn.Module, weight: torch.Tensor) -> None:
+    """Widths in a layer's attributes follow its weight."""
+    if isinstance(module, nn.Conv2d):
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = len(weight)
 
 
 def descend(task: Task, chosen: Images, criterion: str, speedups: Sequence[float]) -> dict[float, Cut | RivalError]:
