@@ -37,7 +37,7 @@ from accuracy_rival import CRITERIA as RIVALS
 from accuracy_rival import IMAGES as RIVAL_IMAGES
 from accuracy_rival import Descents, RivalError
 from accuracy_task import BATCH, CIFAR, IMAGENET, NOTES, TEST_TOTAL, Task, read_task
-from accuracy_training import SCRATCH_LR, TRAINED, Recipe, Training
+from accuracy_training import LAYOUTS, SCRATCH_LR, TRAINED, Recipe, Training
 from common import (
     ROOT,
     Images,
@@ -92,6 +92,7 @@ class Line:
 def main() -> int:
     """Fill the table row by row, and say each level."""
     options = parse()
+    torch.backends.cudnn.benchmark = options.search_kernels
     bench = Bench(options, pick_device(options))
     for line in lines(options):
         if bench.late():
@@ -120,6 +121,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scratch", type=int, default=0, metavar="EPOCHS", help="train the cut networks from scratch")
     parser.add_argument("--lr", type=float, default=Recipe.lr, help="peak rate of the fine-tuning")
     parser.add_argument("--precision", default=Recipe.mixed_precision, choices=("bf16", "no"), help="of the training")
+    parser.add_argument("--batch", type=int, default=Recipe.batch, help="images in a step of the training")
+    parser.add_argument("--layout", default=Recipe.layout, choices=LAYOUTS, help="of the training")
+    parser.add_argument("--search-kernels", action="store_true", help="let cuDNN time its kernels (on a GPU)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "accuracy", help="where training is kept")
     options = parser.parse_args()
     if options.quick:
@@ -171,8 +175,9 @@ class Bench:
         settings |= {"test_images": QUICK_TEST if options.quick else TEST_TOTAL}
         self.table = Table.open(output_path(options), settings, self.device, fresh=options.fresh, mixed=True)
         self.origin = {"source": source_digest(), "commit": commit()}
-        tune = Recipe(options.tune, options.lr, mixed_precision=options.precision)
-        scratch = Recipe(options.scratch, SCRATCH_LR, teacher_weight=0.0, mixed_precision=options.precision)
+        how = {"batch": options.batch, "layout": options.layout, "mixed_precision": options.precision}
+        tune = Recipe(options.tune, options.lr, **how)
+        scratch = Recipe(options.scratch, SCRATCH_LR, teacher_weight=0.0, **how)
         self.training = Training(tune, scratch, options.work)
 
     def late(self) -> bool:

@@ -29,6 +29,7 @@ import surgeon
 TRAINED = frozenset({"tuned", "scratch"})
 PADDING = 4
 SCRATCH_LR = 0.1
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Recipe:
     label_smoothing: float = 0.0
     ema: float | None = None
     batch: int = 64
+    layout: str = "channels_last"
     mixed_precision: str = "bf16"
 
     def fit(
@@ -56,10 +58,11 @@ class Recipe:
         """
         options = asdict(self)
         options["teacher_weight"] = options["teacher_weight"] or 0.5  # not looked at without a teacher
-        model.to(memory_format=torch.channels_last)
-        teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
+        layout = LAYOUTS[options.pop("layout")]
+        model.to(memory_format=layout)
+        teacher = copy.deepcopy(teacher).to(memory_format=layout)
         tuned = surgeon.tune(
-            model, Augmented(images, options.pop("batch")), teacher=teacher if self.teacher_weight else None,
+            model, Augmented(images, options.pop("batch"), layout), teacher=teacher if self.teacher_weight else None,
             resume_dir=folder, device=images.inputs.device, seed=seed, progress=Teller(name), **options,
         )  # fmt: skip
         model.eval()
@@ -91,7 +94,7 @@ class Training:
         tuned = recipe.fit(model, images, task.dense, folder, seed, f"{key} {level}")
         seconds = round(sum(row.seconds for row in tuned.history), 1)
         facts = {"images": len(images), "augmentation": f"shifts up to {PADDING}, flips", "optimizer": "SGD"}
-        facts |= {"memory_format": "channels_last", "threads": torch.get_num_threads(), "seconds": seconds}
+        facts |= {"threads": torch.get_num_threads(), "seconds": seconds}
         losses = [round(row.train_loss, 5) for row in tuned.history]
         return model, asdict(recipe) | facts | {"train_loss": losses, "notes": list(tuned.notes)}
 
@@ -126,6 +129,7 @@ class Augmented:
 
     images: Images
     batch: int
+    layout: torch.memory_format = torch.channels_last
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.batch)
@@ -133,7 +137,7 @@ class Augmented:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for index in torch.split(torch.randperm(len(self.images)), self.batch):
             batch = self.images.take(index.to(self.images.inputs.device))
-            yield shifted(batch.inputs), batch.targets
+            yield shifted(batch.inputs).contiguous(memory_format=self.layout), batch.targets
 
 
 def shifted(inputs: Tensor) -> Tensor:
