@@ -4,11 +4,13 @@
 layer's likewise, no training: top-1 on the test images beside the figures of the ancestor that did this (its own
 weights, so the loss is what compares); as they are, and healed with 512 training images without their labels.
 *Sharing*: 4 to 35 values per layer in a VGG-16-BN of a quarter of the width, untrained, healed likewise, and then with
-the codebooks trained for some epochs of some training images; the dense network trained in the same way stands beside
-it. Written after each row to ``benchmarks/results/finegrained.json``; a second run goes on.
+the codebooks trained for some epochs of some training images, with crops and mirror images and taught by the dense
+network, too; the dense network trained in the same way stands beside it. Written after each row to
+``benchmarks/results/finegrained.json``; a second run goes on.
 
     python benchmarks/finegrained.py --threads 1    # one to three minutes a row
     python benchmarks/finegrained.py --quick        # 500 test images, 500 to train on
+    python benchmarks/finegrained.py --device cuda --only shared --images 50000 --epochs 20
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy_training import Augmented
 from common import (
     Images,
     Table,
@@ -49,7 +52,7 @@ KS = (4, 9, 13, 35)
 PHASES = ("top1", "healed", "trained", "healed_trained")
 BATCH = 250
 GRADIENT_IMAGES = HEALING_IMAGES = 512
-LR = 0.0005
+LR = 0.001
 #: Half the time and less where the processor computes in it.
 PRECISION = "bf16"
 
@@ -60,10 +63,11 @@ def main() -> int:
     device = pick_device(options)
     settings = {"test_images": options.test_images, "images": options.images, "seed": options.seed, "lr": LR}
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
-    masked = [Task.of(network, options, device) for network in MASKED]
+    masked = [Task.of(network, options, device) for network in MASKED if "masks" in options.only]
     for task in masked:
         masks(table, task, "magnitude")
-    sharing(table, Task.of(SHARED, options, device), options.epochs)
+    if "shared" in options.only:
+        sharing(table, Task.of(SHARED, options, device), options)
     for task in masked:
         masks(table, task, "gradient")
     table.write()
@@ -77,6 +81,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=10_000, help="training images for the codebooks")
     parser.add_argument("--epochs", type=int, default=10, help="of the codebooks' training")
     parser.add_argument("--seed", type=int, default=0, help="of the images and their order")
+    parser.add_argument(
+        "--only", nargs="+", choices=("masks", "shared"), default=["masks", "shared"], help="which rows"
+    )
+    parser.add_argument("--values", nargs="+", type=int, default=[0, *KS], help="values per layer; 0: all, dense")
     options = parser.parse_args()
     if options.quick:
         options.test_images = options.images = 500
@@ -135,16 +143,17 @@ def healed(dense: nn.Module, model: nn.Module, task: Task) -> float:
     return time.process_time() - start
 
 
-def sharing(table: Table, task: Task, epochs: int) -> None:
+def sharing(table: Table, task: Task, options: argparse.Namespace) -> None:
     """Rows of the shared network: dense and every k, as it is, healed, trained, and both."""
-    for phase, k in itertools.product(PHASES, (None, *KS)):
+    epochs = options.epochs
+    for phase, k in itertools.product(PHASES, options.values):
         key = f"{SHARED}/{k or 'dense'}"
         known = table.rows.get(key, {})
         trains, heals = phase.endswith("trained"), phase.startswith("healed")
-        if (phase in known and (not trains or known.get("epochs") == epochs)) or (heals and k is None):
+        if (phase in known and (not trains or known.get("epochs") == epochs)) or (heals and not k):
             continue
         model = copy.deepcopy(task.dense)
-        rate = 1.0 if k is None else finegrained.share(model, k).rate
+        rate = finegrained.share(model, k).rate if k else 1.0
         found: dict[str, Any] = {"healing_cpu_s": healed(task.dense, model, task)} if heals else {}
         if trains:
             train(model, task, epochs)
@@ -156,12 +165,12 @@ def sharing(table: Table, task: Task, epochs: int) -> None:
 
 def train(model: nn.Module, task: Task, epochs: int) -> None:
     """One recipe for all: the dense network trains all its weights, the shared ones their codebooks."""
-    images = task.drawn(task.images)
-    data = torch.utils.data.TensorDataset(images.inputs, images.targets)
-    loader = torch.utils.data.DataLoader(data, batch_size=100, shuffle=True)
+    loader = Augmented(task.drawn(task.images), BATCH)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    surgeon.tune(model, loader, epochs=epochs, optimizer=optimizer, seed=task.seed, mixed_precision=PRECISION)
+    surgeon.tune(
+        model, loader, epochs=epochs, optimizer=optimizer, teacher=task.dense, seed=task.seed, mixed_precision=PRECISION
+    )  # fmt: skip
 
 
 @torch.inference_mode()

@@ -57,7 +57,7 @@ def main() -> int:
     settings = {"images": options.images, "test_images": options.test_images, "steps": STEPS, "epochs": EPOCHS} | TUNING
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
     runs = Runs(options, device, settings)
-    for seed, amount in itertools.product(range(options.repeats), (None, *AMOUNTS)):
+    for seed, amount in itertools.product(options.seeds, (None, *AMOUNTS)):
         part = "filters" if amount is None else amount
         if f"{part}/one-shot/{seed}" in table.rows:  # its last
             continue
@@ -74,13 +74,13 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """Read the options."""
     parser = arguments("Gradual against instant, on CIFAR-10.", "gradual")
-    parser.add_argument("--repeats", type=int, default=3, help="seeds")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one repeat each")
     parser.add_argument("--images", type=int, default=5_000, help="to train on")
     parser.add_argument("--test-images", type=int, default=2_000, help="that judge")
     parser.add_argument("--minutes", type=float, default=60.0, help="no repeat begins after so long")
     options = parser.parse_args()
     if options.quick:
-        options.images, options.test_images, options.repeats = 100, 200, 1
+        options.images, options.test_images, options.seeds = 100, 200, [0]
     return options
 
 
@@ -90,7 +90,7 @@ class Runs:
     def __init__(self, options: argparse.Namespace, device: torch.device, settings: Mapping[str, Any]) -> None:
         self.until = time.monotonic() + 60 * options.minutes
         self.device, self.settings = device, settings
-        self.place = ROOT / "build" / ("gradual-quick" if options.quick else "gradual")
+        self.place = ROOT / "build" / ("gradual" + "-quick" * options.quick) / "-".join(map(str, options.seeds))
         if options.fresh:
             shutil.rmtree(self.place, ignore_errors=True)
         self.place.mkdir(parents=True, exist_ok=True)
