@@ -425,16 +425,24 @@ def latency_gpu(rows: Mapping[str, Results]) -> str:
     if all(row.get("status") == "not measured" for row in rows.values()):
         return f"GPU, cuts by memory against cuts by MACs: not measured (`{next(iter(rows.values()))['command']}`)."
     cells = []
+    ways = ("fisher-memory", "fisher-mac", "fisher-mac, inner layers")
     for key, row in rows.items():
         _, name, batch, dtype = key.split("/")
-        if row.get("status") == "not measured":
-            cells.append([f"{name}, batch {batch}, {dtype}", "not measured", "not measured", "not measured"])
-            continue
-        figures = [f"{row['rows'][k]['speed_up']['ratio']:.2f}x" for k in ("fisher-memory", "fisher-mac")]
-        ratio = next(iter(row["targets"].values()))["value"]
-        cells.append([f"{name}, batch {batch}, {dtype}", *figures, f"{ratio:.2f}"])
-    head = ["GPU, half the MACs", "by memory", "by MACs", "by memory over by MACs, at equal MACs"]
-    return grid(head, cells)
+        found = row.get("rows", {})
+        paces = [f"{found[way]['speed_up']['ratio']:.2f}x" if way in found else "-" for way in ways]
+        ours = found.get(ways[0], {}).get("efficiency", 0.0)
+        ratios = [f"{ours / found[way]['efficiency']:.2f}" if way in found else "-" for way in ways[1:]]
+        noisy = "*" * bool(row.get("times_s", {}).get("noisy"))
+        cells.append([f"{name}, batch {batch}, {dtype}{noisy}", *paces, *ratios])
+    head = [
+        "GPU, half the MACs",
+        "by memory",
+        "by MACs",
+        "by MACs, inner layers",
+        "memory over MACs",
+        "over inner layers",
+    ]
+    return grid(head, cells) + "\n\nSpeed-ups over the dense network, then the ratio of two of them at equal MACs."
 
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
