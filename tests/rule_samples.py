@@ -772,7 +772,6 @@ UNREACHABLE: dict[str, str] = {
     "cudnn_batch_norm": "runs on CUDA only",
     "miopen_batch_norm": "runs on ROCm only",
     "cudnn_grid_sampler": "runs on CUDA only",
-    "_fused_rms_norm": "comes apart on the CPU",
     "nonzero_static": "gives as many places as it is told to, without a meta kernel",
     "_unsafe_index_put": "is written by torch.compile only",
 }

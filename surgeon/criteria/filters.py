@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Slices = tuple[Ints, Tensor]
 
 #: Where each norm has its scale among its operands.
-_SCALE_AT = {"native_layer_norm": 2, "_fused_rms_norm": 2, "native_group_norm": 1, **dict.fromkeys(BATCH_NORMS, 1)}
+_SCALE_AT = {"native_layer_norm": 2, "native_group_norm": 1, **dict.fromkeys(BATCH_NORMS, 1)}
 
 
 def filters(

@@ -171,7 +171,7 @@ def _step(user: fx.Node, way: _Way, trace: Trace, tensors: Mapping[str, Tensor])
         factor, constant = norm_scale(user, trace, tensors), norm_shift(user, trace, tensors)
         if factor is None or constant is None:
             return None
-        shape = (1, -1, *[1] * (index.ndim - 2))
+        factor, constant, shape = factor.cpu(), constant.cpu(), (1, -1, *[1] * (index.ndim - 2))
         return _Way(user, index, scale * factor.view(shape), shift * factor.view(shape) + constant.view(shape))
     if operator_name(user) == "mul" or _is_add(user):
         constant = _constant(user, last, trace, tensors)
@@ -192,7 +192,7 @@ def _constant(user: fx.Node, last: fx.Node, trace: Trace, tensors: Mapping[str, 
     if isinstance(other, int | float):
         return other
     part = find_part(other, trace) if other is not last else None
-    return None if part is None else part.of(tensors).double()
+    return None if part is None else part.of(tensors).double().cpu()  # where the way is worked out
 
 
 def _limits(user: fx.Node | None) -> tuple[float, float] | None:

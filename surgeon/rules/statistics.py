@@ -43,11 +43,6 @@ def note_statistics(ledger: Ledger, x: Marked, axes: Sequence[int]) -> None:
             ledger.anchor(plane, plane.axes - frozenset(axes), "statistics")
 
 
-@rule("_fused_rms_norm")
-def rms_norm(ledger: Ledger, x: Marked, size: Sequence[int], weight: Marked | None, *_: Any) -> list[Marked]:
-    return layer_norm(ledger, x, size, weight, None)[:2]  # type: ignore[no-any-return]  # rules are untyped in the table
-
-
 def keep_groups(ledger: Ledger, plane: Plane, count: int) -> None:
     """Axis 1 falls into `count` groups that must stay equally wide, each with its own channels."""
     if count > 1:

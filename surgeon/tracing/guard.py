@@ -158,9 +158,12 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
     # oneDNN fuses whole LSTMs; it is left on for all other models, whose convolutions would crawl without it
     fused = torch._C._get_mkldnn_enabled()  # the public flags() also sets TF32 and warns where there is none
     recurrent = any(isinstance(m, nn.LSTM) for m in modules(model))
+    # cuDNN has batch norms and recurrent layers of its own, which no other device knows
+    tuned = torch._C._get_cudnn_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         torch._C._set_mkldnn_enabled(fused and not recurrent)
+        torch._C._set_cudnn_enabled(False)
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -168,6 +171,7 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
         ):
             yield
     finally:
+        torch._C._set_cudnn_enabled(tuned)
         torch._C._set_mkldnn_enabled(fused)
         torch.backends.mha.set_fastpath_enabled(fast)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
@@ -31,6 +32,35 @@ def in_range(func: OpOverload, args: tuple[Any, ...]) -> bool:
         where.device.type != "meta" and not (where.numel() and bool(((where < first) | (where >= size)).any()))
         for first, size, where in picks
     )
+
+
+def check_places(func: OpOverload, args: tuple[Any, ...]) -> None:
+    """Raise what the CPU would for a place that isn't there: a GPU fails later, and for good.
+
+    Raises
+    ------
+    IndexError
+        If a number is out of range.
+    """
+    if all(where.device.type in ("cpu", "meta") for _, _, where in _places(func, args)):
+        return
+    for first, size, where in _places(func, args):
+        outside = (where < first) | (where >= size)
+        if where.dtype is not torch.bool and where.numel() and bool(outside.any()):
+            raise IndexError(f"index {int(where[outside][0])} is out of bounds for an axis of {size}")
+
+
+def _places(func: OpOverload, args: tuple[Any, ...]) -> Iterator[tuple[int, int, Tensor]]:
+    """Of each axis that is read or written by numbers the least number, the size, and the numbers."""
+    name = func.overloadpacket.__name__
+    if name == "index_put":
+        yield from _picks("index", args)
+    elif name == "take":
+        yield -args[0].numel(), args[0].numel(), args[1]
+    elif name in ("gather", "scatter", "scatter_add", "scatter_reduce") and args[0].ndim:
+        yield 0, args[0].shape[args[1]], args[2]
+    else:
+        yield from _picks(name, args)
 
 
 def _picks(name: str, args: tuple[Any, ...]) -> Iterator[tuple[int, int, Tensor]]:

@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from surgeon.tracing.decisions import Decisions, decides, may_decide
-from surgeon.tracing.indices import INDEX_OPERATORS, in_range
+from surgeon.tracing.indices import INDEX_OPERATORS, check_places, in_range
 from surgeon.tracing.inplace import plain_form
 from surgeon.tracing.members import named_modules
+from surgeon.tracing.parts import PARTS
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
 
@@ -92,12 +93,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled():  # the forward's own: composite operators arrive whole
-            with self:
-                parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+        parts = self._in_parts(func, args, kwargs)
+        if parts is not NotImplemented:
+            return parts
         traits = _traits(func)
+        if traits.reads_indices:
+            check_places(func, args)
         if traits.writes_first and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = self._written(args), self._written(kwargs)
@@ -124,6 +125,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             self._keep_indices(func, args, kwargs)
         self._bind(node, result)
         return result
+
+    def _in_parts(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a call gives that is recorded as several; NotImplemented of any other."""
+        if func in PARTS:
+            with self:
+                return PARTS[func](*args, **kwargs)
+        if torch.is_inference_mode_enabled():  # the forward's own: composite operators arrive whole
+            with self:
+                return func.decompose(*args, **kwargs)
+        return NotImplemented
 
     def _write(
         self, kind: str, target: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

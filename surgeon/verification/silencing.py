@@ -96,14 +96,6 @@ def _silenced_group_norm(
     return y if bias is None else y + bias.view(vector), None, None
 
 
-def _silenced_rms_norm(
-    kept: Tensor, x: Tensor, size: Sequence[int], weight: Tensor | None, eps: float | None
-) -> tuple[Tensor, None]:
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    y = x / (_mean(kept, x**2, list(range(x.ndim - len(size), x.ndim))) + eps).sqrt()
-    return y if weight is None else y * weight, None
-
-
 def _silenced_batch_norm(
     kept: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor | None, ...]:
@@ -155,7 +147,6 @@ STATISTICS: dict[str, Callable[..., Any]] = {
     "mean": _silenced_mean,
     "native_layer_norm": _silenced_layer_norm,
     "native_group_norm": _silenced_group_norm,
-    "_fused_rms_norm": _silenced_rms_norm,
     **dict.fromkeys(BATCH_NORMS, _silenced_batch_norm),
     "var": _silenced_var,
     "std": _silenced_std,
