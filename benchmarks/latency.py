@@ -56,7 +56,6 @@ PEER, PEER_STEP = "torch_pruning", 16
 GPU_NETWORKS, GPU_BATCHES, GPU_DTYPES = ("resnet50", "vgg16_bn"), (1, 32, 256), ("float32", "bfloat16")
 GPU_FASTER = 1.2
 _SEARCHING = 9  # rounds, while a plan from MACs alone is searched for
-UNMEASURED = {"status": "not measured", "command": "python benchmarks/latency.py --device cuda --only E"}
 
 Row = dict[str, Any]
 
@@ -68,7 +67,7 @@ def main() -> int:
     settings = {name: getattr(options, name) for name in ("rounds", "threads", "image_size", "macs")}
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
     for key, measure in wanted(options, device):
-        if key in table.rows and table.rows[key].get("status") != "not measured":
+        if key in table.rows:
             continue
         say(f"{key} ...")
         row = measure()
@@ -103,8 +102,9 @@ def wanted(options: argparse.Namespace, device: torch.device) -> Iterator[tuple[
         rows.append(("C/vgg16/8", partial(through_the_command_line, options)))
     for share, name in itertools.product(SHARES, options.networks):
         rows.append((f"B/{name}/{share}", partial(in_time, name, share, options, device)))
-    for name, batch, dtype in itertools.product(GPU_NETWORKS, options.batches, GPU_DTYPES):
-        rows.append((f"E/{name}/{batch}/{dtype}", partial(by_memory, name, batch, dtype, options, device)))
+    if device.type == "cuda" or options.quick:
+        for name, batch, dtype in itertools.product(GPU_NETWORKS, options.batches, GPU_DTYPES):
+            rows.append((f"E/{name}/{batch}/{dtype}", partial(by_memory, name, batch, dtype, options, device)))
     return ((key, measure) for key, measure in rows if key.startswith(tuple(options.only)))
 
 
@@ -333,8 +333,6 @@ def by_memory(name: str, batch: int, dtype: str, options: argparse.Namespace, de
 
     Per MAC twice: of all channels, and of those alone that no other layer shares, which is all that many tools cut.
     """
-    if device.type != "cuda" and not options.quick:
-        return dict(UNMEASURED)
     models = by_criterion(name, options.macs, options.image_size, device)
     x = images(2, options, device)
     measured = latency(models, x, rounds=options.rounds, dtype=dtype, layout="channels_last", batch_size=batch)

@@ -368,10 +368,11 @@ def latency(found: Results) -> str:
     settings = found["settings"]
     asked = [row for row in found["rows"].values() if "asked" in row and "times_s" in row]
     most = max((row["times_s"]["dense"]["n"] for row in asked), default=settings["rounds"])
+    longer = f" (fast models asked for a time: up to {most})" if most > settings["rounds"] else ""
+    ranked = "magnitude" if any(not key.startswith("E/") for key in found["rows"]) else "Fisher scores of random images"
     return "\n\n".join(told) + (
-        f"\n\nMedians of {settings['rounds']} interleaved rounds (fast models asked for a time: up to "
-        f"{most}), images of {settings['image_size']} x "
-        f"{settings['image_size']}, random weights, channels ranked by magnitude. * quartiles more than 10 % apart."
+        f"\n\nMedians of {settings['rounds']} interleaved rounds{longer}, images of {settings['image_size']} x "
+        f"{settings['image_size']}, random weights, channels ranked by {ranked}. * quartiles more than 10 % apart."
     )
 
 
@@ -422,26 +423,19 @@ def latency_cli(rows: Mapping[str, Results]) -> str:
 
 def latency_gpu(rows: Mapping[str, Results]) -> str:
     """Cuts by memory against cuts by MACs."""
-    if all(row.get("status") == "not measured" for row in rows.values()):
-        return f"GPU, cuts by memory against cuts by MACs: not measured (`{next(iter(rows.values()))['command']}`)."
     cells = []
     ways = ("fisher-memory", "fisher-mac", "fisher-mac, inner layers")
     for key, row in rows.items():
         _, name, batch, dtype = key.split("/")
-        found = row.get("rows", {})
+        found = row["rows"]
         paces = [f"{found[way]['speed_up']['ratio']:.2f}x" if way in found else "-" for way in ways]
-        ours = found.get(ways[0], {}).get("efficiency", 0.0)
+        ours = found[ways[0]]["efficiency"]
         ratios = [f"{ours / found[way]['efficiency']:.2f}" if way in found else "-" for way in ways[1:]]
-        noisy = "*" * bool(row.get("times_s", {}).get("noisy"))
-        cells.append([f"{name}, batch {batch}, {dtype}{noisy}", *paces, *ratios])
-    head = [
-        "GPU, half the MACs",
-        "by memory",
-        "by MACs",
-        "by MACs, inner layers",
-        "memory over MACs",
-        "over inner layers",
-    ]
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        dense = f"{1000 * row['times_s']['dense']['median']:.1f}{noisy}"
+        cells.append([f"{name}, batch {batch}, {dtype}", dense, *paces, *ratios])
+    head = ["GPU, half the MACs", "dense, ms", "by memory", "by MACs", "by MACs, inner layers", "memory / MACs"]
+    head.append("memory / inner layers")
     return grid(head, cells) + "\n\nSpeed-ups over the dense network, then the ratio of two of them at equal MACs."
 
 
