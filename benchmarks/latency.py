@@ -18,6 +18,7 @@ difference to the time.
     python benchmarks/latency.py --threads 2              # A to C, about 20 minutes on two idle cores
     python benchmarks/latency.py --quick                  # mobilenet_v2 alone, small images, few rounds
     python benchmarks/latency.py --device cuda --only E
+    python benchmarks/latency.py --device cuda --only A --batches 256 --networks resnet50 vgg16_bn
 """
 
 from __future__ import annotations
@@ -83,27 +84,27 @@ def parse() -> argparse.Namespace:
         "--only", nargs="+", default=["A", "B", "C", "E"], help="which rows, by the start of their names"
     )
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), help="torchvision names")
+    parser.add_argument("--batches", nargs="+", type=int, help="of A (8 and 1 unless given) and E (1, 32, 256)")
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds")
     parser.add_argument("--image-size", type=int, default=224, help="side of the images")
     parser.add_argument("--macs", type=float, default=0.5, help="share of the MACs that is left in A and E")
     options = parser.parse_args()
-    options.batches = GPU_BATCHES
     if options.quick:
-        options.networks, options.rounds, options.image_size, options.batches = ["mobilenet_v2"], 3, 64, (2,)
+        options.networks, options.rounds, options.image_size = ["mobilenet_v2"], 3, 64
     return options
 
 
 def wanted(options: argparse.Namespace, device: torch.device) -> Iterator[tuple[str, Callable[[], Row]]]:
     """Names of the rows and what measures them, by importance."""
     rows: list[tuple[str, Callable[[], Row]]] = []
-    for batch, name in itertools.product(BATCHES, options.networks):
+    for batch, name in itertools.product(options.batches or BATCHES, options.networks):
         rows.append((f"A/{name}/{batch}", partial(half_the_macs, name, batch, options, device)))
     if device.type == "cpu":
         rows.append(("C/vgg16/8", partial(through_the_command_line, options)))
     for share, name in itertools.product(SHARES, options.networks):
         rows.append((f"B/{name}/{share}", partial(in_time, name, share, options, device)))
     if device.type == "cuda" or options.quick:
-        for name, batch, dtype in itertools.product(GPU_NETWORKS, options.batches, GPU_DTYPES):
+        for name, batch, dtype in itertools.product(GPU_NETWORKS, options.batches or GPU_BATCHES, GPU_DTYPES):
             rows.append((f"E/{name}/{batch}/{dtype}", partial(by_memory, name, batch, dtype, options, device)))
     return ((key, measure) for key, measure in rows if key.startswith(tuple(options.only)))
 

@@ -123,4 +123,5 @@ def test_a_place_that_is_not_there_is_an_error_on_any_device(call: Any, args: tu
 def test_places_that_are_there_are_none() -> None:
     check_places(_aten.index.Tensor, (X, [elsewhere(-2, 1), elsewhere(5, -6)]))
     check_places(_aten.gather.default, (X, 1, elsewhere(5)))
+    check_places(_aten.index_select.default, (torch.zeros(()), 0, elsewhere(0)))
     check_places(_aten.index.Tensor, (X, [elsewhere().bool()]))

@@ -23,6 +23,8 @@ INDEX_OPERATORS = frozenset(
         "scatter_reduce",
     }
 )
+#: Operators that go along one axis: tensor, axis, numbers.
+_ALONG = ("index_select", "gather", "scatter", "scatter_add", "scatter_reduce")
 
 
 def in_range(func: OpOverload, args: tuple[Any, ...]) -> bool:
@@ -53,14 +55,12 @@ def check_places(func: OpOverload, args: tuple[Any, ...]) -> None:
 def _places(func: OpOverload, args: tuple[Any, ...]) -> Iterator[tuple[int, int, Tensor]]:
     """Of each axis that is read or written by numbers the least number, the size, and the numbers."""
     name = func.overloadpacket.__name__
-    if name == "index_put":
-        yield from _picks("index", args)
-    elif name == "take":
+    if name == "take":
         yield -args[0].numel(), args[0].numel(), args[1]
-    elif name in ("gather", "scatter", "scatter_add", "scatter_reduce") and args[0].ndim:
-        yield 0, args[0].shape[args[1]], args[2]
+    elif name in _ALONG:
+        yield 0, args[0].shape[args[1]] if args[0].ndim else 1, args[2]
     else:
-        yield from _picks(name, args)
+        yield from _picks("index" if name == "index_put" else name, args)
 
 
 def _picks(name: str, args: tuple[Any, ...]) -> Iterator[tuple[int, int, Tensor]]:
