@@ -4,13 +4,12 @@
 layer's likewise, no training: top-1 on the test images beside the figures of the ancestor that did this (its own
 weights, so the loss is what compares); as they are, and healed with 512 training images without their labels.
 *Sharing*: 4 to 35 values per layer in a VGG-16-BN of a quarter of the width, untrained, healed likewise, and then with
-the codebooks trained for some epochs of some training images, with crops and mirror images and taught by the dense
-network, too; the dense network trained in the same way stands beside it. Written after each row to
-``benchmarks/results/finegrained.json``; a second run goes on.
+the codebooks trained for some epochs of some training images; the dense network trained in the same way stands beside
+it. Written after each row to ``benchmarks/results/finegrained.json``; a second run goes on, ``--again`` measures again.
 
     python benchmarks/finegrained.py --threads 1    # one to three minutes a row
     python benchmarks/finegrained.py --quick        # 500 test images, 500 to train on
-    python benchmarks/finegrained.py --device cuda --only shared --images 50000 --epochs 20
+    python benchmarks/finegrained.py --threads 1 --only shared --values 4 --again healed
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_training import Augmented
 from common import (
     Images,
     Table,
@@ -52,7 +50,7 @@ KS = (4, 9, 13, 35)
 PHASES = ("top1", "healed", "trained", "healed_trained")
 BATCH = 250
 GRADIENT_IMAGES = HEALING_IMAGES = 512
-LR = 0.001
+LR = 0.0005
 #: Half the time and less where the processor computes in it.
 PRECISION = "bf16"
 
@@ -85,6 +83,7 @@ def parse() -> argparse.Namespace:
         "--only", nargs="+", choices=("masks", "shared"), default=["masks", "shared"], help="which rows"
     )
     parser.add_argument("--values", nargs="+", type=int, default=[0, *KS], help="values per layer; 0: all, dense")
+    parser.add_argument("--again", nargs="+", choices=PHASES, default=[], help="of shared weights, whatever is there")
     options = parser.parse_args()
     if options.quick:
         options.test_images = options.images = 500
@@ -150,7 +149,8 @@ def sharing(table: Table, task: Task, options: argparse.Namespace) -> None:
         key = f"{SHARED}/{k or 'dense'}"
         known = table.rows.get(key, {})
         trains, heals = phase.endswith("trained"), phase.startswith("healed")
-        if (phase in known and (not trains or known.get("epochs") == epochs)) or (heals and not k):
+        done = phase in known and phase not in options.again
+        if (done and (not trains or known.get("epochs") == epochs)) or (heals and not k):
             continue
         model = copy.deepcopy(task.dense)
         rate = finegrained.share(model, k).rate if k else 1.0
@@ -165,12 +165,12 @@ def sharing(table: Table, task: Task, options: argparse.Namespace) -> None:
 
 def train(model: nn.Module, task: Task, epochs: int) -> None:
     """One recipe for all: the dense network trains all its weights, the shared ones their codebooks."""
-    loader = Augmented(task.drawn(task.images), BATCH)
+    images = task.drawn(task.images)
+    data = torch.utils.data.TensorDataset(images.inputs, images.targets)
+    loader = torch.utils.data.DataLoader(data, batch_size=100, shuffle=True)
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    surgeon.tune(
-        model, loader, epochs=epochs, optimizer=optimizer, teacher=task.dense, seed=task.seed, mixed_precision=PRECISION
-    )  # fmt: skip
+    surgeon.tune(model, loader, epochs=epochs, optimizer=optimizer, seed=task.seed, mixed_precision=PRECISION)
 
 
 @torch.inference_mode()

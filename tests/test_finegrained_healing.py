@@ -160,12 +160,58 @@ def test_shared_values_stay_shared_and_zeros_zero() -> None:
     finegrained.share(small, 5)
     indices = {name: tensor.clone() for name, tensor in small.named_buffers() if name.endswith("index")}
     before = off(model, small)
-    finegrained.heal(model, small, images())
+    finegrained.heal(model, small, images(), reassign=False)
     assert off(model, small) < 0.85 * before
     assert all(torch.equal(tensor, indices[name]) for name, tensor in small.named_buffers() if name in indices)
     plain: Any = finegrained.plain_copy(small)
     assert len(plain[3].weight.unique()) == 6
     assert torch.equal(plain[3].weight == 0, indices["3.parametrizations.weight.0.index"] == 0)
+
+
+def test_weights_go_over_to_values_that_serve_better_and_zeros_stay() -> None:
+    model, small = network(), network()
+    finegrained.sparsify(small, 0.3)
+    finegrained.share(small, 3)
+    kept, masks = copy.deepcopy(small), {n: b == 0 for n, b in small.named_buffers() if n.endswith("index")}
+    finegrained.heal(model, kept, images(), reassign=False)
+    finegrained.heal(model, small, images())
+    assert off(model, small) < 0.7 * off(model, kept)
+    found = dict(small.named_buffers())
+    assert all(torch.equal(found[name] == 0, zeros) for name, zeros in masks.items())
+    plain: Any = finegrained.plain_copy(small)
+    for layer in (plain[0], plain[3], plain[7]):
+        assert len(layer.weight.unique()) <= 4
+
+
+def test_alone_each_weight_goes_to_the_value_nearest_to_its_optimum() -> None:
+    torch.manual_seed(0)
+    index, values = torch.randint(0, 4, (1, 40, 6)), torch.tensor([0.0, -1.0, 0.3, 2.0], dtype=torch.float64)
+    wanted = torch.randn(1, 40, 6, dtype=torch.float64)
+    ridge = Ridge.of(
+        torch.eye(40, dtype=torch.float64)[None], 1e-9, tie=Tie(index, together=True, values=values[index])
+    )
+    assert ridge is not None
+    moved = ridge.solve(wanted)
+    assert not moved[index == 0].any()
+    weights = (values[index] + moved)[index != 0]
+    levels = torch.unique(weights.round(decimals=9))
+    assert len(levels) == 3
+    nearest = ((values[index] + wanted)[index != 0][:, None] - levels).abs().argmin(1)
+    torch.testing.assert_close(weights, levels[nearest], rtol=0, atol=0.35)  # the values moved once more behind it
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_may_go_over_is_never_further_off(seed: int) -> None:
+    torch.manual_seed(seed)
+    matrix, wanted = problem()
+    index, values = torch.randint(0, 4, (2, 12, 5)), torch.randn(4, dtype=torch.float64)
+    off = []
+    for tie in (Tie(index, together=True), Tie(index, together=True, values=values[index])):
+        ridge = Ridge.of(matrix, 1e-3, tie=tie)
+        assert ridge is not None
+        change = ridge.solve(wanted)
+        off.append(float((change * (ridge.matrix @ change / 2 - wanted)).sum()))
+    assert off[1] < off[0]
 
 
 def test_what_is_masked_already_is_healed_towards_what_it_was() -> None:

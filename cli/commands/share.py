@@ -52,7 +52,8 @@ def command(**options: Any) -> None:
     """Let the weights of each layer share few values (exact k-means), and write a compact file.
 
     Zeros are kept apart, so a masked model stays masked. This saves size, not time. The file keeps the weights to the
-    bit. surgeon train with it as --model trains the shared values; --heal fits them without training.
+    bit. surgeon train with it as --model trains the shared values; --heal fits them without training, and each weight
+    goes over to the one that serves best.
 
     Example: surgeon share --model surgeon-demo/small.safetensors -k 16 --data digits --heal lstsq
     """

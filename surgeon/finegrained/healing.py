@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from surgeon import healing
 from surgeon.errors import HealingError
@@ -18,6 +18,9 @@ from surgeon.tracing import check_model, named_tensors, outside_inference_mode
 
 __all__ = ["heal"]
 
+#: How far apart, as a share of the largest, numbers of the same value may have become.
+_ROUNDING = 1e-6
+
 
 @outside_inference_mode
 def heal(
@@ -27,6 +30,7 @@ def heal(
     level: str = "lstsq",
     *,
     plan: Plan | None = None,
+    reassign: bool = True,
     inputs_of: Callable[[Any], Any] | None = None,
     seed: int = 0,
     on_layer: Callable[[LayerHealing], None] | None = None,
@@ -36,8 +40,8 @@ def heal(
 
     Layer by layer, as :func:`surgeon.heal` does behind cut channels, by ridge regression among the weights that are
     left: what is masked stays zero (as Kwon et al. 2022, arXiv 2204.09656, section 4.3, refit what heads are left), and
-    weights that share a value go on sharing it. A layer is changed only if its error on held-out inputs falls. Masks,
-    codebooks and the sizes of files stay as they are.
+    a layer that takes few values goes on taking as many. A layer is changed only if its error on held-out inputs falls.
+    Masks and the sizes of codebooks stay as they are, and with them the sizes of files, within some percent.
 
     Parameters
     ----------
@@ -52,6 +56,10 @@ def heal(
         anew), ``"none"``.
     plan:
         What the small model was cut by besides, if it was.
+    reassign:
+        Let shared weights go over to another one of their layer's values, too, where that brings the layer's output
+        nearer (as Frantar et al. 2022, arXiv 2208.11580, do with given values): each has the one that serves best, not
+        the nearest. With few values this is worth more than the rest. False: what shares a value goes on sharing it.
     inputs_of, seed, on_layer, progress:
         As in :func:`surgeon.heal`.
 
@@ -78,7 +86,7 @@ def heal(
         level,
         inputs_of=inputs_of,
         seed=seed,
-        ties={name: _tie(weight) for name, weight in tied.items()},
+        ties={name: _tie(weight, reassign) for name, weight in tied.items()},
         on_layer=on_layer,
         progress=progress,
     )
@@ -94,10 +102,10 @@ def _tied(model: nn.Module) -> Iterator[tuple[str, Weight]]:
             yield f"{place.layer}.{place.name}".lstrip("."), weight
 
 
-def _tie(weight: Weight) -> Tie:
+def _tie(weight: Weight, reassign: bool) -> Tie:
     book = weight.places[0].codebook
     if book is not None:
-        return Tie(book.index, together=True)
+        return Tie(book.index, together=True, values=weight.value() if reassign else None)
     assert weight.mask is not None
     return Tie(weight.mask)
 
@@ -111,9 +119,25 @@ def _take(model: nn.Module, plain: nn.Module, tied: dict[str, Weight]) -> None:
         assert parameter is not None
         mask = weight.mask
         if book is not None:
-            parameter.copy_(book.right_inverse(value))
+            if not torch.equal(value, weight.value()):
+                book.index.copy_(_places(value, book.index))
+            values = book.right_inverse(value)
+            parameter[: len(values)] = values  # a value that nobody has stays
         elif mask is not None:
             parameter.copy_(torch.where(mask, value, parameter))
     own = named_tensors(model)
     for name, value in found.items():
         own[name].copy_(value)
+
+
+def _places(value: Tensor, index: Tensor) -> Tensor:
+    """Which of the layer's values each number is; those in the places of `index` 0 stay apart.
+
+    The numbers of one value differ by rounding, those of two values by more.
+    """
+    found = value[index != 0].double()
+    levels, places = torch.unique(found, return_inverse=True)
+    steps = levels.diff(prepend=levels[:1]) > _ROUNDING * levels.abs().max()
+    known = torch.zeros_like(index)
+    known[index != 0] = (1 + steps.cumsum(0))[places].to(index.dtype)
+    return known

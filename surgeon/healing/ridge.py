@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ __all__ = ["Ridge", "Tie"]
 _MOST_TRIES = 8
 #: Conjugate gradients: steps at most, and the residual, as a share of the first, at which they end.
 _STEPS, _NEAR = 100, 1e-8
+#: How often weights go over to other values, each time with the values fitted again behind it.
+_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -24,27 +26,37 @@ class Tie:
         Whole numbers of the weight's shape.
     together:
         Whether those with the same index change by the same; else each by itself.
+    values:
+        The weight's own numbers, where those that change together may also go over to another index's number.
     """
 
     index: Tensor
     together: bool = False
+    values: Tensor | None = None
 
     def at(self, places: Tensor) -> Tie:
         """Of these elements of the weight alone, by their flat numbers: what has others elsewhere stays as it is."""
         index = self.index.reshape(-1)[places.to(self.index.device)]
         whole = places.numel() == self.index.numel() or not self.together
-        return Tie(index if whole else torch.zeros_like(index), self.together)
+        if not whole:
+            return Tie(torch.zeros_like(index), self.together)
+        values = None if self.values is None else self.values.reshape(-1)[places.to(self.values.device)]
+        return Tie(index, self.together, values)
 
     def nearest(self, change: Tensor) -> Tensor:
         """The change that is allowed and nearest to one, ``(groups, inputs, outputs)``."""
         if not self.together:
             return torch.where(self.index != 0, change, 0.0)
+        means = self.means(change)
+        means[0] = 0.0
+        return means[self.index.reshape(-1).long()].view_as(change)
+
+    def means(self, numbers: Tensor) -> Tensor:
+        """The mean over each index."""
         places = self.index.reshape(-1).long()
         counts = places.bincount().clamp_min(1)
-        means = torch.zeros(len(counts), dtype=change.dtype, device=change.device)
-        means = means.index_add_(0, places, change.reshape(-1)) / counts
-        means[0] = 0.0
-        return means[places].view_as(change)
+        sums = torch.zeros(len(counts), dtype=numbers.dtype, device=numbers.device)
+        return sums.index_add_(0, places, numbers.reshape(-1)) / counts
 
     def dot(self, left: Tensor, right: Tensor) -> Tensor:
         """Products of changes, one for each problem that can be solved by itself."""
@@ -79,7 +91,36 @@ class Ridge:
 
     def solve(self, wanted: Tensor) -> Tensor:
         """The change of the weights ``(groups, inputs, outputs)`` with these products; the nearest that is allowed."""
-        return torch.cholesky_solve(wanted, self.factor) if self.tie is None else self._within(self.tie, wanted)
+        if self.tie is None:
+            return torch.cholesky_solve(wanted, self.factor)
+        change, tie = self._within(self.tie, wanted), self.tie
+        for _ in range(_TURNS if tie.values is not None else 0):
+            change, tie = self._gone_over(tie, change, wanted)
+            change = change + self._within(tie, wanted - self.matrix @ change)
+        return change
+
+    def _gone_over(self, tie: Tie, change: Tensor, wanted: Tensor) -> tuple[Tensor, Tie]:
+        """Each weight at that of the values that is best for its output while the others stay, input by input.
+
+        Coordinate descent on what the ridge minimises, as layer-wise quantisation does (Frantar et al. 2022, arXiv
+        2208.11580, section 3), with values that are the layer's own. A weight at index 0 stays there.
+        """
+        assert tie.values is not None
+        base, index = tie.values.to(change).view_as(change), tie.index.long().view_as(change).clone()
+        numbers = tie.means(base + change)
+        numbers[tie.index.reshape(-1).long().bincount() == 0] = torch.inf  # nobody has it
+        numbers[0] = torch.inf
+        change = torch.where(index > 0, numbers[index] - base, change)
+        slope, scale = self.matrix @ change - wanted, self.matrix.diagonal(dim1=1, dim2=2)
+        for row in range(change.shape[1]):
+            best = base[:, row] + change[:, row] - slope[:, row] / scale[:, row, None]
+            place = (best[..., None] - numbers).abs().argmin(-1)
+            place = torch.where(index[:, row] > 0, place, 0)
+            step = torch.where(place > 0, numbers[place] - base[:, row] - change[:, row], 0.0)
+            slope += self.matrix[:, :, row, None] * step[:, None]
+            change[:, row] += step
+            index[:, row] = place
+        return change, replace(tie, index=index.view_as(tie.index))
 
     def _within(self, tie: Tie, wanted: Tensor) -> Tensor:
         """Conjugate gradients among the changes that are allowed (Shewchuk 1994, appendix B3)."""
