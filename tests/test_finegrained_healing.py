@@ -183,6 +183,19 @@ def test_weights_go_over_to_values_that_serve_better_and_zeros_stay() -> None:
         assert len(layer.weight.unique()) <= 4
 
 
+@pytest.mark.parametrize("k", [2, 9, 20])
+def test_a_layer_goes_on_taking_as_many_values(k: int) -> None:
+    """Also in single precision, and where a ReLU eases what is asked for."""
+    model = network().float()
+    small = copy.deepcopy(model)
+    finegrained.share(small, k)
+    books = {name: value.numel() for name, value in small.named_parameters() if name.endswith("original")}
+    finegrained.heal(model, small, [batch.float() for batch in images()])
+    assert {n: v.numel() for n, v in small.named_parameters() if n.endswith("original")} == books
+    plain: Any = finegrained.plain_copy(small)
+    assert all(len(plain[place].weight.unique()) <= k for place in (0, 3, 7))
+
+
 def test_alone_each_weight_goes_to_the_value_nearest_to_its_optimum() -> None:
     torch.manual_seed(0)
     index, values = torch.randint(0, 4, (1, 40, 6)), torch.tensor([0.0, -1.0, 0.3, 2.0], dtype=torch.float64)

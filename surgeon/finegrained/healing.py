@@ -6,20 +6,18 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from surgeon import healing
 from surgeon.errors import HealingError
 from surgeon.finegrained.layers import Weight, find_weights
 from surgeon.finegrained.permanent import plain_copy
 from surgeon.healing import LayerHealing, Tie
+from surgeon.healing.ridge import places_of
 from surgeon.planning import Plan
 from surgeon.tracing import check_model, named_tensors, outside_inference_mode
 
 __all__ = ["heal"]
-
-#: How far apart, as a share of the largest, numbers of the same value may have become.
-_ROUNDING = 1e-6
 
 
 @outside_inference_mode
@@ -120,7 +118,7 @@ def _take(model: nn.Module, plain: nn.Module, tied: dict[str, Weight]) -> None:
         mask = weight.mask
         if book is not None:
             if not torch.equal(value, weight.value()):
-                book.index.copy_(_places(value, book.index))
+                book.index.copy_(places_of(value, book.index))
             values = book.right_inverse(value)
             parameter[: len(values)] = values  # a value that nobody has stays
         elif mask is not None:
@@ -128,16 +126,3 @@ def _take(model: nn.Module, plain: nn.Module, tied: dict[str, Weight]) -> None:
     own = named_tensors(model)
     for name, value in found.items():
         own[name].copy_(value)
-
-
-def _places(value: Tensor, index: Tensor) -> Tensor:
-    """Which of the layer's values each number is; those in the places of `index` 0 stay apart.
-
-    The numbers of one value differ by rounding, those of two values by more.
-    """
-    found = value[index != 0].double()
-    levels, places = torch.unique(found, return_inverse=True)
-    steps = levels.diff(prepend=levels[:1]) > _ROUNDING * levels.abs().max()
-    known = torch.zeros_like(index)
-    known[index != 0] = (1 + steps.cumsum(0))[places].to(index.dtype)
-    return known

@@ -27,11 +27,12 @@ def fit_intercept(site: Site, regression: Regression, pairs: list[Pair], weight:
 def fit_least_squares(site: Site, regression: Regression, pairs: list[Pair], weight: Tensor) -> Iterator[Solution]:
     """Ridge regression on what the layer is given now; of its best penalty also towards whatever is as good."""
     yield from fit_intercept(site, regression, pairs, weight)
-    found = list(regression.solved(weight))
-    yield from found
-    eased = regression.eased(min(found, key=lambda solution: solution.error)) if found else None
-    if eased is not None:
-        yield eased
+    for tie in regression.ways:
+        found = list(regression.solved(weight, tie))
+        yield from found
+        eased = regression.eased(min(found, key=lambda solution: solution.error)) if found else None
+        if eased is not None:
+            yield eased
 
 
 def fit_gram(site: Site, regression: Regression, pairs: list[Pair], weight: Tensor) -> Iterator[Solution]:

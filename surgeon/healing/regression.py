@@ -35,7 +35,7 @@ _OFF_THE_GRID = 1 + 1e-9
 class Solution:
     """Weights ``(groups, inputs, outputs)`` and intercepts ``(groups, outputs)``; `error` on held-out rows.
 
-    `penalty` and the `rounds` of majorisation that it took, of a regression.
+    Of a regression `penalty`, what held its changes (`tie`), and the `rounds` of majorisation that it took.
     """
 
     weight: Tensor
@@ -43,6 +43,7 @@ class Solution:
     error: float
     penalty: float | None = None
     rounds: int = 0
+    tie: Tie | None = None
 
 
 @dataclass
@@ -133,10 +134,15 @@ class Regression:
         intercept = means[1] - torch.einsum("gi,gio->go", means[0], weight)
         return self.judged(weight, intercept)
 
-    def solved(self, weight: Tensor) -> Iterator[Solution]:
+    @property
+    def ways(self) -> tuple[Tie | None, ...]:
+        """What changes may be held by."""
+        return (None,) if self.tie is None else self.tie.ways
+
+    def solved(self, weight: Tensor, tie: Tie | None = None) -> Iterator[Solution]:
         """A solution for each penalty, starting from the sliced weights."""
         weight = weight.double()
-        yield from (found for found in (self._at(weight, penalty) for penalty in PENALTIES) if found is not None)
+        yield from (found for found in (self._at(weight, penalty, tie) for penalty in PENALTIES) if found is not None)
 
     def on_all_rows(self, weight: Tensor, chosen: Solution) -> Solution:
         """The chosen solution; if it has a penalty, with it once more, on the rows that judged as well."""
@@ -145,7 +151,7 @@ class Regression:
         for (x, goal), batch in zip(self._held, self._held_of, strict=True):
             self.add(x, goal, batch=batch)
         self._all = None  # also where this process had none of them
-        found = self._at(weight.double(), chosen.penalty)
+        found = self._at(weight.double(), chosen.penalty, chosen.tie)
         if found is not None and chosen.rounds:
             found = self.eased(found, chosen)
         return chosen if found is None or found.error > chosen.error else found
@@ -157,7 +163,7 @@ class Regression:
         """
         if linear.penalty is None:
             return None
-        easing = self._easing(linear.penalty)
+        easing = self._easing(linear.penalty, None if linear.tie is None else linear.tie.held(linear.weight))
         if easing is None:
             return None
         base = linear.weight.double(), linear.intercept.double()
@@ -169,9 +175,9 @@ class Regression:
             change = easing.ridge.solve(across)
             shift = mean - torch.einsum("gi,gio->go", self._means[0], change)
             last, now = now, (base[0] + change, base[1] + shift * self.centred)
-        return replace(self.judged(*now), penalty=linear.penalty, rounds=rounds)
+        return replace(self.judged(*now), penalty=linear.penalty, rounds=rounds, tie=linear.tie)
 
-    def _easing(self, penalty: float) -> _Easing | None:
+    def _easing(self, penalty: float, tie: Tie | None) -> _Easing | None:
         """The rows that may give anything in an interval, centred; None where there are none.
 
         What is majorised must not vary more than what majorises it: of a sample, its own moments count.
@@ -190,7 +196,7 @@ class Regression:
         if sampled:
             own = sum(((x.mT @ x).double() for x, _ in rows), start=torch.zeros_like(inner))
             inner = inner * (1 - part) + total(own)[0] * (part / kept)
-        ridge = Ridge.of(inner, penalty, tie=self.tie)
+        ridge = Ridge.of(inner, penalty, tie=tie)
         return None if ridge is None else _Easing(rows, middle, part, ridge, kept, self.centred)
 
     def _open_by_batch(self) -> Iterator[tuple[Tensor, Goal]]:
@@ -199,14 +205,14 @@ class Regression:
             pieces = [piece for piece, of in zip(self._open, self._open_of, strict=True) if of == batch]
             yield torch.cat([x for x, _ in pieces], 1), Goal.joined([goal for _, goal in pieces])
 
-    def _at(self, weight: Tensor, penalty: float) -> Solution | None:
-        change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty)
-        return None if change is None else replace(self.shifted(weight + change), penalty=penalty)
+    def _at(self, weight: Tensor, penalty: float, tie: Tie | None) -> Solution | None:
+        change = self._dual_change(weight, penalty) if self.dual else self._primal_change(weight, penalty, tie)
+        return None if change is None else replace(self.shifted(weight + change), penalty=penalty, tie=tie)
 
-    def _primal_change(self, weight: Tensor, penalty: float) -> Tensor | None:
+    def _primal_change(self, weight: Tensor, penalty: float, tie: Tie | None) -> Tensor | None:
         assert self.moments.products is not None
         inner, outer = (products / self.count for products in self.moments.products)
-        ridge = Ridge.of(inner, penalty, tie=self.tie)
+        ridge = Ridge.of(inner, penalty, tie=tie)
         return None if ridge is None else ridge.solve(outer - inner @ weight)
 
     def _dual_change(self, weight: Tensor, penalty: float) -> Tensor | None:

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Ridge", "Tie"]
+__all__ = ["Ridge", "Tie", "places_of"]
 
 _MOST_TRIES = 8
 #: Conjugate gradients: steps at most, and the residual, as a share of the first, at which they end.
 _STEPS, _NEAR = 100, 1e-8
 #: How often weights go over to other values, each time with the values fitted again behind it.
 _TURNS = 3
+#: How far apart, as a share of the largest, numbers of one value may have become.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,17 @@ class Tie:
             return Tie(torch.zeros_like(index), self.together)
         values = None if self.values is None else self.values.reshape(-1)[places.to(self.values.device)]
         return Tie(index, self.together, values)
+
+    @property
+    def ways(self) -> tuple[Tie, ...]:
+        """Staying at its index and going over are both worth a try: the latter's least is one of many."""
+        return (self,) if self.values is None else (replace(self, values=None), self)
+
+    def held(self, weight: Tensor) -> Tie:
+        """Each at the value that it has in `weight`, having gone over or not."""
+        if self.values is None:
+            return self
+        return Tie(places_of(weight.reshape(self.index.shape), self.index), self.together)
 
     def nearest(self, change: Tensor) -> Tensor:
         """The change that is allowed and nearest to one, ``(groups, inputs, outputs)``."""
@@ -138,6 +151,18 @@ class Ridge:
             known, size = size, tie.dot(left, eased)
             step = eased + _ratio(size, known) * step
         return change
+
+
+def places_of(numbers: Tensor, index: Tensor) -> Tensor:
+    """Which of few values each number is, counted from 1; where `index` is 0, 0.
+
+    Numbers of one value differ by rounding, those of two values by more.
+    """
+    levels, places = torch.unique(numbers[index != 0].double(), return_inverse=True)
+    steps = levels.diff(prepend=levels[:1]) > _ROUNDING * levels.abs().max() if levels.numel() else levels
+    known = torch.zeros_like(index)
+    known[index != 0] = (1 + steps.cumsum(0))[places].to(index.dtype)
+    return known
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
