@@ -21,7 +21,7 @@ def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Run a call as it was recorded.
 
     What the data decided is decided alike. A view is a reshape, since a replay's operands may lie otherwise in memory,
-    kernels that read memory as it lies get it in order, and scratch memory is zeroed.
+    and scratch memory is zeroed.
     """
     if "decision" in node.meta:
         return follow(node, args, kwargs)
@@ -29,16 +29,12 @@ def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     packet = getattr(target, "overloadpacket", None)
     if packet in _VIEWS:
         return args[0].reshape(args[1])
-    if packet in _AS_IT_LIES:
-        args = tuple(value.contiguous() if isinstance(value, Tensor) else value for value in args)
     value = target(*args, **kwargs)
     return value.zero_() if packet in _SCRATCH else value
 
 
 _aten = torch.ops.aten
 _VIEWS = frozenset({_aten.view, _aten._unsafe_view})
-#: The composite operator that calls it sees to that beforehand, which leaves no trace where it is so already.
-_AS_IT_LIES = frozenset({_aten._weight_norm_interface})
 _SCRATCH = frozenset({_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.new_empty_strided})
 
 
