@@ -22,6 +22,7 @@ from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
 from surgeon.healing.recalibration import recalibrate
 from surgeon.healing.ridge import Tie
+from surgeon.healing.settling import settle
 from surgeon.planning import Plan
 from surgeon.processes import Own, share, together
 from surgeon.tracing import Inputs, check_model, named_tensors, outside_inference_mode, unwrap
@@ -30,7 +31,7 @@ __all__ = ["LEVELS", "LayerHealing", "Tie", "heal"]
 
 #: From nothing to most.
 LEVELS = ("none", "bn", *FITTERS)
-#: Levels after which the batch norms are measured anew; behind a regression that would make it worse.
+#: Levels after which the batch norms are measured anew; behind a regression that would make it worse, they are settled.
 _MEASURED = ("bn", "bias", "gram")
 
 
@@ -65,8 +66,9 @@ def heal(
     level:
         ``"bn"``: batch norms are measured anew. ``"bias"``: the mean of what is missing goes into biases, or, where a
         layer has none, into the running mean of the norm behind it; then ``bn``. ``"gram"``: removed channels become
-        linear combinations of kept ones, place by place; then ``bn``. ``"lstsq"``: ridge regression of each layer.
-        ``"none"``: nothing.
+        linear combinations of kept ones, place by place; then ``bn``. ``"lstsq"``: ridge regression of each layer; then
+        batch norms get other statistics, scales and shifts, which compute the same in eval mode, and in train mode,
+        too, so that training begins from the healed model. ``"none"``: nothing.
     inputs_of:
         What the model takes of a batch, where it isn't the batch itself or its first part.
     seed:
@@ -101,9 +103,9 @@ def heal(
     with _untouched_if_it_fails(other):
         if level in FITTERS:
             _fit_layers(model, other, plan, batches, level, seed, ties or {}, on_layer, progress)
-        if level in _MEASURED:
-            device = next((p.device for p in other.parameters()), torch.device("cpu"))
-            recalibrate(other, [inputs.to(device) for _, inputs in batches])
+        measure = recalibrate if level in _MEASURED else settle
+        device = next((p.device for p in other.parameters()), torch.device("cpu"))
+        measure(other, [inputs.to(device) for _, inputs in batches])
     return small
 
 
