@@ -8,6 +8,7 @@ labels). Every run trains for six epochs of the same 5,000 images with crops and
 epoch, 2,000 test images judge. Written to ``benchmarks/results/gradual.json`` after each repeat; a second run goes on.
 
     python benchmarks/gradual.py --threads 1              # some 50 minutes
+    python benchmarks/gradual.py --threads 1 --healed     # healed masks again, where surgeon has changed
     python benchmarks/gradual.py --quick                  # one repeat, 100 images
 """
 
@@ -57,9 +58,12 @@ def main() -> int:
     settings = {"images": options.images, "test_images": options.test_images, "steps": STEPS, "epochs": EPOCHS} | TUNING
     table = Table.open(output_path(options), settings, device, fresh=options.fresh, mixed=True)
     runs = Runs(options, device, settings)
-    for seed, amount in itertools.product(options.seeds, (None, *AMOUNTS)):
+    parts = AMOUNTS if options.healed else (None, *AMOUNTS)
+    for seed, amount in itertools.product(options.seeds, parts):
         part = "filters" if amount is None else amount
-        if f"{part}/one-shot/{seed}" in table.rows:  # its last
+        last = "healed one-shot" if options.healed else "one-shot"
+        known = table.rows.get(f"{part}/{last}/{seed}")
+        if known is not None and (not options.healed or known["source"] == source_digest()):
             continue
         if time.monotonic() > runs.until:
             say("time is up; a second run goes on")
@@ -77,6 +81,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="one repeat each")
     parser.add_argument("--images", type=int, default=5_000, help="to train on")
     parser.add_argument("--test-images", type=int, default=2_000, help="that judge")
+    parser.add_argument("--healed", action="store_true", help="healed masks again, if they are of other sources")
     parser.add_argument("--minutes", type=float, default=60.0, help="no repeat begins after so long")
     options = parser.parse_args()
     if options.quick:
@@ -90,6 +95,7 @@ class Runs:
     def __init__(self, options: argparse.Namespace, device: torch.device, settings: Mapping[str, Any]) -> None:
         self.until = time.monotonic() + 60 * options.minutes
         self.device, self.settings = device, settings
+        self.healing = (True,) if options.healed else (True, False)
         self.place = ROOT / "build" / ("gradual" + "-quick" * options.quick) / "-".join(map(str, options.seeds))
         if options.fresh:
             shutil.rmtree(self.place, ignore_errors=True)
@@ -122,7 +128,7 @@ class Runs:
     def weights(self, amount: float, seed: int) -> dict[str, dict[str, Any]]:
         """Masks that grow, and masks that come at once; of each what is left healed, and not."""
         rows = {}
-        for heals, (name, steps) in itertools.product((True, False), (("equal-ratio", STEPS), ("one-shot", 1))):
+        for heals, (name, steps) in itertools.product(self.healing, (("equal-ratio", STEPS), ("one-shot", 1))):
             model = copy.deepcopy(self.model)
             for step in range(steps):
                 done = finegrained.sparsify(model, 1 - (1 - amount) ** (1 / steps), of="survivors")
