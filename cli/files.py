@@ -13,33 +13,53 @@ from typing import Any
 import click
 
 
-def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
+def check_outputs(
+    outputs: Iterable[Path | None],
+    inputs: Iterable[str | Path | None] = (),
+    *,
+    plots: Iterable[Path | None] = (),
+    folder: Path | None = None,
+) -> None:
     """Make sure, before hours of work, that the files can be written, and that none takes another's place.
 
     Parameters
     ----------
     outputs, inputs:
         What will be written and what is read; None counts for nothing, nor does an input that is no file.
+    plots:
+        What will be drawn, beside `outputs`.
+    folder:
+        One that will be made for the run.
 
     Raises
     ------
     click.UsageError
-        If two are one file.
+        If two are one file, or one is the folder.
+    InputError
+        If a plot's suffix is none that is drawn, or matplotlib isn't installed.
     OSError
         If one can't be written; nothing is left behind.
     """
+    plots = [path for path in plots if path is not None]
     read = {os.path.realpath(name): name for name in inputs if name is not None and Path(name).is_file()}
     written: dict[str, Path] = {}
-    for path in outputs:
+    for path in (*outputs, *plots):
         if path is None:
             continue
         place = os.path.realpath(path)
+        if folder is not None and place == os.path.realpath(folder):
+            raise click.UsageError(f"{path}: the run's folder (--run) has this name, too; give one another name")
         if place in read:
             raise click.UsageError(f"{path}: is read by this command; give what is written another name")
         if place in written:
             raise click.UsageError(f"{path}: two things would be written there; give one another name")
         written[place] = path
         _try(path)
+    if plots:
+        from surgeon.plots import check
+
+        for path in plots:
+            check(path)
 
 
 def _try(path: Path) -> None:
@@ -49,6 +69,22 @@ def _try(path: Path) -> None:
     with contextlib.suppress(_OnlyTrying), write_beside(path) as trial:
         trial.write_bytes(b"?")  # an empty file fits on a full disk
         raise _OnlyTrying  # so that it is removed, not renamed
+
+
+def named_after(model: str, word: str) -> str:
+    """What the files are called that a command makes of a MODEL_OR_FILE, without a suffix; in the current folder."""
+    return f"{stem_of(model)}-{word}"
+
+
+def stem_of(model: str) -> str:
+    """The last part of a MODEL_OR_FILE: of a file its name without .safetensors, of others what the model is called."""
+    return Path(model).name.rpartition(":")[2].removesuffix(".safetensors")
+
+
+def run_folder(file: Path) -> Path:
+    """Where a run keeps its state by default: beside the file, under its name."""
+    bare = file.with_suffix("") if file.suffix.lower() in _OF_RUNS else file
+    return file.with_name(f"{file.name}-run") if bare == file else bare
 
 
 def is_file(name: str) -> bool:
@@ -92,6 +128,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 _SUFFIXES = frozenset({".safetensors", ".st", ".pt", ".pth", ".bin", ".ckpt"})
+#: Suffixes that the folder of a run is without: of models and of experiments.
+_OF_RUNS = frozenset({".safetensors", ".toml", ".json"})
 _UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .files import check_outputs, is_file, there
+from .files import check_outputs, is_file, named_after, there
 from .options import file_factory_option
 
 if TYPE_CHECKING:
@@ -144,8 +143,7 @@ class Opened:
 
 def default_target(name: str, word: str) -> Path:
     """A name made of the model's, in the current folder."""
-    stem = Path(name).name.removesuffix(".safetensors") if os.sep in name or name.endswith(".safetensors") else name
-    return Path(f"{stem.rpartition(':')[2].replace('/', '-')}-{word}.safetensors")
+    return Path(f"{named_after(name, word)}.safetensors")
 
 
 def open_model(options: Mapping[str, Any], word: str) -> Opened:

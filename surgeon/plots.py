@@ -20,11 +20,40 @@ from surgeon.finegrained.layers import find_weights
 from surgeon.sweeps import WHOLE, Sensitivity
 from surgeon.trainer import Row
 
-__all__ = ["curves", "drawn", "errors", "figure", "filters", "fronts", "sensitivity_curves", "weight_histograms"]
+__all__ = [
+    "check",
+    "curves",
+    "drawn",
+    "errors",
+    "figure",
+    "filters",
+    "fronts",
+    "sensitivity_curves",
+    "weight_histograms",
+]
 
 _KINDS = ("png", "svg", "pdf")
 _MOST_LAYERS, _COLUMNS = 24, 4  # of which weights are drawn
 _BINS = 80
+
+
+def check(path: str | os.PathLike[str]) -> None:
+    """Whether this can be drawn, for those who work long before they draw it.
+
+    Raises
+    ------
+    InputError
+        If the suffix is none of png, svg and pdf, or matplotlib isn't installed.
+    """
+    _kind(path)
+    figure()
+
+
+def _kind(path: str | os.PathLike[str]) -> str:
+    kind = Path(path).suffix.lower().removeprefix(".")
+    if kind not in _KINDS:
+        raise InputError(f"{path}: a plot is written as .{', .'.join(_KINDS)}")
+    return kind
 
 
 def figure(columns: int = 1, *, width: float = 6.4, height: float = 4.2) -> tuple[Any, Any]:
@@ -53,9 +82,7 @@ def drawn(made: Any, path: str | os.PathLike[str]) -> None:
     OSError
         If it can't be written.
     """
-    kind = Path(path).suffix.lower().removeprefix(".")
-    if kind not in _KINDS:
-        raise InputError(f"{path}: a plot is written as .{', .'.join(_KINDS)}")
+    kind = _kind(path)
     picture = io.BytesIO()  # matplotlib's PDF hides what goes wrong on a disk behind errors of its own
     with write_beside(path) as temporary:
         made.savefig(picture, format=kind, dpi=130)

@@ -151,6 +151,21 @@ def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.Mon
     assert all(torch.equal(whole[name], net[name]) for name in whole)
 
 
+def test_a_file_may_have_any_name_and_brings_its_weights() -> None:
+    ran = train("--output", "net")
+    assert ran.code == 0, ran.err
+    assert Path("net").is_file()
+    assert Path("net-run/metrics.jsonl").exists()
+    for name in ("net", "./net"):
+        ran = train("--weights", "none", model=name)
+        assert ran.code == 2
+        assert f"--model {name} brings its weights: leave --weights out" in ran.err
+    ran = train("--output", "again", model="./net")
+    assert ran.code == 0, ran.err
+    assert "new head" not in ran.err
+    assert (Path("again").is_file(), Path("again-run").is_dir()) == (True, True)
+
+
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "no such network": (("--model", "cifar:resnet21"), "resnet20"),
     "no data": (("--data", "nowhere"), "nowhere: no such folder"),

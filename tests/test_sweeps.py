@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from surgeon import finegrained
 from surgeon.sweeps import WHOLE, Curve, Point, Sensitivity
 from surgeon.sweeps.judging import Judge
 from surgeon.tuning import Validation
+from surgeon_cli.commands import sensitivity as command
 from tests.cli_run import surgeon_cli
 from tests.factories import Small, Tied
 from tests.pictures import draw
@@ -304,6 +306,27 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: p
     ran = surgeon_cli(*words, "--resume")
     assert ran.code == 0, ran.err
     assert list(tmp_path.iterdir()) == []  # nothing stays
+
+
+def test_figures_stay_until_the_results_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("sensitivity", "--model", "tests.factories:small", "--image-size", 16, "--samples", 6,
+             "--ratios", "0.5", "--device", "cpu", "--csv", "a.csv")  # fmt: skip
+
+    def full(path: Path, _text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "write_text", full)
+        ran = surgeon_cli(*words)
+    assert (ran.code, "a.csv: No space left on device" in ran.err) == (2, True)
+    measured: list[int] = []
+    real = Judge._write
+    monkeypatch.setattr(Judge, "_write", lambda self: (measured.append(1), real(self)))
+    ran = surgeon_cli(*words, "--resume")
+    assert ran.code == 0, ran.err
+    assert not measured  # all of it was there
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
 
 
 @pytest.mark.parametrize("what", ["filters", "weights"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ..files import check_outputs
+from ..files import check_outputs, run_folder
 from ..options import json_option
 from ..training_options import training_options
 from .prune import SAMPLES, SAMPLES_WITH_DATA
@@ -79,7 +79,8 @@ def command(criteria: str, as_json: bool, experiment: Path | None, **options: An
     if experiment is not None:
         from .. import grid
 
-        check_outputs([options["plot"]], [experiment, options["model"]])
+        folder = options["folder"] or run_folder(experiment)
+        check_outputs([], [experiment, options["model"]], plots=[options["plot"]], folder=folder)
         grid.run({**options, "experiment": experiment, "as_json": as_json})
         return
     if options["plot"] is not None or options["resume"]:

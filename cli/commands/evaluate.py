@@ -61,7 +61,7 @@ def command(models: tuple[str, ...], **options: Any) -> None:
 
     Example: surgeon evaluate surgeon-demo/small.safetensors --data digits --layers
     """
-    check_outputs([options["csv_file"], options["plot"], options["histograms"]], models)
+    check_outputs([options["csv_file"]], models, plots=[options["plot"], options["histograms"]])
     from ..evaluating import run
 
     run(models, options)

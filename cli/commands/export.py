@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_outputs, there
+from ..files import check_outputs, stem_of, there
 from ..options import factory_option, image_size_option, json_option
 
 if TYPE_CHECKING:
@@ -22,7 +22,11 @@ _SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "python": ".py"}
 @click.argument("model_or_file", callback=there)
 @click.option("--format", "kind", type=click.Choice(list(_SUFFIXES)), required=True, help="What to write.")
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Where.  [default: MODEL_OR_FILE.SUFFIX]"
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Where.  [default: here, as MODEL_OR_FILE.SUFFIX]",
 )
 @click.option("--fold-bn", is_flag=True, help="Fold batch norms into the layers in front of them.")
 @click.option("--channels-last", is_flag=True, help="Lay weights out with channels last (pt2 and python).")
@@ -57,7 +61,7 @@ def command(
 
 
 def _default(name: str, kind: str) -> Path:
-    stem = Path(name).name.removesuffix(".safetensors").rpartition(":")[2]
+    stem = stem_of(name)
     if kind == "python":
         stem = "".join(c if c.isalnum() else "_" for c in stem)
         stem = stem if stem[:1].isalpha() else f"model_{stem}"

@@ -45,7 +45,7 @@ def command(
 
     Example: surgeon inspect resnet18 --dot resnet18.dot
     """
-    check_outputs([dot, filters], [model_or_file])
+    check_outputs([dot], [model_or_file], plots=[filters])
     graph, about = _graph(model_or_file, factory, image_size)
     if filters is not None:
         from surgeon import plots

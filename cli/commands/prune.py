@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..files import amount, amounts, check_outputs, numbers, step, there
+from ..files import amount, amounts, check_outputs, named_after, numbers, run_folder, step, there
 from ..options import file_factory_option, ignore_option, image_size_option, scope_option
 from ..several import joined
 from ..training_options import split_training, training_options
@@ -66,8 +66,14 @@ class Options:
     @property
     def target(self) -> Path:
         """Where the file goes."""
-        safe = self.model.rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
-        return self.output or Path(f"{safe}-pruned.safetensors")
+        return self.output or Path(f"{named_after(self.model, 'pruned')}.safetensors")
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the state of a run with training is kept; None where nothing is trained."""
+        if not (self.epochs or self.final_epochs):
+            return None
+        return self.training["folder"] or run_folder(self.target)
 
     @property
     def in_all(self) -> str | None:
@@ -281,7 +287,8 @@ def run(options: Options) -> None:
 
 
 def _run(options: Options) -> None:
-    check_outputs([None if options.dry_run else options.target, options.report], [options.model, options.rewind])
+    target = None if options.dry_run else options.target
+    check_outputs([target, options.report], [options.model, options.rewind], folder=options.folder)
     if options.in_all is not None:
         from ..output import say
 

@@ -13,7 +13,11 @@ from ..options import factory_option
 @click.command(name="report", short_help="Show what a cut did, as one HTML file.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="HTML file to write.  [default: FILE.html]"
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="HTML file to write.  [default: beside FILE, as .html]",
 )
 @factory_option
 def command(file: Path, output: Path | None, factory: str | None) -> None:

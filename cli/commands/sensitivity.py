@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_outputs, write_text
+from ..files import check_outputs, named_after, write_text
 from ..training_options import check_folder, data_root_option
 from .compare import as_in_prune
 
@@ -98,9 +98,8 @@ def command(**options: Any) -> None:
 
 def run(options: dict[str, Any]) -> None:
     """The whole command."""
-    check_outputs([options["csv_file"], options["plot"]], [options["model"]])
-    safe = options["model"].rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
-    folder = options["folder"] or Path(f"{safe}-sensitivity")
+    folder = options["folder"] or Path(named_after(options["model"], "sensitivity"))
+    check_outputs([options["csv_file"]], [options["model"]], plots=[options["plot"]], folder=folder)
     check_folder(folder, resume=options["resume"])
     import surgeon
     from surgeon.sweeps.judging import FILE
@@ -129,9 +128,6 @@ def run(options: dict[str, Any]) -> None:
             seed=options["seed"],
             progress=watch,
         )
-    (folder / FILE).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it isn't empty
-        folder.rmdir()
     if options["csv_file"] is not None:
         write_text(options["csv_file"], found.to_csv())
     if options["plot"] is not None:
@@ -141,6 +137,9 @@ def run(options: dict[str, Any]) -> None:
     if options["as_json"]:
         emit_json({"model": subject.name, "weights": subject.weights, "images": images.note, **found.to_dict()})
     _show(subject.name, found, images.note, options["drop"])
+    (folder / FILE).unlink(missing_ok=True)  # until all is told, --resume can tell it
+    with contextlib.suppress(OSError):  # it isn't empty
+        folder.rmdir()
 
 
 def _show(name: str, found: surgeon.Sensitivity, note: str, drop: float) -> None:

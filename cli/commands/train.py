@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import check_outputs, there
+from ..files import check_outputs, is_file, named_after, run_folder, there
 from ..several import joined
 from ..training_options import (
     announce,
@@ -53,10 +53,8 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
 )
 @click.option(
     "--weights",
-    default="none",
-    show_default=True,
     metavar="DEFAULT|none|FILE",
-    help="Start from pretrained weights, with a new head where the classes are others.",
+    help="Start from pretrained weights, with a new head where the classes are others.  [default: none]",
 )
 @click.option("--epochs", type=click.IntRange(min=0), required=True, metavar="N", help="Passes over the images.")
 @click.option(
@@ -119,8 +117,7 @@ def command(**options: Any) -> None:
 
 def target_of(options: Mapping[str, Any]) -> Path:
     """Where the file goes."""
-    name = options["model"].rpartition(":")[2].replace("/", "-").removesuffix(".safetensors")
-    return options["output"] or Path(f"{name}-trained.safetensors")
+    return options["output"] or Path(f"{named_after(options['model'], 'trained')}.safetensors")
 
 
 def run(options: Mapping[str, Any]) -> None:
@@ -131,8 +128,8 @@ def run(options: Mapping[str, Any]) -> None:
 
 def _run(options: Mapping[str, Any]) -> None:
     target = target_of(options)
-    folder = options["folder"] or target.with_suffix("")
-    check_outputs([target, options["plot"]], [options["model"], options["weights"]])
+    folder = options["folder"] or run_folder(target)
+    check_outputs([target], [options["model"], options["weights"]], plots=[options["plot"]], folder=folder)
     import surgeon
     from surgeon.data import open_data
     from surgeon.processes import first, from_first
@@ -193,10 +190,16 @@ def _made(subject: Subject) -> str:
 
 def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
     given = tuning_of(options)
-    scratch = options["weights"].lower() == "none" and not options["model"].endswith(".safetensors")
+    scratch = (_weights(options) or "").lower() == "none"
     if "lr" not in given and given["optimizer"] == "sgd":
         given["lr"] = _SCRATCH if scratch else _PRETRAINED
     return given
+
+
+def _weights(options: Mapping[str, Any]) -> str | None:
+    """Random ones where nothing is said; a file of surgeon's brings its own."""
+    given: str | None = options["weights"]
+    return given if given is not None or is_file(options["model"]) else "none"
 
 
 def _epochs(epochs: int) -> Callable[[tuple[Row, ...]], None]:
@@ -218,9 +221,12 @@ def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[s
     from ..runtime import try_forward
     from ..subjects import warn_of_masks
 
-    weights = None if options["model"].endswith(".safetensors") else options["weights"]
     subject = resolve(
-        options["model"], weights, seed=options["seed"], image_size=options["image_size"], factory=options["factory"]
+        options["model"],
+        _weights(options),
+        seed=options["seed"],
+        image_size=options["image_size"],
+        factory=options["factory"],
     )
     for warning in subject.warnings:
         warn(warning)
