@@ -18,7 +18,18 @@ from surgeon.criteria import Scores, score
 from surgeon.deadline import TOLERANCE, Candidate, Timing, as_fast, within_time
 from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError, VerificationError
 from surgeon.measure import Comparison, latency, rounds_for
-from surgeon.planning import AUTO, TIME, Device, Plan, check_reach, make_plan, seconds_of, share_of, timing_of
+from surgeon.planning import (
+    AUTO,
+    TIME,
+    Device,
+    Plan,
+    check_options,
+    check_reach,
+    make_plan,
+    seconds_of,
+    share_of,
+    timing_of,
+)
 from surgeon.processes import agree, from_first
 from surgeon.rewriting import rewrite
 from surgeon.rules import reasons
@@ -116,6 +127,7 @@ class Cutter:
         return self._cut(module, graph, budget, rewritten=rewritten)
 
     def _cut(self, module: nn.Module, graph: ChannelGraph, budget: Mapping[str, Any], *, rewritten: bool) -> Cut:
+        check_options(graph.trace.model, **budget, **self.planning)
         timed = TIME in budget or self.planning.get("round_to") == AUTO
         with self.clock("latency table") if timed else contextlib.nullcontext():
             device = timing_of(graph, budget, self.planning.get("round_to"), progress=self.clock.progress)

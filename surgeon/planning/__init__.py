@@ -14,7 +14,8 @@ from surgeon.channels.structure import Flags
 from surgeon.cost import Cost, Latency, Place, channel_step, open_table
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
-from surgeon.planning.budgets import LIMITS, TIME, Problem, choose, reachable, seconds_of, tightest
+from surgeon.planning.amounts import seconds_of
+from surgeon.planning.budgets import AMOUNTS, LIMITS, TIME, Problem, choose, given_amounts, reachable, tightest
 from surgeon.planning.moves import Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group, sizes_by_group
 from surgeon.planning.repair import Repair
@@ -25,8 +26,8 @@ from surgeon.tracing import outside_inference_mode
 from surgeon.trial import Misfit
 
 __all__ = [
-    "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_reach", "make_plan", "seconds_of", "select_layers",
-    "share_of", "timing_of",
+    "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_options", "check_reach", "make_plan", "seconds_of",
+    "select_layers", "share_of", "timing_of",
 ]  # fmt: skip
 
 #: The `round_to` that stands for the device's own step.
@@ -140,6 +141,29 @@ def make_plan(
     return Plan(name, removed, inputs, budget, scores.criterion, seed, sizes_by_group(graph, removed), fitted)
 
 
+def check_options(
+    model: nn.Module,
+    *,
+    scope: str = "global",
+    round_to: int | str | None = None,
+    min_channels: int = 1,
+    ignored_layers: Iterable[nn.Module | str] = (),
+    units: Iterable[nn.Module | str] = (),
+    **others: Any,
+) -> None:
+    """Refuse, before anything is measured and scored, what :func:`make_plan` would refuse whatever the scores.
+
+    Raises
+    ------
+    BudgetError, SelectionError
+        As :func:`make_plan`.
+    """
+    _check(scope, round_to, min_channels)
+    given_amounts({name: others.get(name) for name in AMOUNTS})
+    select_layers(model, ignored_layers)
+    select_layers(model, units, "units")
+
+
 def _check(scope: str, round_to: Any, min_channels: Any) -> None:
     if scope not in ("global", "local"):
         raise BudgetError(f"scope={scope!r}: expected 'global' or 'local'")
@@ -220,16 +244,19 @@ def _chosen(
     taken = choose(problem, asked)
     kept = problem.kept(taken)
     if bool(kept.all()):
-        raise BudgetError(_too_little(problem, asked))
+        raise BudgetError(_too_little(problem, asked, steps))
     return problem.levels(taken), kept
 
 
-def _too_little(problem: Problem, asked: dict[str, Any]) -> str:
+def _too_little(problem: Problem, asked: dict[str, Any], steps: Steps) -> str:
     given = ", ".join(f"{name}={amount!r}" for name, amount in asked.items() if amount is not None)
     first = [(int(s.filters[0]), int(s.channels[0])) for s in problem.stairs if len(s)]
-    filters, channels = min(first, key=lambda step: step[0], default=(0, 0))
-    least = f"; the smallest step removes {channels} channels ({filters} filters)" if first else ""
-    return f"{given}: no channel has to go, or none can within it{least}; ask for more"
+    if not first:
+        widths = f"at least min_channels={steps.min_channels}, multiples of round_to={steps.round_to}"
+        return f"{given}: no channel can go; no group has a smaller width ({widths})"
+    filters, channels = min(first, key=lambda step: step[0])
+    least = f"the smallest step removes {channels} channels ({filters} filters)"
+    return f"{given}: no channel has to go, or none can within it; {least}; ask for more"
 
 
 def _nothing(graph: ChannelGraph) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from surgeon.channels.structure import Flags, Ints
 from surgeon.cost import Cost, Latency
 from surgeon.errors import BudgetError
 from surgeon.planning.allocation import Allocator
+from surgeon.planning.amounts import check_filters, check_ratio, counted_amount, seconds_of
 from surgeon.planning.meters import Meter, Stairs, counted, timed
 from surgeon.planning.moves import Moves, Staircase, Taken, in_order
 
@@ -65,10 +66,8 @@ class Problem:
         return moves
 
 
-def take_filters(problem: Problem, amount: Any) -> Taken:
+def take_filters(problem: Problem, amount: int) -> Taken:
     """As many convolution filters as come nearest to `amount` and not above it."""
-    if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
-        raise BudgetError(f"filters={amount!r}: expected a positive whole number of convolution filters to remove")
     moves = problem.order()
     can_go = int(moves.filters.sum())
     if amount > can_go:
@@ -95,68 +94,14 @@ def _as_many_as_fit(moves: Moves, worth: Ints, amount: int, closed: set[int]) ->
     return taken
 
 
-def take_ratio(problem: Problem, amount: Any) -> Taken:
+def take_ratio(problem: Problem, amount: float) -> Taken:
     """The share `amount` of the channels: of all together (global), or of every bundle (local)."""
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < 1:
-        raise BudgetError(f"ratio={amount!r}: expected the share of channels to remove, above 0 and below 1")
     if problem.scope == "local":
         return problem.at_ratio(float(amount))
     moves = problem.order()
     return _as_many_as_fit(
         moves, moves.channels, int(sum(g.size for g in problem.graph.groups) * amount + 1e-9), set()
     )  # fmt: skip
-
-
-def _share(name: str, amount: Any, dense: float) -> float:
-    """An absolute number from ``0.5``, ``"50%"`` or an absolute number."""
-    text = f"{name}={amount!r}: expected a share up to 1 (0.5 or '50%'), or a whole number"
-    if isinstance(amount, str):
-        amount = _number(amount)
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < float("inf"):
-        raise BudgetError(text)
-    if isinstance(amount, float):
-        if amount > 1:
-            raise BudgetError(text)
-        return int(dense * amount)
-    return amount
-
-
-def _number(text: str) -> float | int | None:
-    """A share from ``"50%"`` or ``"0.5"``, a whole number from ``"1000"``; None from anything else."""
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        return None
-    if text.endswith("%"):
-        return value / 100
-    return int(value) if value > 1 and value.is_integer() else value
-
-
-def seconds_of(name: str, amount: Any, dense: float) -> float:
-    """Seconds from a share (``0.6``, ``"60%"``) of the dense model's, or from ``"12ms"``, ``"0.5s"``, ``"800us"``.
-
-    Raises
-    ------
-    BudgetError
-        If it is neither.
-    """
-    text = str(amount).strip() if isinstance(amount, str | float) else ""
-    unit = next((unit for unit in (*_UNITS, "%") if text.endswith(unit)), "")
-    try:
-        value = float(text.removesuffix(unit)) * (_UNITS[unit] if unit in _UNITS else dense / _SHARES[unit])
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf") or (unit in _SHARES and value > dense):
-        raise BudgetError(
-            f"{name}={amount!r}: expected a share up to 1 of the dense model's time (0.6 or '60%'), or a time with its "
-            "unit ('12ms', '0.5s')"
-        )
-    return value
-
-
-#: Longest first: "ms" ends with "s", too.
-_UNITS = {"ms": 1e-3, "us": 1e-6, "s": 1.0}
-_SHARES = {"%": 100.0, "": 1.0}
 
 
 @dataclass(frozen=True)
@@ -177,7 +122,7 @@ class Limit:
 
     measure: Callable[[Problem, Flags], float]
     meter: Callable[[Problem, Stairs], Meter]
-    amount: Callable[[str, Any, float], float] = _share
+    amount: Callable[[str, Any, float], float] = counted_amount
     tell: Callable[[float], str] = "{:,}".format
 
 
@@ -224,7 +169,7 @@ def take_until(problem: Problem, limits: dict[str, Any]) -> Taken:
         return all(LIMITS[name].measure(problem, kept) <= limit for name, limit in numbers.items())
 
     if not within(moves.first(len(moves))):
-        raise BudgetError(out_of_reach(problem, numbers))
+        raise BudgetError(out_of_reach(problem, limits))
     low, high = 0, len(moves)
     while low < high:
         middle = (low + high) // 2
@@ -264,7 +209,7 @@ def allocate(problem: Problem, limits: dict[str, Any]) -> Taken:
         share = problem.time_goal or _BELOW * tightest(problem, limits)
         state = search.fastest(TIME, share * meters[TIME].total(dense))
     if not search.within(state):
-        raise BudgetError(out_of_reach(problem, numbers))
+        raise BudgetError(out_of_reach(problem, limits))
     return {bundle: count for bundle, count in enumerate(state) if count}
 
 
@@ -275,17 +220,18 @@ def tightest(problem: Problem, limits: dict[str, Any]) -> float:
     return min(limit / LIMITS[name].measure(problem, dense) for name, limit in numbers.items())
 
 
-def out_of_reach(problem: Problem, limits: dict[str, float]) -> str:
+def out_of_reach(problem: Problem, limits: dict[str, Any]) -> str:
     """Which limits can't be held, and what can be reached."""
     dense, kept = problem.cost.everything(), problem.kept(problem.everything())
     lines = []
-    for name, limit in limits.items():
-        row = LIMITS[name]
+    for name, limit in absolute(problem, limits).items():
+        row, given = LIMITS[name], limits[name]
         least, whole = row.measure(problem, kept), row.measure(problem, dense)
         if least > limit:
             reach = f"{row.tell(least)} is the least that can be reached ({least / whole:.1%} of {row.tell(whole)})"
             told = ", as predicted from what was measured on this device" if name == TIME else ""
-            lines.append(f"{name}: {row.tell(limit)} asked, {reach}{told}")
+            asked = row.tell(limit) if type(given) is int else f"{given} ({row.tell(limit)})"
+            lines.append(f"{name}: {asked} asked, {reach}{told}")
     return "the budget is out of reach; " + ("; ".join(lines) or "no widths hold all limits together")
 
 
@@ -299,16 +245,16 @@ def reachable(problem: Problem, limits: dict[str, Any]) -> None:
     """
     numbers, kept = absolute(problem, limits), problem.kept(problem.everything())
     if any(LIMITS[name].measure(problem, kept) > limit for name, limit in numbers.items()):
-        raise BudgetError(out_of_reach(problem, numbers))
+        raise BudgetError(out_of_reach(problem, limits))
 
 
-def choose(problem: Problem, amounts: dict[str, Any]) -> Taken:
-    """The moves for the user's amounts.
+def given_amounts(amounts: Mapping[str, Any]) -> dict[str, Any]:
+    """The amounts that were given, each of which makes sense by itself.
 
     Raises
     ------
     BudgetError
-        For no amount, amounts that exclude each other, a malformed one, or one out of reach.
+        For no amount, amounts that exclude each other, or a malformed one.
     """
     given = {name: amount for name, amount in amounts.items() if amount is not None}
     if not given:
@@ -317,6 +263,32 @@ def choose(problem: Problem, amounts: dict[str, Any]) -> Taken:
     if len(given) > 1 and ({"filters", "ratio"} & given.keys()):
         names = " and ".join(given)
         raise BudgetError(f"{names} exclude each other: filters alone, ratio alone, or max_* together")
+    for name, amount in given.items():
+        if isinstance(amount, tuple | list):
+            raise BudgetError(f"{name}={amount!r}: expected one amount; a list holds one for each of several steps")
+        AMOUNTS[name](name, amount)
+    return given
+
+
+def _check_limit(name: str, amount: Any) -> None:
+    LIMITS[name].amount(name, amount, 1.0)
+
+
+#: Everything that says how much, and what makes sense of it.
+AMOUNTS: dict[str, Callable[[str, Any], None]] = {
+    "filters": check_filters, "ratio": check_ratio, **dict.fromkeys(LIMITS, _check_limit),
+}  # fmt: skip
+
+
+def choose(problem: Problem, amounts: dict[str, Any]) -> Taken:
+    """The moves for the user's amounts.
+
+    Raises
+    ------
+    BudgetError
+        As :func:`given_amounts`, and for an amount out of reach.
+    """
+    given = given_amounts(amounts)
     if "filters" in given:
         return take_filters(problem, given["filters"])
     if "ratio" in given:

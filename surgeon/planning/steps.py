@@ -166,7 +166,8 @@ def goals_of(
     columns = {name: targets(name, amount, schedule, steps, dense.get(name, 0)) for name, amount in budget.items()}
     lengths = {len(column) for column in columns.values()}
     if lengths != {steps}:
-        raise BudgetError(f"steps={steps}, but the budget lists {sorted(lengths)} targets: give as many")
+        told = ", ".join(f"{name}: {len(column)}" for name, column in columns.items())
+        raise BudgetError(f"steps={steps}, but the budget lists other numbers of targets ({told}): give as many")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -208,7 +209,8 @@ def _share(name: str, amount: Any, dense: int) -> float:
         return float(amount)
     if name.startswith("max_") and (whole or share):
         return max(0.0, 1 - float(amount / dense if whole else amount))
-    raise BudgetError(
-        f"{name}={amount!r} of {dense:,}: expected filters=N (fewer than there are), ratio=0.5, or for a limit a share "
-        "(0.5 or '50%') or a whole number"
-    )
+    expected = {"filters": f"a whole number, fewer than the {dense:,} that there are", "ratio": "a share, such as 0.5"}
+    raise BudgetError(f"{name}={amount!r}: expected {expected.get(name, _LIMIT)}")
+
+
+_LIMIT = "a share up to 1 (0.5 or '50%'), or a whole number"

@@ -28,7 +28,7 @@ from surgeon.cutting import Clock
 from surgeon.errors import CheckpointError, InputError, ScoreError, SurgeonError
 from surgeon.files import beside, write_beside
 from surgeon.jsonfiles import blamed, read_file
-from surgeon.planning import Plan, make_plan
+from surgeon.planning import Plan, check_options, make_plan
 from surgeon.processes import seed_of
 from surgeon.report import Report, make_report
 from surgeon.rewriting import rewrite, small_tensor
@@ -135,6 +135,7 @@ def prune_shards(
     inputs = Inputs.of(example_inputs)
     with clock("trace"):
         graph = _without_unstored(channel_graph(_trace(model, inputs)), source)
+    check_options(model, **planning)
     with clock("score"):
         scores = score(graph, criterion, weights=source, seed=seed)
     with clock("plan"):
