@@ -40,10 +40,10 @@ def check_outputs(
     OSError
         If one can't be written; nothing is left behind.
     """
-    plots = [path for path in plots if path is not None]
+    drawn = [path for path in plots if path is not None]
     read = {os.path.realpath(name): name for name in inputs if name is not None and Path(name).is_file()}
     written: dict[str, Path] = {}
-    for path in (*outputs, *plots):
+    for path in (*outputs, *drawn):
         if path is None:
             continue
         place = os.path.realpath(path)
@@ -55,11 +55,11 @@ def check_outputs(
             raise click.UsageError(f"{path}: two things would be written there; give one another name")
         written[place] = path
         _try(path)
-    if plots:
+    if drawn:
         from surgeon.plots import check
 
-        for path in plots:
-            check(path)
+        for plot in drawn:
+            check(plot)
 
 
 def _try(path: Path) -> None:
@@ -148,8 +148,8 @@ def amount(ctx: click.Context, param: click.Parameter, value: str | None) -> str
     try:
         number = _number(value.strip())
     except (ValueError, OverflowError):
-        number = math.nan
-    if isinstance(number, float) and not math.isfinite(number):
+        number = None
+    if number is None:
         raise click.BadParameter(f"{value!r}: give a count (2000000, 1.5G) or a share (50%, 0.5)", ctx, param)
     return number
 
@@ -186,6 +186,40 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> fl
     return found if len(found) > 1 else found[0]
 
 
+def ratio(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Read a share above 0 and below 1. A click callback.
+
+    Raises
+    ------
+    click.BadParameter
+        If it is none.
+    """
+    return None if value is None else _share(ctx, param, value)
+
+
+def ratios(ctx: click.Context, param: click.Parameter, value: str | None) -> float | tuple[float, ...] | None:
+    """As :func:`ratio`, or several with commas between, one for each step. A click callback.
+
+    Raises
+    ------
+    click.BadParameter
+        If one is none.
+    """
+    if value is None or "," not in value:
+        return ratio(ctx, param, value)
+    return tuple(_share(ctx, param, part) for part in value.split(","))
+
+
+def _share(ctx: click.Context, param: click.Parameter, text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1:
+        raise click.BadParameter(f"{text!r}: give a share between 0 and 1, such as 0.5", ctx, param)
+    return found
+
+
 def step(ctx: click.Context, param: click.Parameter, value: str | None) -> str | int | None:
     """Read a whole number from 1 or "auto". A click callback.
 
@@ -201,10 +235,17 @@ def step(ctx: click.Context, param: click.Parameter, value: str | None) -> str |
     return int(value)
 
 
-def _number(text: str) -> str | float | int:
+def _number(text: str) -> str | float | int | None:
+    """The amount in a text; None where it is neither a count of one at least nor a share above 0 and up to 1."""
     if text.endswith("%"):
-        float(text[:-1])
-        return text
+        return text if 0 < float(text[:-1]) <= 100 else None
     if text[-1:].upper() in _UNITS:
-        return round(float(text[:-1]) * _UNITS[text[-1].upper()])
-    return int(text) if text.lstrip("+-").isdigit() else float(text)
+        count: float = round(float(text[:-1]) * _UNITS[text[-1].upper()])
+    else:
+        count = int(text) if text.isdecimal() else float(text)
+    if isinstance(count, float):
+        if 0 < count <= 1:
+            return count
+        if not count.is_integer():
+            return None
+    return int(count) if count >= 1 else None

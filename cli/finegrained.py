@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .files import check_outputs, is_file, named_after, there
-from .options import file_factory_option
+from .options import DATA, file_factory_option
+from .training_options import data_root_option
 
 if TYPE_CHECKING:
     from .images import Batches
@@ -38,9 +39,10 @@ _OPTIONS = (
     click.option(
         "--data",
         type=click.Path(),
-        metavar="DIR",
+        metavar=DATA,
         help="Images as DIR/CLASS/*.jpg: how many of them the model still puts into the same class.",
     ),
+    data_root_option,
     click.option(
         "--samples",
         type=click.IntRange(min=1),
@@ -156,7 +158,7 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
         raise click.UsageError("--heal needs images: give --data DIR")
     if not options.get("sweep"):
         check_outputs([options["output"] or default_target(name, word)], [name])
-    source = None if options["data"] is None else find(options["data"])
+    source = None if options["data"] is None else find(options["data"], options["data_root"])
     device = pick_device(options["device"])
     opened = _from_file(options, device) if is_file(name) else _from_name(options, device)
     if source is None:
@@ -189,7 +191,7 @@ def _from_file(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:
     from .runtime import header_of, try_forward
     from .subjects import Subject
 
-    header, make = header_of(options["model"], options["factory"], option="--factory")
+    header, make = header_of(options["model"], options["factory"])
     model = finegrained.unpack(options["model"], make).eval().to(device)
     first = next(leaf for leaf in Inputs.from_spec(header.plan.inputs).leaves() if isinstance(leaf, torch.Tensor))
     size = options["image_size"] or int(first.shape[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import logging
 import os
 import pkgutil
 import sys
@@ -18,6 +19,7 @@ from . import commands
 from .logs import LOGGER, logged_to, printable
 from .several import launched, refuse
 from .stopping import Stopped, endable
+from .wording import by_options
 
 #: Folder that surgeon demo makes; the examples of --help begin there.
 DEMO = "surgeon-demo"
@@ -79,20 +81,35 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what surgeon raises on purpose becomes one message."""
-        with endable(), told(), logged_to(ctx.params.get("log_json")), _noted():
+        with endable(), told(), logged_to(ctx.params.get("log_json")), _noted(ctx):
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _noted() -> Iterator[None]:
+def _noted(ctx: click.Context) -> Iterator[None]:
     """The log says how the command ended."""
-    name = " ".join(["surgeon", *sys.argv[1:2]])
     try:
         yield
-    except Exception as problem:
-        LOGGER.error("%s: %s", type(problem).__name__, problem, extra={"stage": "cli"})
+    except click.exceptions.Exit as end:  # so --help ends
+        if end.exit_code:
+            raise
+        _note(logging.INFO, f"{_name(ctx)}: done")
         raise
-    LOGGER.info("%s: done", name, extra={"stage": "cli"})
+    except (KeyboardInterrupt, Stopped):
+        _note(logging.WARNING, f"{_name(ctx)}: stopped")
+        raise
+    except Exception as problem:
+        _note(logging.ERROR, f"{type(problem).__name__}: {problem}")
+        raise
+    _note(logging.INFO, f"{_name(ctx)}: done")
+
+
+def _note(level: int, message: str) -> None:
+    LOGGER.log(level, message, extra={"stage": "cli"})
+
+
+def _name(ctx: click.Context) -> str:
+    return f"surgeon {ctx.invoked_subcommand}" if ctx.invoked_subcommand else "surgeon"
 
 
 @contextlib.contextmanager
@@ -120,12 +137,21 @@ def _wrap(problem: Exception) -> click.ClickException | None:
         if isinstance(problem, errors.ProcessError):
             message = printable(str(problem))
             return Failure(message) if os.environ.get("RANK", "0") == "0" else Elsewhere(message)
-        failed, message = isinstance(problem, errors.VerificationError), printable(str(problem))
+        failed, message = isinstance(problem, errors.VerificationError), printable(_spoken(str(problem)))
         return Failure(message) if failed else Mistake(message)
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):
         first = str(problem).splitlines()[0]
         return Failure(f"the device's memory is full: {first} Try a smaller --batch-size, or --device cpu.")
     return None
+
+
+def _spoken(message: str) -> str:
+    """An error of the library in the words of the command that was typed."""
+    here = click.get_current_context(silent=True)
+    if here is None or not isinstance(here.command, click.Group) or here.invoked_subcommand is None:
+        return message
+    command = here.command.get_command(here, here.invoked_subcommand)
+    return message if command is None else by_options(message, command)
 
 
 def _os_message(problem: OSError) -> str:

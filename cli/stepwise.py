@@ -63,6 +63,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             loaders["val"],
             **budget,
             dataloader=loaders["rank"],
+            micro_batch=options["micro_batch"],
             steps=options["steps"],
             schedule=options["schedule"],
             epochs_per_step=options["epochs"],
@@ -108,7 +109,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
 
 def _data(options: Mapping[str, Any]) -> Data:
     if options["data"] is None:
-        raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), cifar10 or cifar100")
+        raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits, cifar10 or cifar100")
     data = open_data(options["data"], options["data_root"]).checked()
     return data.with_validation(options["val_share"], options["seed"])
 
@@ -143,7 +144,7 @@ def _early(options: Mapping[str, Any], device: torch.device) -> nn.Module | None
     """The dense model with the weights to rewind to."""
     if options["rewind"] is None:
         return None
-    _, make = header_of(str(options["rewind"]), options["factory"], option="--factory")
+    _, make = header_of(str(options["rewind"]), options["factory"])
     return surgeon.load(options["rewind"], make).to(device)
 
 

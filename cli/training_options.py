@@ -29,7 +29,7 @@ _TRAINING = (
         "--lr",
         callback=numbers,
         metavar="R",
-        help="Peak learning rate; in prune, R,R,...: one for each step.  [default: 0.01; from scratch 0.1]",
+        help="Peak learning rate.  [default: 0.01; from scratch 0.1; of adamw 0.001]",
     ),
     click.option(
         "--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True, help="What trains."
@@ -73,7 +73,7 @@ _TRAINING = (
         "folder",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="State after every epoch, and metrics.  [default: as the file, without .safetensors]",
+        help="State after every epoch, and metrics.  [default: as the file, without .safetensors, or with -run]",
     ),
     click.option("--resume", is_flag=True, help="Go on with the run that was interrupted there."),
 )
@@ -91,9 +91,14 @@ def training_options(command: _Command) -> _Command:
     return command
 
 
+def training_names() -> set[str]:
+    """Names of :func:`training_options`."""
+    return {str(param.name) for param in training_options(click.Command("")).params}
+
+
 def split_training(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """A command's other options, and those of :func:`training_options`."""
-    names = {param.name for param in training_options(click.Command("")).params}
+    names = training_names()
     own = {name: value for name, value in options.items() if name not in names}
     return own, {name: value for name, value in options.items() if name in names}
 

@@ -15,6 +15,7 @@ from tests import factories
 from tests.cli_run import Ran, surgeon_cli
 from tests.pictures import draw
 from tests.test_cli_prune import folder
+from tests.test_data import write_binary
 
 MODEL = "tests.factories:two_classes"
 
@@ -38,6 +39,15 @@ def test_sparsify_writes_a_file_with_masks() -> None:
     model = finegrained.unpack("two_classes-sparse.safetensors", factories.two_classes)
     zero = sum(int((~mask.bool()).sum()) for name, mask in model.named_buffers() if name.endswith("_mask"))
     assert zero == 0.75 * ran.json["weights"]
+
+
+def test_cifar_is_looked_for_where_that_is_said() -> None:
+    write_binary(Path("copies"))
+    for command, words in (("sparsify", ("--amount", 0.5)), ("share", ())):
+        words = (*words, "--data", "cifar10", "--data-root", "copies", "--samples", 8)
+        ran = run(command, *words, model="cifar:resnet20-x0.1")
+        assert ran.code == 0, ran.err
+        assert "the right class" in ran.err
 
 
 def test_kinds_apart_and_layers_that_stay() -> None:
@@ -174,14 +184,14 @@ def test_a_cut_file_goes_on_into_both() -> None:
 BAD: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "no amount": ("sparsify", (), "nothing given"),
     "two amounts": ("sparsify", ("--amount", 0.5, "--std", 1), "--amount and --std"),
-    "an amount of all": ("sparsify", ("--amount", 1), "amount=1"),
+    "an amount of all": ("sparsify", ("--amount", 1), "--amount 1"),
     "no number": ("sparsify", ("--amount", "half"), "'half'"),
     "no such kind": ("sparsify", ("--amount", "covn=0.5"), "did you mean 'conv'"),
     "no images": ("sparsify", ("--amount", 0.5, "--by", "gradient"), "--data DIR"),
     "no folder": ("sparsify", ("--amount", 0.5, "--data", "nowhere"), "no such folder"),
     "no layer": ("sparsify", ("--amount", 0.5, "--ignore", "zz*"), "zz*"),
     "no place": ("sparsify", ("--amount", 0.5, "--output", "no/such/file"), "no such folder"),
-    "no values": ("share", ("-k", 0), "k=0"),
+    "no values": ("share", ("-k", 0), "--values 0"),
     "half a value": ("share", ("-k", "2.5"), "'2.5'"),
     "no list": ("share", ("--sweep", "4;9"), "4,9,13,35"),
     "a sweep to a file": ("share", ("--sweep", "4,9", "--output", "x"), "writes nothing"),

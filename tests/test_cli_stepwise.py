@@ -136,7 +136,13 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "a dry run": (("--dry-run",), "--dry-run and --epochs exclude each other"),
     "a page": (("--report", "page.html"), "--report and --epochs exclude each other"),
     "no run": (("--resume",), "holds no run"),
-    "a ratio per step": (("--schedule", "per-step"), "filters=N"),
+    "a batch for one cut": (("--latency-batch-size", 4), "--latency-batch-size is for one cut: leave --epochs out"),
+    "rates": (("--lr", "0.1,0.2,0.3"), "--lr lists 3 amounts, one for each step, and there are 2"),
+    "an output that is the folder": (
+        ("--output", "run", "--run", "run"),
+        "run: the run's folder (--run) has this name",
+    ),
+    "a ratio per step": (("--schedule", "per-step"), "give --filters N, not --ratio 0.3"),
 }
 
 
@@ -149,11 +155,31 @@ def test_bad_input_is_one_clear_message(name: str) -> None:
     assert not Path("small.safetensors").exists()
 
 
-@pytest.mark.parametrize("words", [("--schedule", "one-shot"), ("--resume",)])
-def test_what_belongs_to_training_needs_epochs(words: tuple[str, ...]) -> None:
-    ran = prune("--filters", 2, "--epochs", 0, *words)
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--schedule", "one-shot"), "--schedule one-shot is"),
+        (("--resume",), "--resume is"),
+        (("--rewind", "early.safetensors"), "--rewind is"),
+        (("--lr", 0.5, "--run", "abc", "--crop", 4), "--lr, --crop and --run are"),
+    ],
+)
+def test_what_belongs_to_training_needs_epochs(words: tuple[object, ...], told: str) -> None:
+    ran = surgeon_cli("prune", "--model", MODEL, "--filters", 2, *words)
     assert ran.code == 2
-    assert "give --epochs N" in ran.err
+    assert f"{told} for cuts with training between: give --epochs N" in " ".join(ran.err.split())
+
+
+def test_ranking_in_pieces_is_heeded_with_training_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int | None] = []
+
+    def stop(*_: object, **options: object) -> None:
+        seen.append(options["micro_batch"])  # type: ignore[arg-type]  # as the option has it
+        raise surgeon.errors.TuningError("seen")
+
+    monkeypatch.setattr(surgeon, "prune_and_tune", stop)
+    assert "seen" in prune("--filters", 3, "--micro-batch", 2).err
+    assert seen == [2]
 
 
 def test_a_list_of_targets_rates_for_each_and_early_weights() -> None:
@@ -182,8 +208,11 @@ def test_a_list_of_targets_rates_for_each_and_early_weights() -> None:
     assert shares[1] <= 0.6
     assert surgeon.load("small.safetensors")(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
     for wrong, told in (
-        (("--max-macs", "80%,60%,50%"), "lists [3] targets"),
-        (("--ratio", "0.2,x"), "give a number such as 0.5, or one for each step"),
+        (
+            ("--max-macs", "80%,60%,50%"),
+            "--max-macs lists 3 amounts, one for each step, and there are 2: give --steps 3",
+        ),
+        (("--ratio", "0.2,x"), "'x': give a share between 0 and 1"),
         (("--ratio", "0.2", "--rewind", "net/epoch-0.safetensors", "--heal", "bn"), "--rewind and --heal exclude"),
     ):
         ran = prune(*wrong, "--run", "other", model="net.safetensors")

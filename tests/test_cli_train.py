@@ -171,7 +171,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "no data": (("--data", "nowhere"), "nowhere: no such folder"),
     "no copy of cifar": (("--data", "cifar10"), "Nothing is downloaded"),
     "no run": (("--resume",), "holds no run to go on with"),
-    "rate": (("--lr", -1), "lr=-1.0"),
+    "rate": (("--lr", -1), "--lr -1.0"),
     "share": (("--val-share", 2), "between 0 and 1"),
     "plot": (("--plot", "gone/curves.png"), "no such folder"),
     "no weights": (("--weights", "DEFAULT"), "there are none"),

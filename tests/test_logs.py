@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
@@ -63,7 +64,7 @@ def test_the_command_line_writes_lines_of_json(tmp_path: Path) -> None:
     assert all({"time", "level", "stage", "message"} <= set(row) for row in rows)
     assert sum(row["stage"] == "trace" for row in rows) == 2
     assert all(row["seconds"] >= 0 for row in rows if row["stage"] in ("trace", "plan", "verify"))
-    assert rows[-1]["message"] == "surgeon: done" or rows[-1]["message"].endswith("done")
+    assert rows[-1]["message"] == "surgeon prune: done"
     assert any(row["stage"] == "cli" and "written" in row["message"] for row in rows)
     assert len(logging.getLogger("surgeon").handlers) == len(
         [h for h in logging.getLogger("surgeon").handlers if isinstance(h, logging.NullHandler)]
@@ -76,6 +77,31 @@ def test_the_log_says_what_went_wrong(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "log").read_text(encoding="utf-8").splitlines()[-1])
     assert (row["level"], row["stage"]) == ("error", "cli")
     assert "no-such-model" in row["message"]
+
+
+@pytest.mark.parametrize(
+    ("words", "raised", "told"),
+    [
+        (("prune", "--help"), None, ("info", "surgeon prune: done")),
+        (("device",), KeyboardInterrupt(), ("warning", "surgeon device: stopped")),
+    ],
+)
+def test_help_is_no_error_and_a_stop_is_noted(
+    words: tuple[str, ...],
+    raised: BaseException | None,
+    told: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(_self: click.Command, _ctx: click.Context) -> None:
+        assert raised is not None
+        raise raised
+
+    if raised is not None:
+        monkeypatch.setattr(click.Command, "invoke", stop)
+    assert surgeon_cli("--log-json", tmp_path / "log", *words).code == (0 if raised is None else 130)
+    row = json.loads((tmp_path / "log").read_text(encoding="utf-8").splitlines()[-1])
+    assert (row["level"], row["message"]) == told
 
 
 def test_a_log_that_cannot_be_written_is_a_message(tmp_path: Path) -> None:

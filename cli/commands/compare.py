@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..files import check_outputs, run_folder
-from ..options import json_option
-from ..training_options import training_options
+from ..options import json_option, one_cut_options, refuse_typed
+from ..training_options import training_names, training_options
 from .prune import SAMPLES, SAMPLES_WITH_DATA
 from .prune import command as prune
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=click.Command)
 _BUDGETS = ("filters", "ratio", "max_macs", "max_params")
+_OF_EXPERIMENTS = (training_names() - {"data_root"}) | {"train_batch_size", "plot"}
 _RATIO = 0.5
 _COLUMNS = 7  # criteria side by side; more of them make further tables
 
@@ -42,9 +43,10 @@ def as_in_prune(*names: str) -> Callable[[_Command], _Command]:
 
 
 @as_in_prune(
-    "model", "factory", *_BUDGETS, "scope", "weights", "data", "samples", "batch_size", "image_size", "device", "seed"
+    "model", "factory", "weights", "data", "samples", "batch_size", "image_size", "device", "seed", "scope", "filters"
 )  # fmt: skip
 @click.command(name="compare", short_help="Compare criteria by rank, or a grid of cuts with training.")
+@one_cut_options
 @click.option(
     "--criteria",
     default="taylor,fisher,magnitude,random",
@@ -77,14 +79,16 @@ def command(criteria: str, as_json: bool, experiment: Path | None, **options: An
     Example: surgeon compare --model resnet18 --criteria taylor,fisher-mac,lamp --ratio 0.3
     """
     if experiment is not None:
+        refuse_typed(
+            (*_BUDGETS, "scope", "criteria"), "said by the experiment: leave --experiment out, or write it there"
+        )
         from .. import grid
 
         folder = options["folder"] or run_folder(experiment)
         check_outputs([], [experiment, options["model"]], plots=[options["plot"]], folder=folder)
         grid.run({**options, "experiment": experiment, "as_json": as_json})
         return
-    if options["plot"] is not None or options["resume"]:
-        raise click.UsageError("--plot and --resume belong to --experiment FILE")
+    refuse_typed(_OF_EXPERIMENTS, "for an experiment: give --experiment FILE")
     compared = run(criteria, options)
     if as_json:
         from ..output import emit_json

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..files import check_outputs, there
-from ..options import factory_option, image_size_option, json_option
+from ..options import DATA, factory_option, image_size_option, json_option
 from ..training_options import data_root_option
 
 
@@ -17,7 +17,7 @@ from ..training_options import data_root_option
 @click.option(
     "--data",
     required=True,
-    metavar="DIR|digits|cifar10|cifar100",
+    metavar=DATA,
     help="Images with labels of the models' classes.",
 )
 @data_root_option

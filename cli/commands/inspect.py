@@ -99,10 +99,7 @@ def _show(found: dict[str, Any]) -> None:
         for g in found["groups"]
     )
     if "file" in found:
-        say(
-            f"{found['file']}: a {found['model']} cut by surgeon; {sum(found['removed'].values())} channels went from "
-            f"{len(found['removed'])} groups. What could still go:"
-        )
+        say(f"{found['file']}: a {found['model']}; {_history(found['removed'])}")
     table(
         f"{found['model']}: {len(found['groups'])} groups",
         ("group", "layers that share its channels", "read by", "channels", "filters"),
@@ -110,6 +107,12 @@ def _show(found: dict[str, Any]) -> None:
         left=3,
     )
     reasons(found["pinned"])
+
+
+def _history(removed: dict[str, int]) -> str:
+    if not removed:
+        return "nothing is cut yet. What could go:"
+    return f"{sum(removed.values())} channels went from {len(removed)} groups. What could still go:"
 
 
 def _few(names: list[str], most: int = 4) -> str:

@@ -8,15 +8,19 @@ from typing import Any
 
 import click
 
-from ..files import amount, amounts, check_outputs, named_after, numbers, run_folder, step, there
-from ..options import file_factory_option, ignore_option, image_size_option, scope_option
+from ..files import amount, amounts, check_outputs, named_after, ratios, run_folder, step, there
+from ..options import DATA, file_factory_option, ignore_option, image_size_option, refuse_typed, scope_option
 from ..several import joined
-from ..training_options import split_training, training_options
+from ..training_options import split_training, training_names, training_options
 
 #: Several processes share the work.
 SEVERAL = True
 #: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
 SAMPLES, SAMPLES_WITH_DATA = 64, 256
+
+#: Options that only a run with --epochs looks at, and that only one without it does.
+_TRAINS = (training_names() - {"data_root"}) | {"train_batch_size", "rewind"}
+_ONE_CUT = {"latency_batch_size"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ class Options:
 @click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
 @click.option(
     "--ratio",
-    callback=numbers,
+    callback=ratios,
     metavar="R",
     help="Remove this share of the channels, such as 0.5; 0.2,0.4,0.5: after each of three --steps.",
 )
@@ -172,7 +176,7 @@ class Options:
 @click.option(
     "--data",
     type=click.Path(),
-    metavar="DIR",
+    metavar=DATA,
     help="Images to rank on, as DIR/CLASS/*.jpg. Without it: crops of two photographs.",
 )
 @click.option(
@@ -220,7 +224,8 @@ class Options:
     default=1,
     show_default=True,
     metavar="N",
-    help="So many cuts: rank and heal anew in each. --filters N is per step, any other budget is what all reach.",
+    help="So many cuts: rank and heal anew in each. --filters N is per step, any other budget is what all reach; "
+    "--lr R,R,... gives one rate for each.",
 )
 @click.option(
     "--schedule",
@@ -276,7 +281,12 @@ def command(**options: Any) -> None:
     Example: surgeon prune --model vgg16_bn --filters 512
     """
     own, training = split_training(options)
-    run(Options(**own, training=training))
+    chosen = Options(**own, training=training)
+    if chosen.epochs or chosen.final_epochs:
+        refuse_typed(_ONE_CUT, "for one cut: leave --epochs out")
+    else:
+        refuse_typed(_TRAINS, "for cuts with training between: give --epochs N")
+    run(chosen)
 
 
 def run(options: Options) -> None:
@@ -317,9 +327,19 @@ def _check_budget(options: Options) -> None:
         raise click.UsageError(
             f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"
         )
+    _check_lists(options)
     _check_steps(options)
-    if isinstance(options.ratio, float) and not 0 < options.ratio < 1:
-        raise click.UsageError(f"--ratio {options.ratio}: give a share between 0 and 1, such as 0.5")
+
+
+def _check_lists(options: Options) -> None:
+    """Refuse a list that has not one amount for each step."""
+    lists = {**options.budget, "lr": options.training["lr"]}
+    for name, given in lists.items():
+        if isinstance(given, tuple) and len(given) != options.steps:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} lists {len(given)} amounts, one for each step, and there are "
+                f"{options.steps}: give --steps {len(given)}"
+            )
 
 
 def _check_steps(options: Options) -> None:
@@ -337,7 +357,3 @@ def _check_steps(options: Options) -> None:
         return
     if options.schedule == "one-shot":
         raise click.UsageError("--schedule one-shot is for cuts with training between: give --epochs N")
-    if options.rewind is not None:
-        raise click.UsageError("--rewind is for cuts with training between: give --epochs N")
-    if options.training["resume"]:
-        raise click.UsageError("--resume is for cuts with training between: give --epochs N")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_outputs, named_after, write_text
+from ..options import DATA, refuse_typed
 from ..training_options import check_folder, data_root_option
 from .compare import as_in_prune
 
@@ -33,7 +34,7 @@ def read_ratios(ctx: click.Context, param: click.Parameter, value: str) -> tuple
 
 @as_in_prune("model", "factory", "weights", "image_size", "device", "seed")
 @click.command(name="sensitivity", short_help="Sweep ratios over each group, and show what accuracy is left.")
-@click.option("--data", metavar="DIR|cifar10|cifar100", help="Images that judge.  [default: crops of two photographs]")
+@click.option("--data", metavar=DATA, help="Images that judge.  [default: crops of two photographs]")
 @data_root_option
 @click.option(
     "--part",
@@ -93,6 +94,10 @@ def command(**options: Any) -> None:
 
     Example: surgeon sensitivity --model surgeon-demo/small.safetensors --data digits --csv digits.csv
     """
+    if options["what"] == "weights":
+        refuse_typed(["criterion"], "for --what filters: weights go by their size")
+    if options["data"] is None:
+        refuse_typed(["part", "data_root"], "for images of your own: give --data DIR")
     run(options)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..files import amount
-from ..options import ignore_option, scope_option
+from ..options import ignore_option, one_cut_options, scope_option
 
 if TYPE_CHECKING:
     import surgeon
@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to make for the cut ones."
 )
-@click.option("--ratio", type=float, metavar="R", help="Remove this share of the channels, such as 0.5.")
-@click.option("--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5G.")
-@click.option(
-    "--max-macs",
-    callback=amount,
-    metavar="AMOUNT",
-    help="Keep within: 50%, 0.5, or a count such as 2G (1 multiply-add is 1).",
-)
+@one_cut_options
 @click.option(
     "--tokens",
     type=click.IntRange(min=1),
@@ -50,7 +43,12 @@ if TYPE_CHECKING:
 @click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
 @ignore_option
 @click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="For everything that draws."
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="For everything that draws.",
 )
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check the cut at every node.")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
@@ -68,13 +66,13 @@ def run(options: dict[str, Any]) -> None:
     """The whole command."""
     from surgeon.streaming import prune_shards
 
-    from ..factories import import_factory
+    from ..factories import called, import_factory
     from ..output import Watch
 
     budget = {name: options[name] for name in ("ratio", "max_params", "max_macs") if options[name] is not None}
     with Watch() as watch:
         result = prune_shards(
-            import_factory(options["model"]),
+            partial(called, options["model"], import_factory(options["model"]), {}),
             _inputs(options),
             options["weights"],
             options["output"],
@@ -95,10 +93,10 @@ def _inputs(options: dict[str, Any]) -> Any:
 
     import surgeon
 
-    from ..factories import import_factory
+    from ..factories import import_factory, result_of
 
-    if options["inputs"] is not None:
-        return import_factory(options["inputs"])()
+    if (name := options["inputs"]) is not None:
+        return result_of(name, import_factory(name, "--inputs"), {}, "--inputs")
     tokens = torch.zeros(1, options["tokens"], dtype=torch.long)
     return surgeon.Inputs((), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_outputs, is_file, named_after, run_folder, there
+from ..options import DATA
 from ..several import joined
 from ..training_options import (
     announce,
@@ -48,7 +49,7 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
 @click.option(
     "--data",
     required=True,
-    metavar="DIR|cifar10|cifar100",
+    metavar=DATA,
     help="DIR/CLASS/*.jpg, or DIR/train/CLASS/*.jpg with val/ and test/ beside it.",
 )
 @click.option(
@@ -110,7 +111,7 @@ def command(**options: Any) -> None:
     looked at once, at the end. An interrupted run goes on with --resume. Nothing is downloaded but weights that
     --weights asks for.
 
-    Example: surgeon train --model cifar:vgg7_bn --image-size 8 --data digits --epochs 10
+    Example: surgeon train --model cifar:vgg7_bn --image-size 8 --data digits --crop 1 --no-flip --epochs 10
     """
     run(options)
 

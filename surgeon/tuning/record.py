@@ -18,8 +18,8 @@ __all__ = ["FILE", "Step", "plain", "read_rows", "write_rows"]
 #: Name of the file in the folder.
 FILE = "run.json"
 _ADVICE = "give another directory"
-#: Options that say where it is computed.
-_WHERE = ("device", "sharded")
+#: Options that say where it is computed, and in what pieces.
+_WHERE = ("device", "sharded", "micro_batch")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Record:
 
 
 def plain(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments in which two runs can be compared: values that JSON has, but for where it is computed."""
+    """Those of the arguments in which two runs can be compared: values that JSON has, but for where and how."""
     return {name: value for name, value in arguments.items() if _is_plain(value) and name not in _WHERE}
 
 
