@@ -18,8 +18,8 @@ from surgeon.errors import ModelError, SelectionError
 CLASSES = "num_classes"
 
 
-def import_factory(name: str) -> Callable[..., nn.Module]:
-    """The callable behind ``package.module:factory``, looked for in the current folder too.
+def import_factory(name: str, option: str = "--model") -> Callable[..., nn.Module]:
+    """The callable behind ``package.module:factory``, looked for in the current folder too; `option` named it.
 
     Raises
     ------
@@ -28,7 +28,7 @@ def import_factory(name: str) -> Callable[..., nn.Module]:
     """
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in module_name.split(".")):
-        raise SelectionError(f"--model {name}: {module_name!r} names no module; expected package.module:factory")
+        raise SelectionError(f"{option} {name}: {module_name!r} names no module; expected package.module:factory")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # as `python -m` does; a console script starts without it
@@ -36,14 +36,14 @@ def import_factory(name: str) -> Callable[..., nn.Module]:
         module = importlib.import_module(module_name)
     except ImportError as problem:
         raise SelectionError(
-            f"--model {name}: {module_name} can't be imported ({problem}); is it installed, or in {here}?"
+            f"{option} {name}: {module_name} can't be imported ({problem}); is it installed, or in {here}?"
         ) from problem
     except (Exception, SystemExit) as problem:
-        raise SelectionError(f"--model {name}: importing {module_name} raised {_told(problem)}") from problem
+        raise SelectionError(f"{option} {name}: importing {module_name} raised {_told(problem)}") from problem
     factory = getattr(module, attribute, None)
     if not callable(factory):
         near = difflib.get_close_matches(attribute, [n for n in dir(module) if not n.startswith("_")], n=1)
-        raise SelectionError(f"--model {name}: {module_name} has no callable {attribute!r}{nearest(near)}")
+        raise SelectionError(f"{option} {name}: {module_name} has no callable {attribute!r}{nearest(near)}")
     return factory  # type: ignore[no-any-return]  # what it returns is checked where it is called
 
 
@@ -56,15 +56,32 @@ def takes_classes(factory: Callable[..., Any]) -> bool:
     return CLASSES in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def called(name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any]) -> nn.Module:
-    """What a user's factory makes."""
-    try:
-        model = factory(**kwargs)
-    except (Exception, SystemExit) as problem:  # the user's code, which may raise anything
-        raise ModelError(f"--model {name}: the factory raised {_told(problem)}") from problem
+def called(name: str, factory: Callable[..., Any], kwargs: Mapping[str, Any], option: str = "--model") -> nn.Module:
+    """What a user's factory makes; `option` named it.
+
+    Raises
+    ------
+    ModelError
+        If it raises, or makes something else than a module.
+    """
+    model = result_of(name, factory, kwargs, option)
     if not isinstance(model, nn.Module):
-        raise ModelError(f"--model {name} gave {type(model).__name__}, expected a torch.nn.Module")
+        raise ModelError(f"{option} {name} gave {type(model).__name__}, expected a torch.nn.Module")
     return model
+
+
+def result_of(name: str, function: Callable[..., Any], kwargs: Mapping[str, Any], option: str) -> Any:
+    """What a user's function returns.
+
+    Raises
+    ------
+    ModelError
+        If it raises.
+    """
+    try:
+        return function(**kwargs)
+    except (Exception, SystemExit) as problem:  # the user's code, which may raise anything
+        raise ModelError(f"{option} {name} raised {_told(problem)}") from problem
 
 
 def _told(problem: BaseException) -> str:

@@ -67,6 +67,7 @@ def resolve(
     image_size: int | None = None,
     factory: str | None = None,
     classes: int | None = None,
+    option: str = "--model",
 ) -> Subject:
     """Find, build and fill the model that a user named.
 
@@ -84,6 +85,8 @@ def resolve(
         What makes the dense model of a file whose origin is not followed.
     classes:
         Number of outputs, of what can be made with any; None: as many as it has by itself.
+    option:
+        What named it, for errors.
 
     Raises
     ------
@@ -98,20 +101,20 @@ def resolve(
     if is_file(name) and (":" not in name or Path(name).is_file()):
         subject = _from_file(name, weights, factory)
     else:
-        subject = _from_name(name, weights, {} if classes is None else {CLASSES: classes})
+        subject = _from_name(name, weights, {} if classes is None else {CLASSES: classes}, option)
     subject.model.eval()
     preprocess = subject.preprocess if image_size is None else subject.preprocess.sized(image_size)
     # Whoever opens the file makes its images as they were made for this run.
     return replace(subject, preprocess=preprocess, origin={**subject.origin, "preprocess": preprocess.to_dict()})
 
 
-def _from_name(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
+def _from_name(name: str, weights: str | None, kwargs: dict[str, Any], option: str) -> Subject:
     if name.startswith("cifar:"):
         return _from_zoo(name, weights, kwargs)
     if name.startswith("timm:"):
         return _from_timm(name, weights, kwargs)
     if ":" in name:
-        return _from_factory(name, weights, kwargs)
+        return _from_factory(name, weights, kwargs, option)
     return _from_torchvision(name, weights, kwargs)
 
 
@@ -124,9 +127,11 @@ def _from_torchvision(name: str, weights: str | None, kwargs: dict[str, Any]) ->
     known = models.list_models()
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        folder = f" ({name} is a folder here)" if Path(name).is_dir() else ""
         raise SelectionError(
-            f"unknown model {name!r}{nearest(near)} Known: the {len(known)} names of torchvision.models.list_models(), "
-            "cifar:NAME, timm:NAME, package.module:factory, or a file that surgeon wrote"
+            f"unknown model {name!r}{folder}{nearest(near)} Known: the {len(known)} names of "
+            "torchvision.models.list_models(), cifar:NAME, timm:NAME, package.module:factory, or a file that surgeon "
+            "wrote"
         )
     if name.startswith("quantized_"):
         plain = name.removeprefix("quantized_")
@@ -162,8 +167,8 @@ def _load_url(model: nn.Module, url: str | None) -> str:
 
 def _with_file(name: str, origin: dict[str, Any], preprocess: Preprocess, path: str) -> Subject:
     """The model with a user's own weights, with as many classes as the file has."""
-    state = _tidied(sources.read(Path(path)))
     model = build_origin(origin)
+    state = _tidied(sources.as_named(sources.read(Path(path)), model.state_dict()))
     last, own = list(model.state_dict().items())[-1]
     head = state.get(last, own)
     if head.shape != own.shape and head.shape[1:] == own.shape[1:]:
@@ -185,7 +190,7 @@ def _pretrained(name: str, weights: str | None, load: Callable[[], str]) -> tupl
         return "random (--weights none)", ()
     try:
         return load(), ()
-    except (sources.Unreachable, InputError) as problem:
+    except sources.Unreachable as problem:  # what doesn't fit is another matter
         if weights is not None:
             raise InputError(
                 f"the pretrained weights of {name} can't be loaded ({problem}); go on with --weights none (random) or "
@@ -205,7 +210,7 @@ def _from_file(path: str, weights: str | None, factory: str | None) -> Subject:
     """What a file of surgeon's holds, with the images that it was made for."""
     if weights is not None:
         raise InputError(f"--model {path} brings its weights: leave --weights out, or name the architecture by --model")
-    header, make = header_of(path, factory, option="--factory")
+    header, make = header_of(path, factory)
     origin = dict(header.origin or {})
     preprocess = Preprocess.from_dict(origin.get("preprocess")) or _images_of(origin)
     cuts = header.plan if header.plan.removed else None
@@ -318,10 +323,10 @@ def _load_timm(model: nn.Module, name: str) -> str:
     return "pretrained (timm)"
 
 
-def _from_factory(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject:
-    factory = import_factory(name)
+def _from_factory(name: str, weights: str | None, kwargs: dict[str, Any], option: str) -> Subject:
+    factory = import_factory(name, option)
     kwargs = kwargs if takes_classes(factory) else {}
-    model = called(name, factory, kwargs)
+    model = called(name, factory, kwargs, option)
     told = "as the factory made them"
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))

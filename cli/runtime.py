@@ -111,7 +111,7 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     Parameters
     ----------
     factory:
-        What `--model` says, for a file.
+        What `--factory` says, for a file.
     weights:
         As `--weights`, for a name; those of a factory stay.
 
@@ -132,17 +132,13 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     return Opened(name, subject.model, Inputs.of(example), warnings=subject.warnings)
 
 
-def header_of(
-    path: str, factory: str | None, *, option: str = "--model"
-) -> tuple[Header, Callable[[], nn.Module] | None]:
+def header_of(path: str, factory: str | None) -> tuple[Header, Callable[[], nn.Module] | None]:
     """The header of a file, and what makes its dense model: None where the file's own origin is followed.
 
     Parameters
     ----------
     factory:
-        As ``--model``: makes the dense model, with as many outputs as the file has.
-    option:
-        What names a factory, for the error.
+        As ``--factory``: makes the dense model, with as many outputs as the file has.
 
     Raises
     ------
@@ -158,14 +154,14 @@ def header_of(
         if header.graph is None:
             check_origin(header.origin or {})
     except CheckpointError as problem:
-        raise CheckpointError(f"{path}: holds a {header.class_name} {_wanted(header, option)}") from problem
+        raise CheckpointError(f"{path}: holds a {header.class_name} {_wanted(header)}") from problem
     return header, None
 
 
 def _maker(name: str, classes: int | None) -> Callable[[], nn.Module]:
     from .models import resolve
 
-    return lambda: resolve(name, "none", classes=classes).model
+    return lambda: resolve(name, "none", classes=classes, option="--factory").model
 
 
 def _classes_of(header: Header) -> int | None:
@@ -176,14 +172,14 @@ def _classes_of(header: Header) -> int | None:
     return count if type(count) is int and count in rows else None
 
 
-def _wanted(header: Header, option: str) -> str:
+def _wanted(header: Header) -> str:
     """Where a file's model is from, and what to give for it."""
     told = {name: value for name, value in (header.origin or {}).items() if name not in ("preprocess", "classes")}
     maker = maker_named_in(told)
     if maker != _ANY:
-        return f"that {maker} made; a file makes no code run by itself: give {option} {maker}"
+        return f"that {maker} made; a file makes no code run by itself: give --factory {maker}"
     origin = json.dumps(told)[:200] if told else "unknown"
-    return f"whose origin ({origin}) is not followed; give {option} {_ANY}, a callable that makes the dense model"
+    return f"whose origin ({origin}) is not followed; give --factory {_ANY}, a callable that makes the dense model"
 
 
 def maker_named_in(origin: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from surgeon.errors import CheckpointError, InputError
 #: Seconds after which a server counts as unreachable.
 TIMEOUT = 10.0
 
+#: What DataParallel puts in front of every name.
+_WRAPPED = "module."
 #: Keys under which training scripts keep the weights inside a checkpoint.
 _NESTED = ("state_dict", "model_state_dict", "model")
 
@@ -114,7 +116,7 @@ def read(path: Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: entry {name!r} is {kind}; a state dict (names to tensors) is needed")
     if not state:
         raise InputError(f"{path}: no tensors in it")
-    return {name.removeprefix("module."): value for name, value in state.items()}  # as DataParallel saves them
+    return state
 
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
@@ -126,6 +128,7 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
         With the first difference in name or shape.
     """
     own = model.state_dict()
+    state = as_named(state, own)
     if missing := [name for name in own if name not in state and not name.endswith("num_batches_tracked")]:
         raise InputError(f"{path}: {missing[0]} of {type(model).__name__} is missing{_count(missing)}")
     if extra := [name for name in state if name not in own]:
@@ -135,6 +138,12 @@ def fill(model: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
             shapes = f"{list(tensor.shape)}, {type(model).__name__} has {list(own[name].shape)}"
             raise InputError(f"{path}: {name} has shape {shapes}")
     model.load_state_dict(dict(state), strict=False)
+
+
+def as_named(state: Mapping[str, Tensor], own: Collection[str]) -> Mapping[str, Tensor]:
+    """Without DataParallel's prefix, where more names are the model's `own` so: a part of it may be called module."""
+    bare = {name.removeprefix(_WRAPPED): value for name, value in state.items()}
+    return bare if sum(name in own for name in bare) > sum(name in own for name in state) else state
 
 
 def _count(names: list[str]) -> str:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import networkx
 import pytest
+import torch
 
+import surgeon
 from surgeon_cli.commands.inspect import to_dot
 from tests.cli_run import surgeon_cli
+from tests.factories import Small
 
 SMALL = "tests.factories:small"
 
@@ -29,6 +32,14 @@ def test_table_names_couplings_and_reasons() -> None:
     assert ran.out == ""
     for told in ("first", "second", "read by", "head: output"):
         assert told in ran.err
+
+
+def test_a_file_that_is_not_cut_is_not_called_cut(tmp_path: Path) -> None:
+    model = Small().eval()
+    plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(model, torch.zeros(1, 3, 16, 16))))
+    surgeon.save(tmp_path / "net.safetensors", model, plan)
+    ran = surgeon_cli("inspect", tmp_path / "net.safetensors", "--factory", SMALL)
+    assert "net.safetensors: a Small; nothing is cut yet. What could go:" in " ".join(ran.err.split())
 
 
 def test_a_pruned_file_and_a_dot_file(tmp_path: Path) -> None:
@@ -71,7 +82,7 @@ def test_a_file_from_elsewhere_asks_for_its_factory(tmp_path: Path) -> None:
         ran = surgeon_cli(command, file)
         assert ran.code == 2
         assert "tests.factories:small" in ran.err
-        assert "give --model tests.factories:small" in ran.err
+        assert "give --factory tests.factories:small" in ran.err
         assert "factory=" not in ran.err
     assert surgeon_cli("inspect", file, "--model", SMALL).code == 0
 
@@ -84,7 +95,7 @@ def test_a_factory_that_raises_is_told(command: str, option: str, tmp_path: Path
     assert surgeon_cli("prune", *words).code == 0
     ran = surgeon_cli(command, file, option, "tests.test_cli_prune:raises")
     assert ran.code == 2
-    assert "tests.test_cli_prune:raises: the factory raised RuntimeError: no config.yaml" in ran.err
+    assert "--factory tests.test_cli_prune:raises raised RuntimeError: no config.yaml" in ran.err
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])

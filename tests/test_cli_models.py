@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from surgeon.errors import InputError
+from surgeon.errors import InputError, SelectionError
 from surgeon_cli import weights as sources
 from surgeon_cli.images import Preprocess
 from surgeon_cli.models import _tidied, resolve
@@ -51,6 +51,41 @@ def test_state_dicts_in_every_dress(write: Any, state: State, tmp_path: Path) ->
     write(state, tmp_path / "w")
     model = resolve("tests.factories:small", str(tmp_path / "w")).model
     assert torch.equal(model.state_dict()["head.weight"], state["head.weight"])
+
+
+class Wrapper(nn.Module):
+    """A model of which a part is called module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = Small()
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_part_called_module_keeps_its_name(prefix: str) -> None:
+    source, model = Wrapper(), Wrapper()
+    sources.fill(model, {f"{prefix}{name}": value for name, value in source.state_dict().items()}, "w.pt")
+    assert torch.equal(model.module.head.weight, source.module.head.weight)
+
+
+def test_a_zoo_models_weights_from_several_devices(tmp_path: Path) -> None:
+    state = {f"module.{name}": value for name, value in resolve("squeezenet1_1", "none").model.state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    model = resolve("squeezenet1_1", str(tmp_path / "w.pt"), seed=1).model
+    assert torch.equal(next(model.parameters()), next(iter(state.values())))
+
+
+def test_weights_that_came_and_do_not_fit_are_no_reason_for_random_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "fetch", lambda *_, **__: {"features.0.weight": torch.zeros(1)})
+    with pytest.raises(InputError, match=r"squeezenet1_1-.*\.pth: features\.0\.bias of SqueezeNet is missing"):
+        resolve("squeezenet1_1", None)
+
+
+def test_a_folder_that_is_no_model_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    with pytest.raises(SelectionError, match=r"unknown model 'data' \(data is a folder here\)"):
+        resolve("data", "none")
 
 
 class Evil:

@@ -247,3 +247,11 @@ def test_the_command_does_the_same(folder: Path) -> None:
     assert load_shards(target, Decoder)(TOKENS).shape == (1, 7, 40)
     assert surgeon_cli(*given, "--ratio", "0.5").code == 2  # it is there already
     assert surgeon_cli(*given).code == 2
+    for option, function in (("--inputs", "raises"), ("--inputs", "nosuch"), ("--model", "raises")):
+        ran = surgeon_cli(*given, "--output", folder.parent / "other", "--ratio", 0.5, option, f"{__name__}:{function}")
+        assert ran.code == 2
+        assert f"{option} {__name__}:{function}" in ran.err, ran.err
+
+
+def raises() -> None:
+    raise OSError("no text")
