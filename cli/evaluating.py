@@ -40,15 +40,14 @@ def run(names: Sequence[str], options: Mapping[str, Any]) -> None:
     data = open_data(options["data"], options["data_root"])
     part, split = _part(data, options["part"])
     split = split.drawn(options["samples"] or _MANY, 0)
-    rows, models = [], dict[str, nn.Module]()
+    subjects = [_checked(_subject(name, options), data, device) for name in dict.fromkeys(names)]
+    rows = []
     with Watch() as watch:
-        chosen = list(dict.fromkeys(names))
-        for number, name in enumerate(chosen):
-            subject = _subject(name, options)
+        for number, subject in enumerate(subjects):
             loader = batches(split, subject.preprocess, options["batch_size"])
-            rows.append(_row(subject, data, _Counted(loader, watch, number, len(chosen)), device))
-            if options["histograms"] is not None:
-                models[name] = subject.model.cpu()
+            rows.append(_row(subject, _Counted(loader, watch, number, len(subjects)), device))
+            subject.model.cpu()  # makes room for the next
+    models = {subject.name: subject.model for subject in subjects}
     _write(rows, models, options)
     if options["as_json"]:
         emit_json({"data": data.name, "part": part, "images": len(split), "models": rows})
@@ -88,17 +87,24 @@ class _Counted:
         self.watch("evaluate", (self.number + 1) * each, self.of * each)
 
 
-def _row(subject: Subject, data: Data, loader: _Counted, device: torch.device) -> dict[str, Any]:
-    """Everything about one model; `macs` are of one image, `file_bytes` of the file, or of a plain one of its state."""
-    model = subject.model.to(device)
-    example, outputs = try_forward(model, subject, device)
+def _checked(subject: Subject, data: Data, device: torch.device) -> Subject:
+    """The same, if it tells the data's classes apart: all are looked at before the first is evaluated."""
+    _, outputs = try_forward(subject.model.to(device), subject, device)
+    subject.model.cpu()
     if tuple(getattr(outputs, "shape", ()))[1:] != (len(data.classes),):
         raise ModelError(
             f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
             "head for them first: surgeon train --model ... --weights ..."
         )
-    seen = evaluate(model, loader)
     warn_of_classes(subject, data.classes)
+    return subject
+
+
+def _row(subject: Subject, loader: _Counted, device: torch.device) -> dict[str, Any]:
+    """Everything about one model; `macs` are of one image, `file_bytes` of the file, or of a plain one of its state."""
+    model = subject.model.to(device)
+    example, _ = try_forward(model, subject, device)
+    seen = evaluate(model, loader)
     taken, layers = footprint(model, example), nonzero(model)
     there = sum(layer.weights for layer in layers.values())
     return {

@@ -16,6 +16,7 @@ from surgeon import finegrained
 from surgeon.data import Preprocess, batches, open_data
 from surgeon.errors import InputError
 from surgeon.plots import errors, filters, weight_histograms
+from surgeon_cli import evaluating
 from tests.cli_run import surgeon_cli
 from tests.factories import Small
 
@@ -34,6 +35,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     finegrained.sparsify(result.model, 0.75)
     finegrained.pack("masked.safetensors", result.model, result.plan, origin)
     return tmp_path
+
+
+def test_all_models_are_looked_at_before_the_first_is_evaluated(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluating, "evaluate", lambda *_: pytest.fail("evaluated"))
+    ran = surgeon_cli("evaluate", files / "cut.safetensors", "tests.factories:small", "--data", "digits")
+    assert ran.code == 2
+    assert "tests.factories:small hasn't one output for each of the 10 classes" in " ".join(ran.err.split())
 
 
 def test_a_row_for_each_model_with_accuracy_size_and_zeros(files: Path) -> None:
