@@ -175,6 +175,17 @@ def test_shares_that_cant_be_held_out(share: float) -> None:
 def test_one_image_of_a_class_cant_be_held_out() -> None:
     with pytest.raises(InputError, match="class 1 has one training image"):
         hold_out(Split(torch.tensor([0, 0, 1])), 0.5)
+    with pytest.raises(InputError, match="class 'dog' has one training image"):
+        hold_out(Split(torch.tensor([0, 0, 1])), 0.5, classes=("cat", "dog"))
+
+
+def test_a_class_folder_without_images_is_refused_since_it_would_shift_the_labels(tmp_path: Path) -> None:
+    draw(tmp_path, 2, classes=3)
+    (tmp_path / ".cache").mkdir()
+    assert len(open_data(str(tmp_path)).classes) == 3
+    (tmp_path / "before").mkdir()
+    with pytest.raises(InputError, match="before: a class folder without images; fill it, or remove it"):
+        open_data(str(tmp_path))
 
 
 def test_drawing_is_even_over_classes_and_repeatable() -> None:

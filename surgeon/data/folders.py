@@ -22,14 +22,17 @@ def scan(path: Path) -> dict[str, list[Path]]:
     Raises
     ------
     InputError
-        If the folder is missing or empty, or has one class.
+        If the folder is missing or empty, or has one class, or one without images.
     """
     if not path.exists():
         raise InputError(f"{path}: no such folder")
     if not path.is_dir():
         raise InputError(f"{path}: not a folder; expected DIR/CLASS/*.jpg or DIR/*.jpg")
     found = {entry.name: _images(entry) for entry in sorted(path.iterdir()) if entry.is_dir()}
+    empty = [name for name, files in found.items() if not files and not name.startswith(".")]
     found = {name: files for name, files in found.items() if files}
+    if found and empty:  # without it the classes behind it would have other labels
+        raise InputError(f"{path / empty[0]}: a class folder without images; fill it, or remove it")
     if len(found) > 1:
         return found
     own = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES)

@@ -110,7 +110,7 @@ class Data:
         """The same with a validation part, held out of the training part if there is none."""
         if self.val is not None:
             return self
-        train, val = hold_out(self.train, share, seed)
+        train, val = hold_out(self.train, share, seed, self.classes)
         return replace(self, train=train, val=val)
 
 
@@ -145,8 +145,10 @@ def _digits() -> Data:
     return Data(DIGITS, tuple(str(digit) for digit in range(10)), train, test=test)
 
 
-def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
+def hold_out(split: Split, share: float, seed: int = 0, classes: Sequence[str] = ()) -> tuple[Split, Split]:
     """Two parts of a split, the second with this share of every class, at least one image of each.
+
+    `classes` are the names of the labels, for errors.
 
     Raises
     ------
@@ -160,7 +162,8 @@ def hold_out(split: Split, share: float, seed: int = 0) -> tuple[Split, Split]:
     for label in torch.unique(split.labels).tolist():
         own = (split.labels == label).nonzero().flatten()
         if len(own) < 2:
-            raise InputError(f"class {label} has one training image: none can be held out for validation; add images")
+            name = repr(classes[label]) if classes else label
+            raise InputError(f"class {name} has one training image: none can be held out for validation; add images")
         order = own[torch.randperm(len(own), generator=generator)]
         count = min(max(1, round(share * len(own))), len(own) - 1)
         kept.append(order[count:])
