@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from surgeon.data import CIFAR, DIGITS, Data, Preprocess, open_data, scan, told, training_folder
-from surgeon.errors import InputError, ModelError
+from surgeon.errors import InputError, ModelError, TuningError
+from surgeon.tuning import objectives
 
 __all__ = [
     "Batches", "Images", "Preprocess", "Source", "batches", "drawn", "find", "loss", "own_loss", "photographs",
@@ -211,12 +212,12 @@ def scores_of(outputs: Any) -> Tensor:
     ModelError
         If there are none.
     """
-    if isinstance(outputs, Mapping):
-        outputs = outputs.get("out", outputs.get("logits", next(iter(outputs.values()), None)))
-    elif isinstance(outputs, tuple | list) and outputs:
-        outputs = outputs[0]
-    if isinstance(outputs, Tensor) and outputs.ndim >= 2 and outputs.is_floating_point() and outputs.shape[1] > 1:
-        return outputs
+    try:
+        scores = objectives.scores_of(outputs)
+        if scores.is_floating_point() and scores.shape[1] > 1:
+            return scores
+    except TuningError:  # its advice is for Python
+        pass
     raise ModelError(
         "the model's output holds no class scores of shape (N, classes, ...), so there is no loss to rank with; use "
         "--criterion magnitude, or surgeon.prune(..., forward_loss=...) in Python"

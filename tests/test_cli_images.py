@@ -11,6 +11,7 @@ from torch import Tensor
 
 from surgeon.data import scan
 from surgeon.errors import InputError, ModelError
+from surgeon.tuning import objectives
 from surgeon_cli.images import Images, Preprocess, batches, drawn, find, loss, photographs, scores_of
 
 MADE = Preprocess(size=8, resize=8)
@@ -110,6 +111,12 @@ def test_loss_is_one_number_for_each_example(shape: tuple[int, ...]) -> None:
     each = loss({"out": scores}, targets)
     assert each.shape == (4,)
     assert torch.allclose(each.mean(), whole)
+
+
+def test_training_and_ranking_see_the_same_scores() -> None:
+    scores, other = torch.zeros(4, 5), torch.ones(4, 3)
+    for outputs in ({"loss": other, "logits": scores}, {"aux": other, "out": scores}, [scores, other], {"any": scores}):
+        assert scores_of(outputs) is objectives.scores_of(outputs) is scores
 
 
 @pytest.mark.parametrize("outputs", [torch.zeros(3), torch.zeros(3, 1), {}, [], [{"boxes": torch.zeros(1, 4)}]])

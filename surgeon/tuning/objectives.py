@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,15 +108,15 @@ class Objective:
 
 
 def scores_of(outputs: Any) -> Tensor:
-    """The class scores ``(N, classes, ...)`` among a model's outputs: the first, or the one called "out".
+    """The class scores ``(N, classes, ...)`` among a model's outputs: those called "out" or "logits", else the first.
 
     Raises
     ------
     TuningError
         If there are none.
     """
-    if isinstance(outputs, dict):
-        outputs = outputs.get("out", next(iter(outputs.values()), None))
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("out", outputs.get("logits", next(iter(outputs.values()), None)))
     elif isinstance(outputs, tuple | list) and outputs:
         outputs = outputs[0]
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
