@@ -54,9 +54,13 @@ class _Demo:
     def __init__(self, folder: Path, model: str, max_macs: str | float, epochs: int, seed: int) -> None:
         self.folder, self.model, self.max_macs, self.epochs, self.seed = folder, model, max_macs, epochs, seed
         self.accuracy: dict[str, float] = {}
+        self._seeded = f", seed={seed}" if seed else ""
         _step(
             "The images: handwritten digits of 8x8 pixels, which come with scikit-learn",
-            'images = surgeon.data.open_data("digits").with_validation(0.1)',
+            f'images = surgeon.data.open_data("digits").with_validation({_HELD_OUT}{self._seeded})',
+            "made, augment = surgeon.data.Preprocess(8, 8), surgeon.data.Augment(crop=1, flip=False)",
+            f"train = surgeon.data.batches(images.train, made, {_BATCH}, augment)",
+            f"val, test = (surgeon.data.batches(part, made, {_BATCH}) for part in (images.val, images.test))",
         )
         self.images = images = data.open_data(data.DIGITS).with_validation(_HELD_OUT, seed)
         assert images.val is not None
@@ -83,8 +87,11 @@ class _Demo:
         """A baseline."""
         _step(
             f"The network: {self.model}, trained from random weights",
+            f"torch.manual_seed({self.seed})",
             f'dense = surgeon.models.build("{self.model}")',
-            f"surgeon.train(dense, images, epochs={self.epochs}, lr=0.05, preprocess=surgeon.data.Preprocess(8, 8))",
+            f"surgeon.train(dense, images, epochs={self.epochs}, lr=0.05, preprocess=made, augment=augment, "
+            f"batch_size={_BATCH}{self._seeded})",
+            "surgeon.evaluate(dense, test).accuracy",
         )
         with Watch() as watch:
             surgeon.train(
@@ -97,8 +104,10 @@ class _Demo:
         """Rank, cut, check, heal."""
         _step(
             "The cut: the least useful filters go, and what reads them is fitted anew, without labels and training",
+            "image = next(iter(test))[0][:1]",
+            f"some = surgeon.data.batches(images.train.drawn({_RANKED}{self._seeded}), made, {_BATCH})",
             f"result = surgeon.prune(dense, image, max_macs={self.max_macs!r}, "
-            'criterion="auto", dataloader=some, heal="lstsq")',
+            f'criterion="auto", dataloader=some, heal="lstsq"{self._seeded})',
         )
         some = data.batches(self.images.train.drawn(_RANKED, self.seed), _MADE, _BATCH)
         with Watch() as watch:
@@ -126,7 +135,7 @@ class _Demo:
         epochs = max(1, self.epochs // 2)
         _step(
             "Fine-tuning: the whole network teaches the small one",
-            f"surgeon.tune(result.model, train, val, epochs={epochs}, lr=0.01, teacher=dense)",
+            f"surgeon.tune(result.model, train, val, epochs={epochs}, lr=0.01, teacher=dense{self._seeded})",
         )
         with Watch() as watch:
             surgeon.tune(
@@ -157,12 +166,15 @@ class _Demo:
         file, page = self.folder / "small.safetensors", self.folder / "report.html"
         _step(
             "What is kept: the small network with its plan, nothing pickled, and a report",
+            f'origin = {{"surgeon": "{self.model}", "kwargs": {{"num_classes": 10}}, "preprocess": made.to_dict()}}',
             f'surgeon.save("{file}", result.model, result.plan, origin=origin)',
+            'both = {"dense": dense, "fine-tuned": result.model}',
+            "accuracy = {name: surgeon.evaluate(model, test).accuracy for name, model in both.items()}",
             f'surgeon.write_report("{page}", result, accuracy=accuracy, measured=[timed.to_dict("dense")])',
         )
         origin = {
-            "surgeon": self.model, "kwargs": {"num_classes": 10}, "weights": "trained by surgeon demo",
-            "preprocess": _MADE.to_dict(), "classes": list(self.images.classes),
+            "surgeon": self.model, "kwargs": {"num_classes": 10}, "preprocess": _MADE.to_dict(),
+            "weights": "trained by surgeon demo", "classes": list(self.images.classes),
         }  # fmt: skip
         surgeon.save(file, result.model, result.plan, origin=origin)
         surgeon.write_report(
