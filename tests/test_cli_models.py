@@ -62,9 +62,10 @@ class Wrapper(nn.Module):
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_part_called_module_keeps_its_name(prefix: str) -> None:
+def test_a_part_called_module_keeps_its_name(prefix: str, tmp_path: Path) -> None:
     source, model = Wrapper(), Wrapper()
-    sources.fill(model, {f"{prefix}{name}": value for name, value in source.state_dict().items()}, "w.pt")
+    torch.save({f"{prefix}{name}": value for name, value in source.state_dict().items()}, tmp_path / "w.pt")
+    sources.fill(model, sources.read(tmp_path / "w.pt"), "w.pt")
     assert torch.equal(model.module.head.weight, source.module.head.weight)
 
 
