@@ -75,7 +75,7 @@ def run(options: Mapping[str, Any]) -> None:
     folder = options["folder"] or run_folder(options["experiment"])
     check_folder(folder, resume=options["resume"])
     if options["data"] is None:
-        raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits, cifar10 or cifar100")
+        raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits or cifar10")
     device = pick_device(options["device"])
     data = (
         open_data(options["data"], options["data_root"])

@@ -109,7 +109,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
 
 def _data(options: Mapping[str, Any]) -> Data:
     if options["data"] is None:
-        raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits, cifar10 or cifar100")
+        raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits or cifar10")
     data = open_data(options["data"], options["data_root"]).checked()
     return data.with_validation(options["val_share"], options["seed"])
 
