@@ -217,7 +217,7 @@ class Cutter:
     def _plan(self, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], predicted: Latency | None) -> Plan:
         with self.clock("plan"):
             plan = make_plan(graph, scores, seed=self.seed, latency=predicted, **budget, **self.planning)
-            agree("plans", plan.to_json())
+            agree("plans", plan.to_json)
         if self.strict and plan.fitted is not None:
             _refuse_pinned(plan.fitted.graph)
         return plan

@@ -127,7 +127,7 @@ def prune(
     if as_graph:
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
     batches = _repeatable(dataloader) if heal != "none" or steps > 1 or criterion == "auto" else dataloader
-    agree("weights", fingerprint(named_tensors(module)))
+    agree("weights", lambda: fingerprint(named_tensors(module)))
     clock = Clock(progress)
     scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss, "micro_batch": micro_batch}
     planning = {

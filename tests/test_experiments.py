@@ -91,8 +91,16 @@ def test_finished_cells_are_kept_and_a_grid_can_grow(tmp_path: Path) -> None:
 def test_a_folder_belongs_to_one_comparison(tmp_path: Path) -> None:
     small = Experiment(("magnitude",), ({"ratio": 0.5},), ("one-shot",), (0,), steps=1, epochs=1, dense=False)
     compare(small, directory=tmp_path, about={"model": "a"})
-    with pytest.raises(CheckpointError, match="belong to"):
+    with pytest.raises(CheckpointError, match="belong to {'model': 'a'}, these to {'model': 'b'}"):
         compare(small, directory=tmp_path, about={"model": "b"})
+    with pytest.raises(CheckpointError, match="belong to {'scope': None}, these to {'scope': 'local'}"):
+        compare(small, directory=tmp_path, about={"model": "a"}, scope="local")
+    with pytest.raises(CheckpointError, match="belong to {'lr': 0.01}, these to {'lr': 0.02}"):
+        surgeon.compare(dense(), IMAGES[:1], LOADER, LOADER, small, directory=tmp_path, about={"model": "a"},
+                        tuning={"lr": 0.02})  # fmt: skip
+    with pytest.raises(CheckpointError, match="belong to {'weights'"):
+        surgeon.compare(Small(), IMAGES[:1], LOADER, LOADER, small, directory=tmp_path, about={"model": "a"},
+                        tuning={"lr": 0.01})  # fmt: skip
     (tmp_path / "cells.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         compare(small, directory=tmp_path, about={"model": "a"})
@@ -197,6 +205,14 @@ def test_an_experiment_file(suffix: str) -> None:
     assert "holds a run" in command("--experiment", f"grid.{suffix}").err
     again = command("--experiment", f"grid.{suffix}", "--resume", "--json")
     assert again.json["cells"] == ran.json["cells"]
+    for option, *words in (
+        ("cutout", 3), ("flip",), ("val_share", 0.3), ("seed", 1), ("samples", 4), ("image_size", 12), ("lr", 0.5),
+    ):  # fmt: skip
+        name = option.replace("_", "-")
+        other = command("--experiment", f"grid.{suffix}", "--resume", "--no-flip" if option == "flip" else f"--{name}",
+                        *words)  # fmt: skip
+        assert other.code == 2
+        assert f"'{option}'" in other.err
 
 
 @pytest.mark.usefixtures("photographs")

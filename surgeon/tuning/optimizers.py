@@ -80,7 +80,9 @@ def rewrite_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of `dense`, for `small`: momentum buffers and moments are indexed as the weights were.
 
-    An optimizer that is kept through a cut goes on training the dense parameters, which nothing reads any more.
+    An optimizer that is kept through a cut goes on training the dense parameters, which nothing reads any more. A
+    learning-rate scheduler likewise goes on setting the rates of the optimizer that it was made with: make one anew for
+    the one that comes back, load the old one's state into it, and copy each group's ``lr``.
 
     Parameters
     ----------
