@@ -29,7 +29,8 @@ _TRAINING = (
         "--lr",
         callback=numbers,
         metavar="R",
-        help="Peak learning rate; in prune, R,R,...: one for each step.  [default: 0.01; from scratch 0.1]",
+        help="Peak learning rate; in prune, R,R,...: one for each step.  [default: 0.01, from scratch 0.1; of adamw "
+        "0.001]",
     ),
     click.option(
         "--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True, help="What trains."

@@ -20,7 +20,7 @@ from surgeon.composition import compose
 from surgeon.errors import CheckpointError, ModelError, TuningError
 from surgeon.files import locked
 from surgeon.planning import Plan
-from surgeon.planning.steps import goals_of, remaining
+from surgeon.planning.steps import BUDGETS, goals_of, remaining
 from surgeon.processes import fingerprint, first, from_first, start, together
 from surgeon.pruning import prune
 from surgeon.report import layer_rows, sizes
@@ -82,8 +82,8 @@ def prune_and_tune(
 
     With a `directory`, a run that was interrupted at any moment and is called again with the same arguments goes on
     from the last finished epoch or cut, and on the CPU ends as one that was not interrupted (see :func:`surgeon.tune`
-    for what that asks of the loaders). Another model, other weights and other plain options are refused. Of several processes all must see the
-    `directory`. The small models are saved there with all cuts so far as one plan:
+    for what that asks of the loaders). Other weights and other plain options are refused. Of several processes all must
+    see the `directory`. The small models are saved there with all cuts so far as one plan:
     ``step-N-cut.safetensors`` before training, ``step-N.safetensors`` after it; :func:`surgeon.load` opens them.
 
     Parameters
@@ -133,7 +133,7 @@ def prune_and_tune(
     start()
     _check_tuning(steps, tuning or {}, after_cut, rewind)
     module = check_model(model)
-    budget = {name: options.pop(name) for name in _BUDGETS if options.get(name) is not None}
+    budget = {name: options.pop(name) for name in BUDGETS if options.get(name) is not None}
     dense = _graph(module, example_inputs)
     amounts = sizes(dense)
     goals = goals_of(budget, schedule, steps, amounts)
@@ -150,9 +150,6 @@ def prune_and_tune(
     )  # fmt: skip
     with together("pruning and tuning"), locked(directory if first() else None):
         return run.finish(Asked.of(asked, about), dense)
-
-
-_BUDGETS = ("filters", "ratio", "max_macs", "max_params")
 
 
 def _check(steps: Any, epochs_per_step: Any, final_epochs: Any, options: Mapping[str, Any]) -> None:

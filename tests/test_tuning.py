@@ -944,7 +944,7 @@ def test_steps_belong_to_one_model_and_what_they_are_about(tmp_path: Path) -> No
         run(images=13, classes=("a", "b"))
     with pytest.raises(CheckpointError, match=r"was asked {'weights': '\w{32}'}, this one"):
         run(0.5, images=12, classes=("a", "b"))
-    with pytest.raises(TuningError, match="about holds {'images': 'Tensor'}: expected text, numbers"):
+    with pytest.raises(TuningError, match=r"about holds {'images': 'Tensor'}: expected text, numbers"):
         run(images=X)
 
 

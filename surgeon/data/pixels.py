@@ -15,7 +15,7 @@ _BITS_PER_SAMPLE = 258  # TIFF's tag
 
 
 def in_bytes(image: Image.Image, channels: int) -> Image.Image:
-    """The image as ``L`` (1 channel) or ``RGB``; 16 bits of grey are scaled, which Pillow by itself would clip to white.
+    """The image as ``L`` (1 channel) or ``RGB``; 16 bits of grey are scaled, which Pillow would clip to white.
 
     Alpha is dropped, as torchvision's loader does: what lies under transparent places counts.
 
@@ -41,4 +41,4 @@ def check_range(image: Image.Image) -> None:
     tags: Any = getattr(image, "tag_v2", {})
     deep = image.mode == "F" or (image.mode == "I" and image.format not in _SPREAD)
     if deep or (image.mode.startswith("I;16") and tags.get(_BITS_PER_SAMPLE, (16,)) != (16,)):
-        raise ValueError(f"its mode {image.mode} doesn't say which number is white; save it with 8 or 16 bits a channel")
+        raise ValueError(f"its mode {image.mode} doesn't say which number is white; save it with 8 or 16 bits")

@@ -15,6 +15,7 @@ from torch import nn
 
 from surgeon import processes
 from surgeon.errors import TuningError
+from surgeon.experiments.ahead import check_cells
 from surgeon.experiments.grid import Experiment
 from surgeon.experiments.results import Cell, Compared, Summary, summaries
 from surgeon.experiments.running import Runner
@@ -43,6 +44,8 @@ def compare(
 ) -> Compared:
     """Run every cell of a grid that isn't finished yet, starting from `model` each time; `model` is left as it is.
 
+    What can't be run is refused before the first cell.
+
     Parameters
     ----------
     model, example_inputs, train_loader, val_loader:
@@ -56,7 +59,8 @@ def compare(
         the plain ones of `tuning` and `options` (JSON-able, see :func:`surgeon.prune_and_tune`): a folder of something
         else is refused. A grid can be made larger later on.
     tuning, options:
-        As in :func:`surgeon.prune_and_tune`, for every cell.
+        As in :func:`surgeon.prune_and_tune`, for every cell. Without ``lr``, ``"scratch"`` trains by SGD at 0.1, ten
+        times the rate at which trained weights go on.
     on_cell:
         Called with every cell when it is finished.
 
@@ -77,8 +81,10 @@ def compare(
         module, example_inputs, train_loader, val_loader, val_loader if judge is None else judge, folder,
         dict(tuning or {}), options, progress or (lambda *_: None),
     )  # fmt: skip
+    keys = list(dict.fromkeys(experiment.keys()))
+    check_cells(module, example_inputs, keys, run.tuning, options)
     asked = plain({**options, **(tuning or {})}) | {"weights": processes.fingerprint(named_tensors(module))}
-    keys, store = list(dict.fromkeys(experiment.keys())), Store(folder, Asked.of(asked, about))
+    store = Store(folder, Asked.of(asked, about))
     with locked(directory):
         done = store.read()
         todo = [key for key in keys if key not in done]
