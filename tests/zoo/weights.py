@@ -308,6 +308,7 @@ class LowRankKernel(Computed):
         return layer
 
     def middle(self, x: Tensor) -> Any:
+        assert isinstance(self.conv, nn.Conv2d)
         weight = self.conv.weight
         weight = weight + 0.5 * (self.lora_b @ self.lora_a).view(weight.shape)
         return F.relu(F.conv2d(x, weight, self.conv.bias, padding=1))
@@ -325,6 +326,7 @@ class KernelReadTwice(Computed):
         return layer
 
     def middle(self, x: Tensor) -> Any:
+        assert isinstance(self.conv, nn.Conv2d)
         x = F.conv2d(x, self.conv.weight * self.profile, self.conv.bias, padding=1)
         return F.relu(x) * (self.conv.weight @ self.profile).sum((1, 2))[:, None, None]
 
