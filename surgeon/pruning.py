@@ -230,6 +230,7 @@ def _all_of(checks: list[Check]) -> Check | None:
     return Check(
         status, max(c.error for c in checks), max(c.own_error for c in checks), min(c.nodes for c in checks),
         tuple(dict.fromkeys(name for c in checks for name in c.unproven)), checks[-1].kept_statistics,
+        next((c.stopped for c in checks if c.stopped), ""),
     )  # fmt: skip
 
 

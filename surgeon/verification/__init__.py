@@ -64,6 +64,8 @@ class Check:
         Layers or operators whose comparison says nothing.
     kept_statistics:
         Layers whose statistics run over kept channels only: the cut is exact in that sense.
+    stopped:
+        What ended a comparison early, and where: the error of a call that redrawn numbers or wider types don't suit.
     """
 
     status: str
@@ -72,6 +74,7 @@ class Check:
     nodes: int
     unproven: tuple[str, ...]
     kept_statistics: tuple[str, ...] = ()
+    stopped: str = ""
 
 
 @outside_inference_mode
@@ -177,7 +180,9 @@ def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inp
         found = compare(fitted, silenced, *twins(draw), torch.float64, TWIN_TOLERANCE, inputs)
         _raise(found, "on redrawn weights", TWIN_TOLERANCE)
         missing = set(found.unproven) if not draw else set(found.unproven) & set(result.unproven)
-        result = Comparison(max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing))
+        result = Comparison(
+            max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing), found.stopped
+        )
         if not missing & _needed(fitted):
             break
     return result
@@ -213,4 +218,5 @@ def _check(fitted: Fit, first: Comparison, second: Comparison) -> Check:
         "passed" if not missing and first.nodes else "unproven",
         first.worst, second.worst, first.nodes,
         tuple(dict.fromkeys(_describe(n) for n in missing)), tuple(statistics),
+        (first.stopped or second.stopped) if missing else "",
     )  # fmt: skip
