@@ -16,7 +16,7 @@ from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.cost import Latency
 from surgeon.criteria import Scores, score
 from surgeon.deadline import TOLERANCE, Candidate, Timing, as_fast, within_time
-from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError, VerificationError
+from surgeon.errors import BudgetError, InexactError, InputError, NothingToCutError, SurgeonError, VerificationError
 from surgeon.measure import Comparison, latency, rounds_for
 from surgeon.planning import AUTO, TIME, Device, Plan, check_reach, make_plan, seconds_of, share_of, timing_of
 from surgeon.processes import agree, from_first
@@ -246,8 +246,9 @@ class Cutter:
                     raise
                 try:
                     plan = self._plan(_without(plan, difference), scores, budget, predicted)
-                except (BudgetError, NothingToCutError):
-                    raise difference from None  # without those channels there is nothing left to do
+                except (BudgetError, NothingToCutError) as refusal:
+                    where = "without the channels that can't be cut exactly"
+                    raise InexactError(f"{where}: {refusal}\n{difference}") from None
                 small = self._rewrite(module, plan)
 
 

@@ -26,6 +26,11 @@ def without_rule(name: str) -> str:
     return f"operator without rule {name}"
 
 
+def closed(kind: str) -> str:
+    """A result of this type is an iterator, a generator, a closure: it may go on computing when the forward is over."""
+    return f"a result of type {kind}, which may compute more than was recorded"
+
+
 def mixes(node: fx.Node) -> str:
     """What the call makes of one channel depends on others, or on which of them is which."""
     return f"mixes channels in {operator_name(node)}"

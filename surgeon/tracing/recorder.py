@@ -79,10 +79,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             self._nodes[tensor] = node
             self._storages.add(tensor.untyped_storage()._cdata)  # the caller's inputs stay as they are, too
 
-    def add_output(self, value: Any) -> None:
-        """Close the graph with the forward's return value; leaves that are no tensors are kept as they are."""
-        leaves = [self.node(leaf) if isinstance(leaf, Tensor) else None for leaf in pytree.tree_leaves(value)]
-        self.graph.output(tuple(leaves))
+    def add_output(self, leaves: Iterable[Any], held: Iterable[Tensor] = ()) -> None:
+        """Close the graph with the forward's return value.
+
+        `leaves` that are no tensors are kept as None. Behind them stand those of the `held` tensors, whose order means
+        nothing, that were computed or are the model's or the caller's.
+        """
+        nodes = [self.node(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        order = {node: index for index, node in enumerate(self.graph.nodes)}
+        found = {self.node(tensor) for tensor in held if tensor in self._nodes or _place(tensor) in self._stored}
+        others = found - set(nodes)
+        attributes = sorted((node for node in others if node not in order), key=lambda node: str(node.target))
+        computed = sorted((node for node in others if node in order), key=lambda node: order[node])
+        self.graph.output((*nodes, *computed, *attributes))
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that made `tensor`; a new ``get_attr`` node for a parameter, buffer or constant."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from surgeon.contents import Contents, reachable
 from surgeon.exclusive import ALONE
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
@@ -36,7 +36,12 @@ class Trace:
     tensors:
         The tensor behind each ``get_attr`` target: qualified parameter and buffer names, ``_constant_N`` for others.
     outputs:
-        Structure of the forward's return value.
+        Structure of the forward's return value, with what is in it beside tensors.
+    returned:
+        The type of the forward's return value.
+    closed:
+        Types of what it returns that can't be looked into but leads to its tensors (an iterator, a generator, a
+        closure). All that such a value leads to counts as a result; what it computes later isn't in the recording.
     decisions:
         What the data decided on the way; empty unless the forward's path depends on the data.
     functional:
@@ -49,7 +54,9 @@ class Trace:
     model: nn.Module
     inputs: Inputs
     tensors: Mapping[str, Tensor]
-    outputs: Any
+    outputs: Contents
+    returned: str
+    closed: tuple[str, ...]
     decisions: Sequence[tuple[str, Any]]
     functional: bool = True
     by_shapes: bool = False
@@ -58,6 +65,12 @@ class Trace:
     def order(self) -> Mapping[fx.Node, int]:
         """When each node runs."""
         return {node: index for index, node in enumerate(self.graph.nodes)}
+
+    @property
+    def results(self) -> list[fx.Node]:
+        """The nodes that the forward's return value is made of."""
+        last: fx.Node = next(reversed(self.graph.nodes))
+        return last.all_input_nodes
 
     @property
     def reusable(self) -> bool:
@@ -101,27 +114,27 @@ def record_once(
 ) -> Trace:
     """:func:`record` in one way, following these decisions; `blind` ends it where the forward asks for numbers."""
     known = {name: _plain(tensor) for name, tensor in named_tensors(model).items()}
-    flat, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
-    tensors = [_plain(leaf) for leaf in flat if isinstance(leaf, Tensor)]
+    given = Contents((inputs.args, dict(inputs.kwargs)))
+    tensors = [_plain(leaf) for leaf in given.tensors]
     recorder = Recorder(model, known, Decisions(decisions), blind=blind)
     recorder.add_inputs(tensors)
-    returned: list[Any] = []
+    returned: list[_Returned] = []
 
-    def forward(state: dict[str, Tensor], given: list[Tensor]) -> list[Tensor]:
-        feed = iter(given)
-        args, kwargs = pytree.tree_unflatten([next(feed) if isinstance(v, Tensor) else v for v in flat], structure)
+    def forward(state: dict[str, Tensor], ours: list[Tensor]) -> list[Tensor]:
+        feed = iter(ours)
+        args, kwargs = given.rebuilt([next(feed) if isinstance(v, Tensor) else v for v in given.leaves])
 
         def once() -> Any:
             with Blind() if blind else contextlib.nullcontext():
                 return torch.func.functional_call(model, state, args, kwargs)
 
-        returned.append(pytree.tree_flatten(once()))
+        returned.append(_Returned(once()))
         if functional and _unused(model, recorder):
             set_mode(model, True)
             with contextlib.suppress(Exception), recorder.second_pass():
-                returned.append(pytree.tree_flatten(once()))
+                returned.append(_Returned(once()))
             del returned[2 if recorder.extra else 1 :]
-        return [leaf for leaves, _ in returned for leaf in leaves if isinstance(leaf, Tensor)]
+        return [tensor for result in returned for tensor in (*result.contents.tensors, *result.held)]
 
     with ALONE, untouched(model), plain_kernels(model):
         try:
@@ -130,12 +143,41 @@ def record_once(
                 outputs = iter(run(known, tensors))
         except Exception as error:
             raise Unfinished(recorder.graph) from error
-        recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
+        leaves: list[Any] = []
+        held: list[Tensor] = []
+        for result in returned:
+            leaves += [next(outputs) if isinstance(v, Tensor) else v for v in result.contents.leaves]
+            held += [next(outputs) for _ in result.held]
+        recorder.add_output(leaves, held)
     _drop_unread(recorder.graph)
-    leaves, spec = returned[0]
-    constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    outputs = spec, constants
-    return Trace(recorder.graph, model, inputs, recorder.tensors, outputs, recorder.decisions.taken, functional)
+    first, closed = returned[0], tuple(dict.fromkeys(name for result in returned for name in result.closed))
+    first.contents.let_go()
+    return Trace(
+        recorder.graph, model, inputs, recorder.tensors, first.contents, first.kind, closed,
+        recorder.decisions.taken, functional,
+    )  # fmt: skip
+
+
+class _Returned:
+    """What a forward returned.
+
+    Attributes
+    ----------
+    held:
+        Tensors that what can't be looked into may lead to.
+    closed:
+        The types of what leads to some.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.kind, self.contents = type(value).__name__, Contents(value)
+        self.held: list[Tensor] = []
+        self.closed: list[str] = []
+        for part in self.contents.closed:
+            held = reachable(part)
+            self.held += held
+            if held and not isinstance(part, set | frozenset):  # these hold tensors, and compute nothing
+                self.closed.append(type(part).__name__)
 
 
 def _drop_unread(graph: fx.Graph) -> None:

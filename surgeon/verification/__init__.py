@@ -13,6 +13,7 @@ from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
 from surgeon.exclusive import alone
 from surgeon.planning import Plan
+from surgeon.rules import reasons
 from surgeon.tracing import (
     Inputs,
     Unfinished,
@@ -61,9 +62,11 @@ class Check:
     nodes:
         How many nodes were compared.
     unproven:
-        Layers or operators whose comparison says nothing.
+        Layers or operators whose comparison says nothing, and results that may compute more than was recorded.
     kept_statistics:
         Layers whose statistics run over kept channels only: the cut is exact in that sense.
+    stopped:
+        What ended a comparison early, and where: the error of a call that redrawn numbers or wider types don't suit.
     """
 
     status: str
@@ -72,6 +75,7 @@ class Check:
     nodes: int
     unproven: tuple[str, ...]
     kept_statistics: tuple[str, ...] = ()
+    stopped: str = ""
 
 
 @outside_inference_mode
@@ -177,7 +181,9 @@ def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inp
         found = compare(fitted, silenced, *twins(draw), torch.float64, TWIN_TOLERANCE, inputs)
         _raise(found, "on redrawn weights", TWIN_TOLERANCE)
         missing = set(found.unproven) if not draw else set(found.unproven) & set(result.unproven)
-        result = Comparison(max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing))
+        result = Comparison(
+            max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing), found.stopped
+        )
         if not missing & _needed(fitted):
             break
     return result
@@ -185,8 +191,7 @@ def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inp
 
 def _needed(fitted: Fit) -> set[fx.Node]:
     """Dense nodes that have to be compared: contractions and results."""
-    (output,) = (n for n in fitted.graph.trace.graph.nodes if n.op == "output")
-    return {work.node for work in fitted.graph.structure.labels.ledger.work} | set(output.all_input_nodes)
+    return {work.node for work in fitted.graph.structure.labels.ledger.work} | set(fitted.graph.trace.results)
 
 
 def _raise(result: Comparison, where: str, tolerance: float) -> None:
@@ -205,12 +210,13 @@ def _describe(node: fx.Node) -> str:
 
 def _check(fitted: Fit, first: Comparison, second: Comparison) -> Check:
     ledger = fitted.graph.structure.labels.ledger
-    (output,) = (n for n in fitted.graph.trace.graph.nodes if n.op == "output")
-    needed = _needed(fitted)
-    missing = [n for n in first.unproven if n in needed] + [n for n in second.unproven if n in output.all_input_nodes]
+    needed, results = _needed(fitted), fitted.graph.trace.results
+    missing = [n for n in first.unproven if n in needed] + [n for n in second.unproven if n in results]
+    closed = [reasons.closed(kind) for kind in fitted.graph.trace.closed]
     statistics = dict.fromkeys(str(node.meta["site"].path) for node in ledger.statistics)
     return Check(
-        "passed" if not missing and first.nodes else "unproven",
+        "passed" if not (missing or closed) and first.nodes else "unproven",
         first.worst, second.worst, first.nodes,
-        tuple(dict.fromkeys(_describe(n) for n in missing)), tuple(statistics),
+        tuple(dict.fromkeys([*map(_describe, missing), *closed])), tuple(statistics),
+        (first.stopped or second.stopped) if missing else "",
     )  # fmt: skip
