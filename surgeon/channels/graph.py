@@ -14,6 +14,8 @@ from surgeon.channels.bundles import Bundle, Link, find_bundles
 from surgeon.channels.labelling import label
 from surgeon.channels.pins import Pin, find_pins
 from surgeon.channels.structure import Ints, Structure, analyse, layer_of, rows
+from surgeon.channels.unreached import beside_unreached
+from surgeon.rules import reasons
 from surgeon.tracing import Trace, named_modules
 
 
@@ -219,4 +221,7 @@ class ChannelGraph:
 
 def channel_graph(trace: Trace) -> ChannelGraph:
     """Read the channel graph off a recording: run it on labels and connect what must live and die together."""
-    return ChannelGraph(analyse(label(trace)))
+    graph = ChannelGraph(analyse(label(trace)))
+    for layer, numbers in beside_unreached(graph.structure):
+        graph = graph.pin(numbers, reasons.beside(layer), trace.unexplored[0])
+    return graph

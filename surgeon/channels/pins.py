@@ -11,8 +11,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from surgeon.channels.structure import layer_of
+from surgeon.channels.unreached import unreached
 from surgeon.rules import reasons
-from surgeon.tracing import named_modules, named_parameters
+from surgeon.tracing import named_modules
 
 if TYPE_CHECKING:
     from surgeon.channels.graph import ChannelGraph
@@ -101,7 +102,7 @@ def _neighbour(graph: ChannelGraph, layers: tuple[str, ...], direct: dict[int, W
 def _whole_layers(graph: ChannelGraph) -> Iterator[tuple[str, Pin]]:
     """Layers with a weight of which no channel is known."""
     model = graph.trace.model
-    known = {id(p) for name, p in named_parameters(model) if name in graph.trace.tensors}
+    missed = dict(unreached(graph.trace))
     made = {layer for group in graph.groups for layer in group.producers}
     for name, module in named_modules(model):
         weight = getattr(module, "weight", None)
@@ -110,7 +111,7 @@ def _whole_layers(graph: ChannelGraph) -> Iterator[tuple[str, Pin]]:
         width = _width(module, weight)
         if not weight.is_floating_point():
             yield name, Pin(name, reasons.NOT_FLOAT, None, width, width)
-        elif not any(id(parameter) in known for parameter in module.parameters()):
+        elif name in missed:
             yield name, Pin(name, reasons.UNREACHED, None, width, width)
         elif width == 1:
             yield name, Pin(name, reasons.EMPTY, None, 1, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
     tensors:
         The tensor behind each ``get_attr`` target.
     extra:
-        Set once a pass in train mode is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
+        Set while a further pass is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
 
     Parameters
     ----------
@@ -105,14 +105,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.draws:
             func, args, kwargs, node_args, node_kwargs = _undrawn(func, args, kwargs, node_args, node_kwargs)
             traits = _traits(func)
-        decision = None
+        decision, site = None, call_site(self._paths, skip=2)
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
             from_data = _from_data(node_args, node_kwargs)
-            result, decision = self.decisions.run(func, args, kwargs, from_data=from_data)
+            line = str(site.source)
+            result, decision = self.decisions.run(func, args, kwargs, from_data=from_data, line=line)
         else:
             result = _run(func, args, kwargs)
-        site = call_site(self._paths, skip=2)
         if traits.rewritten:
             func, node_args = plain_form(func, args, node_args)
         node = self._write("call_function", func, node_args, _recordable(node_kwargs))
@@ -200,19 +200,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if self._blind:
             raise RuntimeError(f"{what} needs numbers")
 
-    @contextlib.contextmanager
-    def second_pass(self) -> Iterator[None]:
-        """Record a pass in train mode behind the first; one that fails or reaches no more tensors is dropped."""
+    def further_pass(self, run: Callable[[], Any]) -> bool:
+        """Record a pass behind the first; whether it is kept: one that fails or reaches no more tensors is dropped."""
         nodes, tensors, decided = len(self.graph.nodes), len(self.tensors), len(self.decisions.taken)
-        self.extra, finished = True, False
-        try:
-            yield
+        before, finished = self.extra, False
+        self.extra = True
+        with contextlib.suppress(Exception):
+            run()
             finished = True
-        finally:
-            self.extra = finished and len(self.tensors) > tensors
-            if not self.extra:
-                self._forget(nodes)
-                del self.decisions.taken[decided:]
+        kept = finished and len(self.tensors) > tensors
+        if not kept:
+            self.extra = before
+            self._forget(nodes)
+            del self.decisions.taken[decided:]
+        return kept
 
     def _forget(self, mark: int) -> None:
         """Drop what was recorded after the first `mark` nodes."""

@@ -49,7 +49,7 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> Trace
     if found is not None:
         return found
     try:
-        return record(module, inputs)
+        return record(module, inputs, explore=True)
     except Unfinished as stop:
         error = stop.__cause__
         assert error is not None
