@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.channels import channel_graph
 from surgeon.criteria.gates import GatedModel
-from surgeon.errors import VerificationError
+from surgeon.errors import NothingToCutError, VerificationError
 from surgeon.rewriting import fit
 from tests.oracle import compare
 from tests.test_zoo import build, inputs_of
@@ -80,6 +80,23 @@ def test_what_stays_for_an_unseen_layer_names_it_and_the_line() -> None:
     pins = {pin.layer: pin for pin in prune(build("RoutedByDigits"), draw(2, 3, 8, 8)).report.pinned}
     assert pins["stem"].reason == "as wide as hard, which other data may reach: pass example inputs that do"
     assert "routes.py" in str(pins["stem"].source)
+
+
+class NothingLeft(RoutedByTest):
+    """A layer that runs only where a mask picks nothing, on what no label says anything about."""
+
+    def forward(self, x: Tensor) -> Any:
+        stem = torch.relu(self.stem(x))
+        rows = stem[x.mean((1, 2, 3)) > -100]
+        y = self.easy(rows) if len(rows) else self.hard(rows).split([0])[0]
+        return self.fc(y.mean((2, 3)))
+
+
+def test_a_way_that_labels_can_not_follow_is_not_taken() -> None:
+    model, x = NothingLeft().double().eval(), draw(2, 3, 8, 8)
+    assert surgeon.trace(model, x).passes == ("detour",)
+    with pytest.raises(NothingToCutError, match="stem: as wide as hard"):
+        prune(model, x)
 
 
 class Concatenated(RoutedByDigits):

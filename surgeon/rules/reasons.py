@@ -16,6 +16,8 @@ EMPTY = "would empty the layer"
 UNREACHED = "not reached by the example inputs"
 #: Nothing is known of how its weights are used.
 UNKNOWN = "used in a way that isn't known"
+#: Other code may read it, in train mode or with other arguments.
+UNREAD = "its result isn't read"
 #: Whole numbers can't be ranked.
 NOT_FLOAT = "not a float weight"
 

@@ -1,8 +1,8 @@
 """Ways that the example's data doesn't take.
 
-Behind a decision of the data may lie layers that the example doesn't reach: the other branch of an ``if``, an expert that
-no token goes to. What feeds them must keep fitting them, so further passes decide otherwise than the data did, once
-at all lines and once at each of the first ones, as long as they reach more of the model.
+Behind a decision of the data may lie layers that the example doesn't reach: the other branch of an ``if``, an expert
+that no token goes to. What feeds them must keep fitting them, so further passes decide otherwise than the data did, at
+all lines and at each of the first ones, as long as they reach more of the model.
 """
 
 from __future__ import annotations

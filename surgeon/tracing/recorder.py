@@ -26,6 +26,8 @@ from surgeon.tracing.source import call_site
 _aten = torch.ops.aten
 _DROPOUTS = frozenset({_aten.native_dropout, _aten.bernoulli, _aten.bernoulli_})
 _MAX_INDEX = 1 << 24
+#: How tensors are called that the model makes for itself.
+_OWN = "_constant_"
 #: What most operands are that are no tensors.
 _ATOMS = frozenset({int, float, bool, type(None)})
 
@@ -171,13 +173,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _attribute(self, tensor: Tensor) -> fx.Node:
         # A parameter is recognised by its storage: models reach theirs through .data, detach() or an alias too.
-        name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"_constant_{len(self.tensors)}"
+        name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"{_OWN}{len(self.tensors)}"
         if name not in self._attributes:
-            if name.startswith("_constant_"):
+            if name.startswith(_OWN):
                 self._need_numbers(name)
             # fx would resolve dotted names to owners; the recorder keeps the tensors itself
             node = self._write("get_attr", name)
-            node.meta["data"] = not name.startswith("_constant_")
+            node.meta["data"] = not name.startswith(_OWN)
             self._describe(node, tensor)
             self._attributes[name] = node
             self.tensors[name] = tensor
@@ -202,13 +204,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def further_pass(self, run: Callable[[], Any]) -> bool:
         """Record a pass behind the first; whether it is kept: one that fails or reaches no more tensors is dropped."""
-        nodes, tensors, decided = len(self.graph.nodes), len(self.tensors), len(self.decisions.taken)
+        nodes, tensors, decided = len(self.graph.nodes), set(self.tensors), len(self.decisions.taken)
         before, finished = self.extra, False
         self.extra = True
         with contextlib.suppress(Exception):
             run()
             finished = True
-        kept = finished and len(self.tensors) > tensors
+        kept = finished and any(name not in tensors and not name.startswith(_OWN) for name in self.tensors)
         if not kept:
             self.extra = before
             self._forget(nodes)

@@ -20,6 +20,7 @@ from surgeon.tracing.guard import Blind, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import named_parameters, named_tensors
 from surgeon.tracing.recorder import Recorder
+from surgeon.tracing.unread import drop_unread
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def record_once(
         except Exception as error:
             raise Unfinished(recorder.graph) from error
         recorder.add_output([next(outputs) if isinstance(v, Tensor) else v for leaves, _ in returned for v in leaves])
-    _drop_unread(recorder.graph)
+    drop_unread(recorder.graph)
     leaves, spec = returned[0]
     constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     outputs = spec, constants
@@ -175,13 +176,6 @@ def _further(
         if not _unused(model, recorder):
             return
         yield "detour", detour
-
-
-def _drop_unread(graph: fx.Graph) -> None:
-    """Drop what nobody reads: functionalisation makes some views twice. (fx's own asks more of every node.)"""
-    for node in reversed(graph.nodes):
-        if not node.users and not node.is_impure():
-            graph.erase_node(node)
 
 
 def _unused(model: nn.Module, recorder: Recorder) -> bool:

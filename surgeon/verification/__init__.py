@@ -146,9 +146,8 @@ def _runs_freely(fitted: Fit, small: nn.Module) -> None:
         record(small, dense.inputs)
     except Unfinished as stop:
         node = next_call(stop.graph, dense.graph) or dense.calls[-1]
-        raise Difference(f"the cut model fails on its own decisions at {_describe(node)}: {stop.__cause__}", node) from (
-            stop.__cause__
-        )
+        why = f"the cut model fails on its own decisions at {_describe(node)}: {stop.__cause__}"
+        raise Difference(why, node) from stop
 
 
 def _same_weights(fitted: Fit, dense: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> None:
