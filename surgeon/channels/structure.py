@@ -133,8 +133,10 @@ def _read_by_nobody(labels: Labels, channel: Ints, consumed: Ints) -> Iterator[P
     for node, mark in labels.marks.items():
         if node.op == "call_function" and not node.users:
             for plane in mark.planes:
-                if not plane.example and not np.isin(channel[flat(plane.labels)], consumed).all():
-                    yield Pinned(plane.labels, reasons.UNREAD, node)
+                own = flat(plane.labels)
+                unread = own[(own != FIXED) & ~np.isin(channel[own], consumed)]
+                if len(unread) and not plane.example:
+                    yield Pinned(torch.from_numpy(unread), reasons.UNREAD, node)
 
 
 #: Labels, and how often each of them is there: all of them together, or one by one.

@@ -18,6 +18,7 @@ from tests.zoo import (
     routes,
     splits,
     statistics,
+    unread,
     vision,
     weights,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "routes",
     "splits",
     "statistics",
+    "unread",
     "vision",
     "weights",
 ]
