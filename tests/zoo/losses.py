@@ -10,7 +10,6 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 from tests.zoo.base import ZooNetwork, conv, zoo
 
-
 Pair = tuple[Tensor, Tensor]
 
 

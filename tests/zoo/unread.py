@@ -67,8 +67,8 @@ class WaveNet(ZooNetwork):
 
     def forward(self, x: Tensor) -> Any:
         x, skip = self.first(x), torch.zeros((), dtype=x.dtype)
-        for gate, residual, to_skip in zip(self.gates, self.residuals, self.skips, strict=True):
-            a, b = gate(F.pad(x, (gate.dilation[0], 0))).chunk(2, 1)
+        for block, (gate, residual, to_skip) in enumerate(zip(self.gates, self.residuals, self.skips, strict=True)):
+            a, b = gate(F.pad(x, (2**block, 0))).chunk(2, 1)
             gated = a.tanh() * b.sigmoid()
             x, skip = x + residual(gated), skip + to_skip(gated)
         return self.fc(torch.relu(self.last(torch.relu(skip))))
