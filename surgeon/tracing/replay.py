@@ -74,6 +74,8 @@ class Replay(fx.Interpreter):
             yield node, value
             for dead in self.user_to_last_uses.get(node, []):
                 del self.env[dead]
+            if not node.users:
+                del self.env[node]
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002  # fx's signature
         """The parameter, buffer or constant of that name."""

@@ -25,7 +25,7 @@ from surgeon.tracing import (
     trace,
     unwrap,
 )
-from surgeon.trial import Fit, Misfit, fit_recording, same_calls
+from surgeon.trial import Fit, Misfit, fit_recording, next_call, same_calls
 from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
 from surgeon.verification.twin import codes, redraw
@@ -95,6 +95,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
     dense, other = check_model(model), unwrap(small)
     inputs = Inputs.of(example_inputs)
     fitted = _read(dense, other, plan, inputs)
+    _runs_freely(fitted, other)
     own = {**fitted.graph.trace.tensors, **named_tensors(dense)}, fitted.small.labels.trace.tensors
     return check_fit(fitted, own, lambda draw: _twins(fitted, seed + draw))
 
@@ -138,6 +139,19 @@ def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit
     except Misfit as misfit:
         site = misfit.node.meta.get("site")
         raise VerificationError(f"the cut model differs from the dense one at {site}: {misfit.why}") from misfit
+
+
+def _runs_freely(fitted: Fit, small: nn.Module) -> None:
+    """Let the cut model decide for itself on the example, as it will: it may come where the dense one didn't."""
+    dense = fitted.graph.trace
+    if not dense.decisions:
+        return
+    try:
+        record(small, dense.inputs)
+    except Unfinished as stop:
+        node = next_call(stop.graph, dense.graph) or dense.calls[-1]
+        why = f"the cut model fails on its own decisions at {_describe(node)}: {stop.__cause__}"
+        raise Difference(why, node) from stop
 
 
 def _same_weights(fitted: Fit, dense: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> None:

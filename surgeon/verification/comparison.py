@@ -94,12 +94,12 @@ def compare(
 
 
 def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
-    """Whether a dense value is one to compare: numbers that somebody reads, not made in the size that is needed."""
+    """Whether a dense value is one to compare: numbers, not made in the size that is needed."""
     if node.op != "call_function" or not isinstance(value, Tensor) or not value.numel():
         return False
     result = any(user.op == "output" for user in node.users)
     number = value.is_floating_point() or value.is_complex() or result
-    return bool(number and node.users) and not fitted.graph.structure.labels.marks[node].free
+    return bool(number) and not fitted.graph.structure.labels.marks[node].free
 
 
 def _nothing_flows(fitted: Fit, node: fx.Node, dense: Tensor, small: Any) -> bool:
