@@ -36,9 +36,9 @@ RATIO = 0.5
 JUDGED = 60e6  # parameters up to which the oracle judges: it holds several float64 copies
 SHOWN = 8  # pinned layers and unproven places named in a row
 STATUSES: tuple[tuple[type[Exception], str], ...] = (
+    (VerificationError, "wrong"),
     (NothingToCutError, "refused"),
     (BudgetError, "refused"),
-    (VerificationError, "wrong"),
 )
 
 

@@ -21,7 +21,7 @@ from .output import Watch, emit_json, say, table
 from .runtime import pick_device, try_forward
 from .stopping import resumable
 from .subjects import warn_of_classes
-from .training_options import augment_of, check_folder, percent, tuning_of
+from .training_options import about_of, augment_of, check_folder, percent, tuning_of
 
 #: Training images that rank the filters.
 _RANKED = 256
@@ -96,8 +96,6 @@ def run(options: Mapping[str, Any]) -> None:
     assert data.val is not None
     val = batches(data.val, made, size, workers=workers)
     test = None if data.test is None else batches(data.test, made, size, workers=workers)
-    tuning = tuning_of(options)
-    about = {"model": subject.name, "weights": subject.weights, "data": data.name, "batch_size": size}
     with resumable(), Watch() as watch:
         found = surgeon.compare(
             subject.model,
@@ -107,8 +105,8 @@ def run(options: Mapping[str, Any]) -> None:
             experiment,
             judge=test,
             directory=folder,
-            about={**about, "tuning": tuning},
-            tuning={**tuning, "device": device},
+            about=about_of(options, subject, data),
+            tuning={**tuning_of(options), "device": device},
             dataloader=Batches(rank.pixels, rank.labels, made, options["batch_size"], device),
             on_cell=_tell,
             progress=watch,

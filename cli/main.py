@@ -137,7 +137,9 @@ def _wrap(problem: Exception) -> click.ClickException | None:
         if isinstance(problem, errors.ProcessError):
             message = printable(str(problem))
             return Failure(message) if os.environ.get("RANK", "0") == "0" else Elsewhere(message)
-        failed, message = isinstance(problem, errors.VerificationError), printable(_spoken(str(problem)))
+        message = printable(_spoken(str(problem)))
+        refused = isinstance(problem, errors.NothingToCutError)
+        failed = isinstance(problem, errors.VerificationError) and not refused
         return Failure(message) if failed else Mistake(message)
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):
         first = str(problem).splitlines()[0]

@@ -28,7 +28,7 @@ from .output import Watch, emit_json, say, table, warn
 from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
 from .subjects import Subject, warn_of_classes, warn_of_masks
-from .training_options import announce, augment_of, check_folder, epoch_line, percent, tuning_of
+from .training_options import about_of, announce, augment_of, check_folder, epoch_line, percent, tuning_of
 
 #: Rounds of timing after each step.
 _ROUNDS = 10
@@ -72,6 +72,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             after_cut=_healer(options, loaders["rank"]),
             rewind=_early(options, device),
             directory=folder,
+            about=about_of(options, subject, data),
             origin=subject.origin,
             on_step=rows,
             criterion=options["criterion"],

@@ -104,7 +104,8 @@ def _check_line(check: dict[str, Any] | None) -> str:
     facts = f"{check['nodes']} places compared, {errors}"
     if check["status"] == "passed":
         return f"check: passed ({facts})"
-    return f"check: {check['status'].upper()} ({facts}); not compared: {', '.join(check['unproven'][:4])}"
+    stopped = f" (stopped at {check['stopped']})" if check.get("stopped") else ""
+    return f"check: {check['status'].upper()} ({facts}); not compared: {', '.join(check['unproven'][:4])}{stopped}"
 
 
 def _healing_line(layers: list[dict[str, Any]]) -> str:

@@ -115,6 +115,23 @@ def augment_of(options: Mapping[str, Any]) -> Any:
     return Augment(options["crop"], options["flip"], options["cutout"])
 
 
+#: Options that surgeon.prune_and_tune and surgeon.compare see nothing of, and that make another run.
+_ABOUT = (
+    "model", "data", "seed", "image_size", "val_share", "samples", "batch_size", "train_batch_size", "crop", "flip",
+    "cutout", "heal",
+)  # fmt: skip
+
+
+def about_of(options: Mapping[str, Any], subject: Subject, data: Data) -> dict[str, Any]:
+    """What a run that is taken up again must agree in: the options by their names, the images and what becomes of them.
+
+    `data` as it is split.
+    """
+    counts = [0 if part is None else len(part) for part in (data.train, data.val, data.test)]
+    images = {"images": counts, "classes": list(data.classes), "preprocess": subject.preprocess.to_dict()}
+    return {name: options[name] for name in _ABOUT if name in options} | {"weights": subject.weights} | images
+
+
 def check_folder(folder: Path, *, resume: bool) -> None:
     """A run is only taken up where that was asked for.
 

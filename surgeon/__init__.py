@@ -13,6 +13,7 @@ from surgeon.errors import (
     ConstantError,
     ExportError,
     HealingError,
+    InexactError,
     InputError,
     ModelError,
     NothingToCutError,
@@ -46,11 +47,11 @@ logging.getLogger("surgeon").addHandler(logging.NullHandler())
 
 __all__ = [
     "BudgetError", "BusyError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
-    "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InputError", "Inputs", "LayerHealing",
-    "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned", "Report", "Result",
-    "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "Streamed", "SurgeonError", "Trace",
-    "Trained", "Tuned", "TuningError", "Validation", "VerificationError", "channel_graph", "compare", "evaluate",
-    "export", "finegrained", "heal", "load", "load_shards", "make_plan", "prune", "prune_and_tune", "prune_shards",
-    "rewrite", "rewrite_optimizer", "save", "score", "score_all", "sensitivity", "trace", "train", "tune", "verify",
-    "write_report",
+    "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InexactError", "InputError", "Inputs",
+    "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned",
+    "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "Streamed",
+    "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "Validation", "VerificationError", "channel_graph",
+    "compare", "evaluate", "export", "finegrained", "heal", "load", "load_shards", "make_plan", "prune",
+    "prune_and_tune", "prune_shards", "rewrite", "rewrite_optimizer", "save", "score", "score_all", "sensitivity",
+    "trace", "train", "tune", "verify", "write_report",
 ]  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from surgeon.contents import tensors_in
 
 __all__ = ["distance"]
 
@@ -18,9 +19,7 @@ def distance(expected: Any, found: Any) -> float:
     NaN where nothing is compared: no tensor, only zeros, or numbers that are not finite. Infinite where the two don't
     have tensors of the same number, shapes and kinds.
     """
-    ours, theirs = (
-        [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)] for value in (expected, found)
-    )
+    ours, theirs = tensors_in(expected), tensors_in(found)
     if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
         return math.inf
     errors = [_relative(a, b) for a, b in zip(ours, theirs, strict=True) if a.numel()]

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints
+from surgeon.contents import tensors_in
 from surgeon.criteria import Scores, score_all
 from surgeon.criteria.gradients import expected_loss, has_targets
 from surgeon.criteria.table import mixture
@@ -177,8 +177,7 @@ def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: 
 
 @alone
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    leaves = pytree.tree_leaves(model(*inputs.args, **inputs.kwargs))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [tensor for tensor in tensors_in(model(*inputs.args, **inputs.kwargs)) if tensor.is_floating_point()]
 
 
 def _apart(dense: Tensor, small: Tensor) -> float:

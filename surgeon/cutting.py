@@ -16,7 +16,7 @@ from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.cost import Latency
 from surgeon.criteria import Scores, score
 from surgeon.deadline import TOLERANCE, Candidate, Timing, as_fast, within_time
-from surgeon.errors import BudgetError, InputError, NothingToCutError, SurgeonError, VerificationError
+from surgeon.errors import BudgetError, InexactError, InputError, NothingToCutError, SurgeonError, VerificationError
 from surgeon.measure import Comparison, latency, rounds_for
 from surgeon.planning import (
     AUTO,
@@ -229,7 +229,7 @@ class Cutter:
     def _plan(self, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], predicted: Latency | None) -> Plan:
         with self.clock("plan"):
             plan = make_plan(graph, scores, seed=self.seed, latency=predicted, **budget, **self.planning)
-            agree("plans", plan.to_json())
+            agree("plans", plan.to_json)
         if self.strict and plan.fitted is not None:
             _refuse_pinned(plan.fitted.graph)
         return plan
@@ -258,8 +258,9 @@ class Cutter:
                     raise
                 try:
                     plan = self._plan(_without(plan, difference), scores, budget, predicted)
-                except (BudgetError, NothingToCutError):
-                    raise difference from None  # without those channels there is nothing left to do
+                except (BudgetError, NothingToCutError) as refusal:
+                    where = "without the channels that can't be cut exactly"
+                    raise InexactError(f"{where}: {refusal}\n{difference}") from None
                 small = self._rewrite(module, plan)
 
 

@@ -48,6 +48,10 @@ class VerificationError(SurgeonError, ArithmeticError):
     """The cut model differs from the dense one with the removed channels silenced."""
 
 
+class InexactError(NothingToCutError, VerificationError):
+    """The check found a cut that differs, and without the channels there the budget can't be kept, or nothing goes."""
+
+
 class HealingError(SurgeonError, ValueError):
     """Healing can't begin: an unknown level, no data, or models that don't belong together."""
 

@@ -19,18 +19,17 @@ from surgeon.checkpoint import load, read_header, save
 from surgeon.composition import compose
 from surgeon.errors import CheckpointError, ModelError, TuningError
 from surgeon.files import locked
-from surgeon.jsonfiles import as_read
 from surgeon.planning import Plan
-from surgeon.planning.steps import goals_of, remaining
-from surgeon.processes import first, from_first, start, together
+from surgeon.planning.steps import BUDGETS, goals_of, remaining
+from surgeon.processes import fingerprint, first, from_first, start, together
 from surgeon.pruning import prune
 from surgeon.report import layer_rows, sizes
 from surgeon.rewriting import fit, rewrite
-from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
+from surgeon.tracing import Inputs, check_model, named_tensors, outside_inference_mode, trace
 from surgeon.tuning import Tuned, evaluate, rewrite_optimizer, tune
 from surgeon.tuning.objectives import Objective
 from surgeon.tuning.order import own_randomness, seed_epoch
-from surgeon.tuning.record import Step, plain, read_rows, write_rows
+from surgeon.tuning.record import Asked, Step, plain, read_rows, write_rows
 from surgeon.tuning.state import FILE
 
 __all__ = ["PrunedAndTuned", "Step", "prune_and_tune"]
@@ -72,6 +71,7 @@ def prune_and_tune(
     carry_optimizer: bool = True,
     rewind: nn.Module | None = None,
     directory: str | os.PathLike[str] | None = None,
+    about: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
     on_step: OnStep | None = None,
     seed: int = 0,
@@ -82,8 +82,8 @@ def prune_and_tune(
 
     With a `directory`, a run that was interrupted at any moment and is called again with the same arguments goes on
     from the last finished epoch or cut, and on the CPU ends as one that was not interrupted (see :func:`surgeon.tune`
-    for what that asks of the loaders). Of several processes all must see the
-    `directory`. The small models are saved there with all cuts so far as one plan:
+    for what that asks of the loaders). Other weights and other plain options are refused. Of several processes all must
+    see the `directory`. The small models are saved there with all cuts so far as one plan:
     ``step-N-cut.safetensors`` before training, ``step-N.safetensors`` after it; :func:`surgeon.load` opens them.
 
     Parameters
@@ -112,6 +112,10 @@ def prune_and_tune(
         2020 (arXiv 1912.05671): what a cut leaves is trained from these weights again, with an optimizer of its own.
     directory, origin:
         Where to save, and where `model` came from, as in :func:`surgeon.save`.
+    about:
+        What else makes the run the one it is (JSON-able): the data and its split, how images are changed, how
+        `after_cut` heals. It can't be seen from the loaders and functions; a `directory` whose run was about something
+        else is refused.
     on_step:
         Called as ``on_step(step, small)`` when a step is finished and saved.
     options:
@@ -129,7 +133,7 @@ def prune_and_tune(
     start()
     _check_tuning(steps, tuning or {}, after_cut, rewind)
     module = check_model(model)
-    budget = {name: options.pop(name) for name in _BUDGETS if options.get(name) is not None}
+    budget = {name: options.pop(name) for name in BUDGETS if options.get(name) is not None}
     dense = _graph(module, example_inputs)
     amounts = sizes(dense)
     goals = goals_of(budget, schedule, steps, amounts)
@@ -137,17 +141,15 @@ def prune_and_tune(
     options["units"] = _names(module, options.get("units"))
     given = {k: options[k] for k in ("loss_fn", "forward_loss") if k in options} | dict(tuning or {})
     asked = {"goals": goals, "epochs": epochs_per_step, "final": final_epochs, "carry": carry_optimizer, "seed": seed}
-    asked |= plain({**options, **given}) | ({} if rewind is None else {"rewind": True})
+    asked |= plain({**options, **given}) | {"after_cut": after_cut is not None}
+    asked |= {"weights": _digest(module), "rewind": None if rewind is None else _digest(rewind)}
     run = _Run(
         module, amounts, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
         after_cut, carry_optimizer and rewind is None, rewind, None if directory is None else Path(directory), origin,
         on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
     with together("pruning and tuning"), locked(directory if first() else None):
-        return run.finish(as_read(asked), dense)
-
-
-_BUDGETS = ("filters", "ratio", "max_macs", "max_params")
+        return run.finish(Asked.of(asked, about), dense)
 
 
 def _check(steps: Any, epochs_per_step: Any, final_epochs: Any, options: Mapping[str, Any]) -> None:
@@ -170,6 +172,10 @@ def _check_tuning(steps: int, tuning: Mapping[str, Any], after_cut: AfterCut | N
 
 def _graph(model: nn.Module, example_inputs: Any) -> ChannelGraph:
     return channel_graph(trace(model, Inputs.of(example_inputs)))
+
+
+def _digest(model: nn.Module) -> str:
+    return fingerprint(named_tensors(model))
 
 
 def _names(model: nn.Module, layers: Iterable[nn.Module | str] | None) -> list[nn.Module | str]:
@@ -201,7 +207,7 @@ class _Run:
     seed: int
     progress: Callable[[str, int, int], None]
 
-    def finish(self, asked: dict[str, Any], graph: ChannelGraph) -> PrunedAndTuned:
+    def finish(self, asked: Asked, graph: ChannelGraph) -> PrunedAndTuned:
         """All steps that are still to come."""
         rows = [] if self.directory is None else self._record(self.directory, asked)
         model, plan, tuned = self.dense, Plan.empty(graph), None
@@ -235,7 +241,7 @@ class _Run:
             self.progress("steps", number, len(self.goals))
         return PrunedAndTuned(model, plan, tuple(rows), dense)
 
-    def _record(self, folder: Path, asked: dict[str, Any]) -> list[Step]:
+    def _record(self, folder: Path, asked: Asked) -> list[Step]:
         """The steps that are finished; where there is no record yet, the first process makes one before others look."""
         from_first(lambda: len(read_rows(folder, asked)))
         return read_rows(folder, asked)

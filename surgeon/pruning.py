@@ -23,6 +23,7 @@ from surgeon.planning.steps import goals_of, remaining
 from surgeon.processes import agree, fingerprint, kept, together
 from surgeon.report import Report, make_report, sizes, tensor_bytes
 from surgeon.rewriting import fit, rewrite
+from surgeon.rules import reasons
 from surgeon.tracing import as_graph as to_graph
 from surgeon.tracing import check_model, named_modules, named_tensors, outside_inference_mode
 from surgeon.verification import Check
@@ -127,7 +128,7 @@ def prune(
     if as_graph:
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
     batches = _repeatable(dataloader) if heal != "none" or steps > 1 or criterion == "auto" else dataloader
-    agree("weights", fingerprint(named_tensors(module)))
+    agree("weights", lambda: fingerprint(named_tensors(module)))
     clock = Clock(progress)
     scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss, "micro_batch": micro_batch}
     planning = {
@@ -230,6 +231,7 @@ def _all_of(checks: list[Check]) -> Check | None:
     return Check(
         status, max(c.error for c in checks), max(c.own_error for c in checks), min(c.nodes for c in checks),
         tuple(dict.fromkeys(name for c in checks for name in c.unproven)), checks[-1].kept_statistics,
+        next((c.stopped for c in checks if c.stopped), ""),
     )  # fmt: skip
 
 
@@ -275,4 +277,5 @@ def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:
     constants = [p for p in graph.pinned if p.reason.startswith("constant")]
     kept = [f"{p.layer} keeps {p.channels} of {p.of} channels: {p.reason}" for p in constants]
     held = plan.fitted.settings if plan.fitted is not None else {}
+    kept += [f"the forward gives {reasons.closed(kind)}: what it holds stays whole" for kind in graph.trace.closed]
     return (*kept, *(f"{target} is now {value}" for target, value in held.items()))

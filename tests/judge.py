@@ -98,10 +98,10 @@ def judge(spec: Spec, cut: Cut) -> Outcome:
     """Prune with verification on, then ask the oracle, on the example and on a batch of another size."""
     try:
         return _judge(spec, cut)
+    except (VerificationError, OracleError) as error:  # a cut that differs counts, also where nothing else is left
+        return Outcome("wrong", f"{type(error).__name__}: {_first_line(error)}")
     except (BudgetError, NothingToCutError) as error:
         return Outcome("refused", _first_line(error))
-    except (VerificationError, OracleError) as error:
-        return Outcome("wrong", f"{type(error).__name__}: {_first_line(error)}")
     except Exception as error:  # noqa: BLE001  # a crash of any kind is what we count
         return Outcome("crash", f"{type(error).__name__}: {_first_line(error)} at {_place(error)}")
 

@@ -398,6 +398,36 @@ def _other_reductions() -> list[Sample]:
     ]
 
 
+def _binary(x: Tensor, y: Tensor, weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    return F.binary_cross_entropy(x.sigmoid(), y.sigmoid(), weight, reduction=reduction)
+
+
+def _losses() -> list[Sample]:
+    two = "3c 4c, 3c 4c"
+    classes, labels, many = torch.tensor([0, 2, 1]), torch.tensor([[1, 2, 0, 3]] * 3), torch.zeros(2, 2, 2).long()
+    lengths = torch.tensor([4, 4, 4])
+    runs: dict[str, Any] = {
+        **{name: getattr(F, name) for name in ("mse_loss", "smooth_l1_loss", "huber_loss", "soft_margin_loss")},
+        "binary_cross_entropy": _binary,
+    }
+    found = []
+    for name, run in runs.items():
+        ways = ("mean", "sum", "none")
+        found += [Sample(name, functools.partial(run, reduction=reduction), two, reduction) for reduction in ways]
+        found.append(Sample(name, run, "3p 4p, 3i 4i", "from an input"))
+    return [
+        *found,
+        Sample("binary_cross_entropy", _binary, f"{two}, 4c", "weighed"),
+        Sample("smooth_l1_loss", lambda x, y: F.smooth_l1_loss(x, y, beta=0.5, reduction="sum"), two, "bend"),
+        Sample("nll_loss_forward", lambda x: F.nll_loss(x, classes), "3p 4p"),
+        Sample("nll_loss_forward", lambda x: F.cross_entropy(x, classes, reduction="none"), "3p 4p", "cross entropy"),
+        Sample("nll_loss2d_forward", lambda x: F.nll_loss(x, many), "2p 3p 2p 2p"),
+        Sample("multi_margin_loss", lambda x: F.multi_margin_loss(x, classes), "3p 4p"),
+        Sample("multilabel_margin_loss_forward", lambda x: F.multilabel_margin_loss(x, labels), "3p 4p"),
+        Sample("_ctc_loss", lambda x: F.ctc_loss(x, labels[:, :2], lengths, lengths // 2), "4p 3p 4p"),
+    ]
+
+
 def _norms() -> list[Sample]:
     return [
         *(
@@ -760,7 +790,8 @@ def _shuffled(x: Tensor, weight: Tensor, after: Tensor) -> Tensor:
 
 
 SAMPLES: tuple[Sample, ...] = (
-    *_pointwise(), *_copies(), *_factories(), *_products(), *_convolutions(), *_movement(), *_statistics(), *_windows(),
+    *_pointwise(), *_copies(), *_factories(), *_products(), *_convolutions(), *_movement(), *_statistics(), *_losses(),
+    *_windows(),
     *_spectra(), *_gathered(), *_matrices(),
     *_meetings(),
 )  # fmt: skip

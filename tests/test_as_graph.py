@@ -149,6 +149,27 @@ def test_a_way_that_the_data_decides_is_refused_with_its_line() -> None:
         cut(networks.ByTheData().eval().double())
 
 
+class Hyper(nn.Module):
+    """One layer makes the weights of a convolution, whose sizes stand in the forward as numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.z = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(6))
+        self.w, self.h = nn.Linear(6, 12 * 8 * 9), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.h(torch.conv2d(self.a(x), self.w(self.z).view(12, 8, 3, 3)).mean((2, 3)))
+
+
+def test_where_all_that_could_be_cut_differs_there_is_nothing_to_cut() -> None:
+    with pytest.raises(surgeon.NothingToCutError) as caught:
+        cut(Hyper().eval().double())
+    told = str(caught.value)
+    assert told.startswith("without the channels that can't be cut exactly: nothing in this model can be cut:")
+    assert all(f"\n  {layer}: mixes channels in convolution" in told for layer in ("a", "w"))
+    assert isinstance(caught.value, surgeon.VerificationError)  # for who waits for that
+
+
 def test_a_graph_is_a_new_module() -> None:
     with pytest.raises(ModelError, match="not both"):
         cut(build("flattened"), inplace=True)

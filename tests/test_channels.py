@@ -130,6 +130,18 @@ def sorted_graph() -> ChannelGraph:
     return surgeon.channel_graph(surgeon.trace(Sorted(), torch.randn(2, 3, 8, 8)))
 
 
+class SortedWeight(Sorted):
+    """An operator that no rule knows, on a weight: nothing is known of the filters that it makes."""
+
+    def forward(self, x: Tensor) -> Any:
+        weight = torch.special.bessel_j0(self.conv.weight)
+        return self.fc(F.relu(F.conv2d(x, weight, self.conv.bias)).mean((2, 3)))
+
+
+def sorted_weight_graph() -> ChannelGraph:
+    return surgeon.channel_graph(surgeon.trace(SortedWeight(), torch.randn(2, 3, 8, 8)))
+
+
 def pins(graph: ChannelGraph) -> dict[str, tuple[str, int, int]]:
     return {p.layer: (p.reason, p.channels, p.of) for p in graph.pinned}
 
@@ -142,8 +154,14 @@ def pins(graph: ChannelGraph) -> dict[str, tuple[str, int, int]]:
         (lambda: graph_of("SoftmaxOverChannels"), "conv", ("mixes channels in _softmax", 12, 12), "zoo/constants.py"),
         (lambda: graph_of("PaddedShortcut"), "conv2", ("constant in", 8, 16), "tests/zoo"),
         (sorted_graph, "conv", ("operator without rule special_bessel_j0", 8, 8), "test_channels.py"),
+        (
+            sorted_weight_graph,
+            "conv",
+            ("operator without rule special_bessel_j0", 8, 8),
+            "test_channels.py",
+        ),
     ],
-    ids=["output", "feature map", "softmax", "padded shortcut", "no rule"],
+    ids=["output", "feature map", "softmax", "padded shortcut", "no rule", "no rule for a weight"],
 )
 def test_pins_say_why(
     make: Callable[[], ChannelGraph], layer: str, expected: tuple[str, int, int], file: str | None
@@ -231,7 +249,8 @@ def test_pinning_one_group_of_a_bundle_keeps_the_others() -> None:
 #: The whole set of reasons that a user can read.
 REASON = re.compile(
     r"output|ignored|operator without rule \S+|constant in \S.*|mixes channels in \S+|would empty the layer"
-    r"|not reached by the example inputs|not a float weight"
+    r"|not reached by the example inputs|not a float weight|its result isn't read|used in a way that isn't known"
+    r"|as wide as \S+, which other data may reach: pass example inputs that do"
 )
 
 

@@ -65,6 +65,7 @@ def test_version() -> None:
         (errors.BudgetError("too much"), 2),
         (errors.ModelError("no model"), 2),
         (errors.VerificationError("layer1 differs"), 1),
+        (errors.InexactError("layer1 differs, and is all there is"), 2),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2),
     ],
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import surgeon
@@ -128,6 +130,44 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch: pytest.Monkey
             for epoch in step["history"]:
                 epoch.pop("seconds")
         assert one == other
+
+
+OTHERS: dict[str, tuple[object, ...]] = {
+    "cutout": ("--cutout", 3),
+    "flip": ("--no-flip",),
+    "crop": ("--crop", 1),
+    "heal": ("--heal", "bn"),
+    "samples": ("--samples", 8),
+    "val_share": ("--val-share", 0.3),
+    "batch_size": ("--batch-size", 4),
+    "train_batch_size": ("--train-batch-size", 9),
+    "image_size": ("--image-size", 12),
+    "data": ("--data", "others"),
+    "weights": ("--weights", "other.safetensors"),
+    "seed": ("--seed", 1),
+    "criterion": ("--criterion", "random"),
+    "lr": ("--lr", 0.5),
+    "images": (),  # one was added
+}
+
+
+def test_a_run_is_not_taken_up_as_another(tmp_path: Path) -> None:
+    begun = ("--filters", 2, "--criterion", "magnitude")
+    assert prune(*begun, steps=1).code == 0
+    draw(tmp_path / "others" / "train", 10, seed=5)
+    save_file(make().state_dict(), "other.safetensors")
+    kept = Path("small/run.json").read_bytes()
+    Path("small.safetensors").unlink()
+    for option, words in OTHERS.items():
+        if option == "images":
+            shutil.copy("photos/train/blue/0.png", "photos/train/blue/extra.png")
+        ran = prune(*begun, "--resume", *words, steps=1)
+        assert ran.code == 2, option
+        assert f"'{option}'" in ran.err, ran.err
+        assert not Path("small.safetensors").exists()
+        assert Path("small/run.json").read_bytes() == kept
+    Path("photos/train/blue/extra.png").unlink()
+    assert prune(*begun, "--resume", "--workers", 1, steps=1).code == 0
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {

@@ -260,6 +260,49 @@ def test_large_jpegs_are_decoded_small_and_look_the_same(tmp_path: Path) -> None
         assert image.size == (1600, 1200)
 
 
+GREY = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_of_grey_are_scaled(name: str, channels: int, tmp_path: Path) -> None:
+    for label in ("one", "two"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(GREY).save(tmp_path / label / name)
+    data = open_data(str(tmp_path)).checked()
+    made = Preprocess(8, 8, (0.0,) * 3, (1.0,) * 3, channels)
+    expected = np.rint(GREY / 257) / 255
+    images, _ = next(iter(batches(data.train, made, 2)))
+    assert images.shape == (2, channels, 8, 8)
+    assert torch.allclose(images, torch.from_numpy(expected).float().expand_as(images))
+    parts, _ = next(iter(batches(data.train, made, 2, Augment())))  # a random part
+    assert 0.2 < parts.mean() < 0.8
+
+
+@pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])
+def test_an_image_whose_white_is_not_known_is_refused_at_once(kind: type, mode: str, tmp_path: Path) -> None:
+    file = tmp_path / "one" / "a.tif"
+    for label in ("one", "two"):
+        (tmp_path / label).mkdir()
+        Image.fromarray(GREY.astype(kind)).save(tmp_path / label / "a.tif")
+    data = open_data(str(tmp_path))
+    for reads in (data.checked, lambda: data.train.loaded(MADE)):
+        with pytest.raises(InputError, match=f"{file}: can't be read .its mode {mode} doesn't say which"):
+            reads()
+
+
+def test_twelve_bits_are_no_sixteen() -> None:
+    image = Image.fromarray(GREY)
+    vars(image)["tag_v2"] = {258: (12,)}  # as Pillow opens such a TIFF
+    with pytest.raises(ValueError, match="its mode I;16"):
+        MADE.pixels(image)
+
+
+def test_alpha_is_dropped() -> None:
+    image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
+    assert MADE.pixels(image)[:, 0, 0].tolist() == [10, 20, 30]
+
+
 def test_images_in_memory_are_scaled_to_the_model() -> None:
     split = Split(torch.zeros(2, dtype=torch.long), torch.full((2, 3, 4, 4), 200, dtype=torch.uint8))
     images, _ = next(iter(batches(split, MADE, 2)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.errors import CheckpointError, TuningError
+from surgeon.errors import CheckpointError, SurgeonError, TuningError
 from surgeon.experiments import Cell, Compared, Experiment, Summary, running
 from surgeon.experiments.running import renew
 from tests.cli_run import Ran, surgeon_cli
@@ -91,8 +91,16 @@ def test_finished_cells_are_kept_and_a_grid_can_grow(tmp_path: Path) -> None:
 def test_a_folder_belongs_to_one_comparison(tmp_path: Path) -> None:
     small = Experiment(("magnitude",), ({"ratio": 0.5},), ("one-shot",), (0,), steps=1, epochs=1, dense=False)
     compare(small, directory=tmp_path, about={"model": "a"})
-    with pytest.raises(CheckpointError, match="belong to"):
+    with pytest.raises(CheckpointError, match=r"belong to {'model': 'a'}, these to {'model': 'b'}"):
         compare(small, directory=tmp_path, about={"model": "b"})
+    with pytest.raises(CheckpointError, match=r"belong to {'scope': None}, these to {'scope': 'local'}"):
+        compare(small, directory=tmp_path, about={"model": "a"}, scope="local")
+    with pytest.raises(CheckpointError, match=r"belong to {'lr': 0.01}, these to {'lr': 0.02}"):
+        surgeon.compare(dense(), IMAGES[:1], LOADER, LOADER, small, directory=tmp_path, about={"model": "a"},
+                        tuning={"lr": 0.02})  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"belong to {'weights'"):
+        surgeon.compare(Small(), IMAGES[:1], LOADER, LOADER, small, directory=tmp_path, about={"model": "a"},
+                        tuning={"lr": 0.01})  # fmt: skip
     (tmp_path / "cells.json").write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         compare(small, directory=tmp_path, about={"model": "a"})
@@ -155,6 +163,11 @@ BAD = [
     ({"schedules": []}, "schedules is empty"),
     ({"steps": 3, "epochs": 10}, "shared evenly"),
     ({"steps": 0}, "at least one step"),
+    ({"criteria": ["taylor", "tayler"]}, "criteria: no criterion called 'tayler'; did you mean 'taylor'"),
+    ({"schedules": ["linear", "lineal"]}, "schedules: there is no 'lineal'; there are: linear, .*, scratch"),
+    ({"schedules": ["dense"]}, "schedules: there is no 'dense'"),
+    ({"budgets": [{"max_latency": "50%"}]}, "budgets: there is no 'max_latency' in steps"),
+    ({"budgets": [{"max_activations": 0.5}]}, "budgets: there is no 'max_activations' in steps"),
 ]
 
 
@@ -162,6 +175,62 @@ BAD = [
 def test_experiments_that_are_none(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(TuningError, match=told):
         Experiment.read(fields)
+
+
+AHEAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "above one": ({"budgets": ({"ratio": 0.5}, {"max_macs": 1.5})}, {}, "budget {'max_macs': 1.5}, .*max_macs=1.5 of"),
+    "out of reach": ({"budgets": ({"ratio": 0.5}, {"max_params": 3})}, {}, "budget {'max_params': 3}, .* out of reach"),
+    "only as asked": ({}, {"min_channels": 1000}, "budget {'ratio': 0.5}, schedule 'linear': .*no channel has to go"),
+    "too many in all": ({"budgets": ({"filters": 18},), "schedules": ("one-shot", "per-step")}, {}, "'per-step': .*36"),
+    "a ratio in every step": ({"schedules": ("linear", "per-step")}, {}, "schedule 'per-step': .*counts filters"),
+    "two budgets": ({"budgets": ({"ratio": 0.5, "max_macs": 0.5},)}, {}, "give filters=, or ratio="),
+    "a rate for each step": ({}, {"tuning": {"lr": (0.1, 0.2)}}, "lr lists 2 rates, and 'one-shot' trains 1 time"),
+}
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_cells_that_can_not_be_run_are_told_before_the_first(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.Runner, "cell", pytest.fail)
+    fields, options, told = AHEAD[name]
+    cells = Experiment(**{"criteria": ("magnitude",), "budgets": ({"ratio": 0.5},), "steps": 2, "epochs": 2, **fields})
+    with pytest.raises(SurgeonError, match=told):
+        surgeon.compare(dense(), IMAGES[:1], LOADER, LOADER, cells, directory=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_layer_that_can_not_start_anew_is_told_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.Runner, "cell", pytest.fail)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(192, 4), nn.Linear(4, 3), Bare())
+    with pytest.raises(TuningError, match=r"4 \(Bare\) has parameters and no reset_parameters"):
+        surgeon.compare(model, IMAGES[:1], LOADER, LOADER, GRID)
+
+
+def test_a_model_that_is_small_enough_already_is_trained() -> None:
+    cells = Experiment(("magnitude",), ({"max_macs": 1.0},), ("one-shot",), (0,), steps=1, epochs=1)
+    assert len({cell.macs for cell in compare(cells).cells}) == 1
+
+
+@pytest.mark.parametrize(
+    ("tuning", "rates"),
+    [({}, (0.1, 0.01)), ({"lr": 0.02}, (0.02, 0.02)), ({"optimizer": "adamw"}, (0.001, 0.001))],
+)
+def test_new_weights_have_a_rate_of_their_own(
+    tuning: dict[str, Any], rates: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+    tune = surgeon.tune
+
+    def seeing(*args: Any, **given: Any) -> Any:
+        tuned = tune(*args, **given)
+        seen.append(tuned.optimizer.param_groups[0]["lr"])
+        return tuned
+
+    monkeypatch.setattr(running, "tune", seeing)
+    cells = Experiment(("magnitude",), ({"ratio": 0.5},), ("scratch",), (0,), steps=1, epochs=1)
+    surgeon.compare(dense(), IMAGES[:1], LOADER, LOADER, cells, tuning={"device": "cpu", **tuning})
+    assert seen == pytest.approx(rates)
 
 
 # ---------------------------------------------------------------- the command
@@ -197,6 +266,14 @@ def test_an_experiment_file(suffix: str) -> None:
     assert "holds a run" in command("--experiment", f"grid.{suffix}").err
     again = command("--experiment", f"grid.{suffix}", "--resume", "--json")
     assert again.json["cells"] == ran.json["cells"]
+    for option, *words in (
+        ("cutout", 3), ("flip",), ("val_share", 0.3), ("seed", 1), ("samples", 4), ("image_size", 12), ("lr", 0.5),
+    ):  # fmt: skip
+        name = option.replace("_", "-")
+        other = command("--experiment", f"grid.{suffix}", "--resume", "--no-flip" if option == "flip" else f"--{name}",
+                        *words)  # fmt: skip
+        assert other.code == 2
+        assert f"'{option}'" in other.err
 
 
 @pytest.mark.usefixtures("photographs")

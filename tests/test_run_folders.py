@@ -232,8 +232,12 @@ def changed(value: Any) -> Iterator[Any]:
             yield lacking(value, path)
 
 
+def asked_in(file: Path) -> record.Asked:
+    return record.Asked(**json.loads(file.read_text()))
+
+
 READERS: dict[str, Callable[[Path], object]] = {
-    "steps": lambda folder: record.read_rows(folder, json.loads((folder / "asked").read_text())),
+    "steps": lambda folder: record.read_rows(folder, asked_in(folder / "asked")),
     "cells": lambda folder: read_file(folder / "cells.json", store._Saved, "x"),
     "points": lambda folder: read_file(folder / "points.json", judging._Saved, "x"),
 }
@@ -266,7 +270,7 @@ def test_the_message_says_where(finished: Path, tmp_path: Path) -> None:
     value["steps"][0]["history"][0]["lr"] = "fast"
     (tmp_path / "run.json").write_text(json.dumps(value))
     with pytest.raises(CheckpointError, match=r"run.json: .*steps\[0\]\.history\[0\]\.lr is 'fast', expected a number"):
-        record.read_rows(tmp_path, value["asked"])
+        record.read_rows(tmp_path, record.Asked(**value["asked"]))
 
 
 @pytest.mark.parametrize("run", ["steps"], indirect=True)

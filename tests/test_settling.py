@@ -61,7 +61,7 @@ def test_eval_mode_computes_what_it_did_and_train_mode_the_same() -> None:
     model, x = made(Deep()), images()
     expected = model(x).detach()
     assert off(expected, in_train_mode(model, x)) > 0.1
-    settle(model, [Inputs((part,)) for part in x.split(32)])
+    settle(model, [Inputs((part,)) for part in torch.split(x, 32)])
     assert off(expected, model(x)) < 1e-12
     assert off(expected, in_train_mode(model, x)) < 0.01  # batches of other sizes, other estimates of a variance
 
@@ -138,12 +138,12 @@ def test_a_healed_model_begins_its_training_as_it_is(dtype: torch.dtype) -> None
     dense, x = made(Deep(), dtype), images(dtype=dtype)
     model = copy.deepcopy(dense)
     finegrained.sparsify(model, 0.9)
-    finegrained.heal(dense, model, x.split(32))
+    finegrained.heal(dense, model, torch.split(x, 32))
     with torch.no_grad():
         assert off(model(x), in_train_mode(model, x)) < 0.01
 
 
 def test_a_cut_and_healed_model_begins_its_training_as_it_is() -> None:
     dense, x = made(Deep()), images()
-    result = surgeon.prune(dense, x[:2], ratio=0.5, dataloader=x.split(32), heal="lstsq", criterion="magnitude")
+    result = surgeon.prune(dense, x[:2], ratio=0.5, dataloader=torch.split(x, 32), heal="lstsq", criterion="magnitude")
     assert off(result.model(x), in_train_mode(result.model, x)) < 0.01

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor, nn
 
 import surgeon
 from surgeon.data import Augment, Data, Preprocess, Split
 from surgeon.errors import CheckpointError, SelectionError, TuningError
 from surgeon.trainer import Row
+from surgeon.tuning import evaluate
+from surgeon.tuning.objectives import Objective
 from tests.factories import Small
 
 MADE = Preprocess(size=8, resize=8)
@@ -71,6 +74,44 @@ def test_top5_where_there_are_more_than_five_classes() -> None:
     assert trained.val.accuracy <= trained.val.top5 <= 1
     assert trained.rows[0].epoch.val_top5 is not None
     assert train(small(), colours(), 1).val.top5 is None
+
+
+def places() -> tuple[Tensor, Tensor]:
+    """Scores (4, 7, 3, 3) of a segmentation, and targets of which some are passed over; all those of the last image."""
+    draw = torch.Generator().manual_seed(0)
+    scores, targets = torch.randn(4, 7, 3, 3, generator=draw), torch.randint(0, 7, (4, 3, 3), generator=draw)
+    targets[torch.rand(4, 3, 3, generator=draw) < 0.4] = -100
+    targets[3] = -100
+    return scores, targets
+
+
+@pytest.mark.parametrize("ignored", [-100, 255, 2])
+def test_targets_that_are_passed_over_are_no_questions(ignored: int) -> None:
+    scores, targets = places()
+    targets[targets == -100] = ignored
+    asked = targets != ignored
+    best = scores.movedim(1, -1)[asked].topk(5).indices == targets[asked][:, None]
+    loss_fn = None if ignored == -100 else nn.CrossEntropyLoss(ignore_index=ignored)
+    batches = [(scores[:2], targets[:2]), (scores[2:3], targets[2:3]), (scores[3:], targets[3:])]
+    seen = evaluate(nn.Identity(), batches, Objective(loss_fn))
+    assert seen.accuracy == pytest.approx(best[:, 0].double().mean().item())
+    assert seen.top5 == pytest.approx(best.any(1).double().mean().item())
+    assert seen.loss == pytest.approx(F.cross_entropy(scores, targets, ignore_index=ignored).item())
+
+
+def test_targets_of_no_class_are_no_questions_whatever_the_loss() -> None:
+    """A function of one's own doesn't say what it passes over."""
+    scores, targets = places()
+    asked = targets != -100
+    right = (scores.argmax(1) == targets)[asked].double().mean().item()
+    own = Objective(lambda found, given: F.cross_entropy(found, given, ignore_index=255))
+    seen = evaluate(nn.Identity(), [(scores, targets.masked_fill(~asked, 255))], own)
+    assert seen.accuracy == pytest.approx(right)
+
+
+def test_nothing_to_judge_by_is_told() -> None:
+    with pytest.raises(TuningError, match="none with a target that counts"):
+        evaluate(nn.Identity(), [(torch.randn(2, 3), torch.full((2,), -100))])
 
 
 def test_top5_counts_the_five_highest_scores() -> None:

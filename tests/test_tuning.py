@@ -507,6 +507,42 @@ def test_moments_of_a_folded_weight_scale_as_its_gradient() -> None:
         assert torch.allclose(state["exp_avg_sq"], fitted.gather(name, theirs["exp_avg_sq"]) / factors**3)
 
 
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]] = {
+    "cosine": lambda held: torch.optim.lr_scheduler.CosineAnnealingLR(held, T_max=20),
+    "steps": lambda held: torch.optim.lr_scheduler.StepLR(held, 3, gamma=0.5),
+    "any": lambda held: torch.optim.lr_scheduler.LambdaLR(held, lambda epoch: 1 / (1 + epoch)),
+    "one cycle": lambda held: torch.optim.lr_scheduler.OneCycleLR(held, 0.1, total_steps=30),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_that_is_made_anew_goes_on_as_the_old_one(name: str) -> None:
+    """As docs/tuning.md says; one that is kept moves nothing of the new optimizer."""
+    dense = net().eval()
+    result = surgeon.prune(dense, X[:2], filters=3, criterion="magnitude")
+    optimizer = torch.optim.SGD(dense.parameters(), lr=0.1, momentum=0.9)
+    scheduler = SCHEDULERS[name](optimizer)
+
+    def after_steps(held: torch.optim.Optimizer, moving: torch.optim.lr_scheduler.LRScheduler) -> list[float]:
+        rates = []
+        for _ in range(5):
+            held.step()
+            rates.append(held.param_groups[0]["lr"])
+            moving.step()
+        return rates
+
+    after_steps(optimizer, scheduler)
+    carried = surgeon.rewrite_optimizer(optimizer, result.plan, dense, result.model)
+    anew = SCHEDULERS[name](carried)
+    anew.load_state_dict(scheduler.state_dict())
+    for new, old in zip(carried.param_groups, optimizer.param_groups, strict=True):
+        new["lr"] = old["lr"]
+    kept = surgeon.rewrite_optimizer(optimizer, result.plan, dense, result.model)
+    rates = after_steps(optimizer, scheduler)
+    assert after_steps(carried, anew) == rates
+    assert kept.param_groups[0]["lr"] == rates[0] != rates[-1]
+
+
 def test_an_optimizer_of_another_model_is_refused() -> None:
     dense = net()
     result = surgeon.prune(dense, X[:2], ratio=0.4, criterion="magnitude")
@@ -887,8 +923,29 @@ def test_steps_stopped_between_a_cut_and_its_training_are_taken_up(
     assert same(whole.model, iterate(tmp_path / "run").model)
     with pytest.raises(CheckpointError, match=r"run\.json: its run was asked"):
         iterate(tmp_path / "run", filters=4)
+    with pytest.raises(CheckpointError, match=r"was asked {'after_cut': False}, this one {'after_cut': True}"):
+        iterate(tmp_path / "run", after_cut=print)
     with pytest.raises(CheckpointError, match=r"was asked {'criterion': None}, this one {'criterion': 'random'}"):
         iterate(tmp_path / "run", criterion="random")
+
+
+def test_steps_belong_to_one_model_and_what_they_are_about(tmp_path: Path) -> None:
+    def run(bias: float = 0.0, **about: Any) -> surgeon.PrunedAndTuned:
+        model = net().eval()
+        nn.init.constant_(model.get_parameter("head.bias"), bias)
+        return surgeon.prune_and_tune(
+            model, X[:2], loader(12), ratio=0.3, criterion="magnitude", steps=1, directory=tmp_path, about=about,
+            tuning={"device": "cpu"},
+        )  # fmt: skip
+
+    run(images=12, classes=("a", "b"))
+    run(images=12, classes=("a", "b"))  # the same in JSON
+    with pytest.raises(CheckpointError, match=r"was asked {'images': 12}, this one {'images': 13}"):
+        run(images=13, classes=("a", "b"))
+    with pytest.raises(CheckpointError, match=r"was asked {'weights': '\w{32}'}, this one"):
+        run(0.5, images=12, classes=("a", "b"))
+    with pytest.raises(TuningError, match=r"about holds {'images': 'Tensor'}: expected text, numbers"):
+        run(images=X)
 
 
 def test_what_follows_a_cut_is_called_before_training() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -188,7 +189,55 @@ def test_weights_that_are_no_numbers_never_pass(tensor: str, where: str) -> None
     assert check.status == "unproven"
 
 
+def test_what_ended_a_comparison_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, plan = cut(small_model())
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("surgeon.verification.comparison._error", fails)
+    check = surgeon.verify(small_model(), small, plan, X)
+    assert check.status == "unproven"
+    assert re.fullmatch(r"\w+ in first.*: RuntimeError: no such kernel", check.stopped)
+
+
 # --- passed
+
+
+class Scattered(nn.Module):
+    """Adds up messages in a table that it makes without naming a type, as graph networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, target: Tensor) -> Any:
+        messages = self.first(x)
+        return self.head(torch.zeros(4, messages.shape[1]).index_add(0, target, messages))
+
+
+class Encoded(nn.Module):
+    """Encodes positions that it makes without naming a type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(1, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        steps = torch.linspace(0, 1, x.shape[1]) * (torch.arange(x.shape[1]) / 2)
+        return self.head(torch.tanh(self.first(steps[:, None]))) + x.mean()
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [(Scattered(), (torch.ones(6, 5), torch.tensor([0, 1, 1, 2, 0, 3]))), (Encoded(), (torch.ones(2, 7),))],
+)
+def test_numbers_made_without_naming_a_type_are_proven(model: nn.Module, inputs: Any) -> None:
+    result = surgeon.prune(model.eval(), inputs, ratio=0.5, criterion="random")
+    assert result.report.check is not None
+    assert (result.report.check.status, result.report.check.stopped) == ("passed", "")
+    assert result.report.check.error < 1e-12
+    assert torch.get_default_dtype() is torch.float32
 
 
 def test_a_check_says_what_it_saw() -> None:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 #: Several processes share the work.
 SEVERAL = True
-#: Peak learning rates of SGD where none is given.
-_SCRATCH, _PRETRAINED = 0.1, 0.01
 _PHASES = {"frozen": "head alone", "all": "all layers"}
 
 
@@ -190,10 +188,12 @@ def _made(subject: Subject) -> str:
 
 
 def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
+    from surgeon.tuning.optimizers import FROM_SCRATCH
+
     given = tuning_of(options)
     scratch = (_weights(options) or "").lower() == "none"
-    if "lr" not in given and given["optimizer"] == "sgd":
-        given["lr"] = _SCRATCH if scratch else _PRETRAINED
+    if scratch and given["optimizer"] in FROM_SCRATCH:
+        given.setdefault("lr", FROM_SCRATCH[given["optimizer"]])
     return given
 
 

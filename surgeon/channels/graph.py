@@ -11,10 +11,13 @@ import networkx as nx
 import numpy as np
 
 from surgeon.channels.bundles import Bundle, Link, find_bundles
-from surgeon.channels.labelling import label
+from surgeon.channels.labelling import Labels, label
 from surgeon.channels.pins import Pin, find_pins
 from surgeon.channels.structure import Ints, Structure, analyse, layer_of, rows
+from surgeon.channels.unreached import beside_unreached
+from surgeon.rules import reasons
 from surgeon.tracing import Trace, named_modules
+from surgeon.tracing import trace as record_model
 
 
 @dataclass(frozen=True)
@@ -219,4 +222,17 @@ class ChannelGraph:
 
 def channel_graph(trace: Trace) -> ChannelGraph:
     """Read the channel graph off a recording: run it on labels and connect what must live and die together."""
-    return ChannelGraph(analyse(label(trace)))
+    graph = ChannelGraph(analyse(_label(trace)))
+    for layer, numbers in beside_unreached(graph.structure):
+        graph = graph.pin(numbers, reasons.beside(layer), graph.trace.unexplored[0])
+    return graph
+
+
+def _label(recording: Trace) -> Labels:
+    """The label pass; where it can't follow a way that no data took, of a recording without such ways."""
+    try:
+        return label(recording)
+    except (RuntimeError, IndexError, ValueError):
+        if "detour" not in recording.passes:
+            raise
+        return label(record_model(recording.model, recording.inputs, real=True, explore=False))

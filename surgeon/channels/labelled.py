@@ -10,6 +10,8 @@ from surgeon.tracing import operator_name
 
 #: Operators that take channel numbers as their last argument.
 _INDEXING = frozenset({"index", "index_select"})
+#: Operators that leave every number at its place.
+_PLACE_BY_PLACE = frozenset({"clone", "alias", "detach", "_to_copy", *POINTWISE})
 #: What a tensor of whole numbers may go through when it holds one number for each channel.
 _PER_CHANNEL = frozenset({"view", "unsqueeze", "reshape", "expand", "_to_copy", *POINTWISE})
 
@@ -26,6 +28,30 @@ def is_labelled(node: fx.Node) -> bool:
     if dtype.is_floating_point or dtype.is_complex or dtype is torch.bool:
         return True
     return bool(node.users) and (all(_orders(user, node) for user in node.users) or _is_arithmetic(node))
+
+
+def is_kernel(node: fx.Node) -> bool:
+    """Whether a tensor only ever ends as a convolution's weight, as it is or after arithmetic place by place.
+
+    Its places along the spatial axes stay then: they need no labels, with which they would only hold what meets them.
+    """
+    found, waiting = {node}, [node]
+    while waiting:
+        value = waiting.pop()
+        onward = [user for user in value.users if not _is_weight_of(value, user)]
+        if not value.users or not all(_is_place_by_place(user, node) for user in onward):
+            return False
+        waiting += [user for user in onward if user not in found]
+        found.update(onward)
+    return True
+
+
+def _is_weight_of(node: fx.Node, user: fx.Node) -> bool:
+    return operator_name(user) == "convolution" and user.args[1] is node and user.args[0] is not node
+
+
+def _is_place_by_place(user: fx.Node, node: fx.Node) -> bool:
+    return operator_name(user) in _PLACE_BY_PLACE and user.meta["shape"] == node.meta["shape"]
 
 
 def _orders(user: fx.Node, node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from surgeon.channels.labelled import is_labelled
+from surgeon.channels.labelled import is_kernel, is_labelled
 from surgeon.rules import POINTWISE, TABLE, Ledger, Marked, Plane, compact, reasons
 from surgeon.rules.marks import replace
 from surgeon.tracing import Trace, is_copy, operator_name
@@ -179,10 +179,10 @@ class LabelPass(fx.Interpreter):
 
     def _weight_planes(self, node: fx.Node, name: str, shape: tuple[int, ...]) -> tuple[Plane, ...]:
         span = self._ledger.dense.meta["shape"]
-        groups = _groups_of(node)
+        groups, kernel = _groups_of(node), is_kernel(self._ledger.dense)
         planes = []
         for axis in range(len(shape)):
-            if span[axis] == 1:
+            if span[axis] == 1 or (kernel and axis >= 2):
                 continue
             if axis == 1 and groups > 1:  # each group of a grouped convolution has in-channels of its own
                 labels = self._space.add(name, axis, groups * shape[1]).view(groups, shape[1])

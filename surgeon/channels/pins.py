@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
 
-from surgeon.channels.structure import layer_of
+from surgeon.channels.structure import Ints, layer_of
+from surgeon.channels.unreached import unreached
 from surgeon.rules import reasons
-from surgeon.tracing import named_modules, named_parameters
+from surgeon.tracing import named_modules
 
 if TYPE_CHECKING:
     from surgeon.channels.graph import ChannelGraph
@@ -37,15 +38,15 @@ class Pin:
 
 def find_pins(graph: ChannelGraph) -> tuple[Pin, ...]:
     """One row for each layer that must keep channels, with the reason of the first of them."""
-    rows = _kept_rows(graph)
-    rows |= {name: pin for name, pin in _whole_layers(graph) if name not in rows}
+    direct = _direct(graph)
+    why = {**_tied(graph, direct), **direct}
+    rows = _kept_rows(graph, why)
+    rows |= {name: pin for name, pin in _whole_layers(graph, why) if name not in rows}
     return tuple(rows.values())
 
 
-def _kept_rows(graph: ChannelGraph) -> dict[str, Pin]:
+def _kept_rows(graph: ChannelGraph, why: Mapping[int, Why]) -> dict[str, Pin]:
     structure = graph.structure
-    direct = _direct(graph)
-    why = {**_tied(graph, direct), **direct}
     rows: dict[str, Pin] = {}
     sizes: Counter[str] = Counter()
     space = structure.labels.space
@@ -98,10 +99,11 @@ def _neighbour(graph: ChannelGraph, layers: tuple[str, ...], direct: dict[int, W
     return None
 
 
-def _whole_layers(graph: ChannelGraph) -> Iterator[tuple[str, Pin]]:
-    """Layers with a weight of which no channel is known."""
+def _whole_layers(graph: ChannelGraph, why: Mapping[int, Why]) -> Iterator[tuple[str, Pin]]:
+    """Layers with a weight that makes no channel that is known."""
     model = graph.trace.model
-    known = {id(p) for name, p in named_parameters(model) if name in graph.trace.tensors}
+    missed = dict(unreached(graph.trace))
+    placed = _placed(graph)
     made = {layer for group in graph.groups for layer in group.producers}
     for name, module in named_modules(model):
         weight = getattr(module, "weight", None)
@@ -110,10 +112,21 @@ def _whole_layers(graph: ChannelGraph) -> Iterator[tuple[str, Pin]]:
         width = _width(module, weight)
         if not weight.is_floating_point():
             yield name, Pin(name, reasons.NOT_FLOAT, None, width, width)
-        elif not any(id(parameter) in known for parameter in module.parameters()):
+        elif name in missed:
             yield name, Pin(name, reasons.UNREACHED, None, width, width)
         elif width == 1:
             yield name, Pin(name, reasons.EMPTY, None, 1, 1)
+        elif name in placed and (graph.group_of[placed[name]] < 0).all():
+            found = (why[n] for n in placed[name].tolist() if n in why)
+            yield name, Pin(name, *next(found, (reasons.UNKNOWN, None)), width, width)
+
+
+def _placed(graph: ChannelGraph) -> Mapping[str, Ints]:
+    """The channels along all axes of each layer's tensors, by the first name of each."""
+    found = defaultdict[str, list[Ints]](list)
+    for name, axis in graph.structure.labels.space.places:
+        found[layer_of(name)].append(graph.structure.along(name, axis))
+    return {layer: np.concatenate(channels) for layer, channels in found.items()}
 
 
 def _width(module: nn.Module, weight: Tensor) -> int:

@@ -45,7 +45,8 @@ class Structure:
     pinned:
         Index into ``pins`` of each channel's first pin, -1 where it is free.
     pins:
-        The ledger's pins in the order in which they were found, then what was coupled with a place without channels.
+        The ledger's pins in the order in which they were found, then what was coupled with a place without channels,
+        then what no layer reads.
     signature:
         Two independent 64-bit sums per channel: equal signatures, interchangeable channels.
     lead:
@@ -81,12 +82,13 @@ def analyse(labels: Labels, names: Mapping[fx.Node, fx.Node] | None = None) -> S
     ledger, total = labels.ledger, labels.space.total
     pairs = [_pair(a, b) for a, b, _ in ledger.couples]
     edges = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), dtype=np.int64)
-    pins = (*ledger.pins, *_met_fixed(ledger.couples, pairs))
+    met = (*ledger.pins, *_met_fixed(ledger.couples, pairs))
     edges = edges[:, (edges != FIXED).all(axis=0)]
     graph = coo_matrix((np.ones(edges.shape[1], dtype=np.int8), (edges[0] - 1, edges[1] - 1)), (total - 1, total - 1))
     count, component = connected_components(graph, directed=False) if total > 1 else (0, np.zeros(0))
     channel = np.concatenate([[-1], component]).astype(np.int64)
     produced, consumed, filters = _flags(labels, total)
+    pins = (*met, *_read_by_nobody(labels, channel, channel[consumed]))
     tallies = [_tally(pin.labels, total) for pin in pins]
     return Structure(
         labels, channel, count, _pins(channel, count, tallies), pins,
@@ -124,6 +126,17 @@ def _met_fixed(couples: Sequence[Couple], pairs: Sequence[Ints]) -> Iterator[Pin
         met = met[met != FIXED]
         if len(met):
             yield Pinned(torch.from_numpy(met), reasons.constant(node), node)
+
+
+def _read_by_nobody(labels: Labels, channel: Ints, consumed: Ints) -> Iterator[Pinned]:
+    """Labels of results that no call takes and whose channels no layer reads either: the caller may, another time."""
+    for node, mark in labels.marks.items():
+        if node.op == "call_function" and not node.users:
+            for plane in mark.planes:
+                own = flat(plane.labels)
+                unread = own[(own != FIXED) & ~np.isin(channel[own], consumed)]
+                if len(unread) and not plane.example:
+                    yield Pinned(torch.from_numpy(unread), reasons.UNREAD, node)
 
 
 #: Labels, and how often each of them is there: all of them together, or one by one.

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from surgeon.channels import Labels, Structure, label
+from surgeon.channels.structure import Ints
 from surgeon.rules import Plane, Summed
 from surgeon.tracing import Inputs, Replay, Trace, plain_call, record
 
@@ -41,7 +43,7 @@ class GatedModel(nn.Module):
     Parameters
     ----------
     structure:
-        The channels of the dense model; their numbering is that of every later recording of the same model.
+        The channels of the dense model.
     model:
         The model to run.
     weights:
@@ -62,7 +64,7 @@ class GatedModel(nn.Module):
         super().__init__()
         self._structure = structure
         self._inner = [model]  # in a list: the model is not a child, its mode and hooks are its own business
-        self._recordings: dict[Any, tuple[Trace, Labels]] = {}
+        self._recordings: dict[Any, tuple[Trace, Labels, Ints]] = {}
         self.gates = torch.zeros(0, structure.count, dtype=torch.float64)
         self.reached = torch.zeros(structure.count, dtype=torch.bool)
         tensors = structure.labels.trace.tensors
@@ -71,7 +73,7 @@ class GatedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own result; the graph of this very batch carries the taps."""
         inputs = Inputs(args, kwargs)
-        trace, labels = self._recording(inputs)
+        trace, labels, channel = self._recording(inputs)
         batch = next(leaf.shape[0] if leaf.ndim else 1 for leaf in inputs.leaves() if isinstance(leaf, Tensor))
         self.gates = torch.zeros(batch, self._structure.count, dtype=torch.float64)
         taps = _by_node(labels)
@@ -81,7 +83,7 @@ class GatedModel(nn.Module):
             if fact is not None:
                 source: Any = node.args[fact.operand]
                 examples = [p for p in labels.marks[source].planes if p.example]
-                tapped = self._tap(values[fact.operand], fact.plane, examples)
+                tapped = self._tap(values[fact.operand], channel[fact.plane.labels.numpy()], examples)
                 values = (*values[: fact.operand], tapped, *values[fact.operand + 1 :])
             return plain_call(node, values, keywords)
 
@@ -95,20 +97,21 @@ class GatedModel(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_inner"][0], name)
 
-    def _recording(self, inputs: Inputs) -> tuple[Trace, Labels]:
-        """One recording per set of input shapes, as long as the data doesn't steer the forward."""
+    def _recording(self, inputs: Inputs) -> tuple[Trace, Labels, Ints]:
+        """One recording per set of input shapes, as long as the data doesn't steer the forward, and its channels."""
         found = self._recordings.get(inputs.key)
         if found is None:
             trace = record(self._inner[0], inputs)
-            found = trace, label(trace, examples=True)
+            labels = label(trace, examples=True)
+            found = trace, labels, _channels(self._structure, labels)
             if trace.reusable:
                 self._recordings[inputs.key] = found
         return found
 
-    def _tap(self, value: Tensor, plane: Plane, examples: list[Plane]) -> Tensor:
+    def _tap(self, value: Tensor, channel: Ints, examples: list[Plane]) -> Tensor:
         if not value.requires_grad:
             value = value.detach().requires_grad_()
-        labels = torch.from_numpy(self._structure.channel[plane.labels.numpy()])
+        labels = torch.from_numpy(channel)
         example = examples[0].labels if examples else None
 
         def sink(activation: Tensor, gradient: Tensor) -> None:
@@ -133,6 +136,16 @@ class GatedModel(nn.Module):
         table = torch.zeros(len(self.gates) * (self._structure.count + 1), dtype=torch.float64)
         table.index_add_(0, index.reshape(-1), product.reshape(-1))
         self.gates += table.view(len(self.gates), -1)[:, :-1]
+
+
+def _channels(structure: Structure, labels: Labels) -> Ints:
+    """The dense channel of each label; a batch may run the layers in another order, or others, than the example did."""
+    found = np.full(labels.space.total, -1, dtype=np.int64)
+    known = structure.labels.space.index
+    for place, start, size in zip(labels.space.places, labels.space.starts, labels.space.sizes, strict=True):
+        if place in known and structure.labels.space.sizes[known[place]] == size:
+            found[start : start + size] = structure.along(*place)
+    return found
 
 
 def _by_node(labels: Labels) -> dict[fx.Node, Summed]:

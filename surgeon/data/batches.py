@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 
+from surgeon.data.pixels import in_bytes
 from surgeon.data.preprocess import Preprocess, read_pixels, reduce
 from surgeon.data.sources import Split
 from surgeon.errors import InputError
@@ -120,7 +121,7 @@ class Examples(Dataset[Batch]):
 
     def _random_part(self, image: Image.Image) -> Tensor:
         reduce(image, 4 * self.preprocess.size)  # the least part is about half as wide
-        image = image.convert("L" if self.preprocess.channels == 1 else "RGB")
+        image = in_bytes(image, self.preprocess.channels)
         crop = RandomResizedCrop(self.preprocess.size, scale=(_LEAST_AREA, 1.0))
         array = torch.from_numpy(np.array(crop(image)))
         return array[None] if array.ndim == 2 else array.permute(2, 0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from surgeon.data.pixels import check_range
 from surgeon.errors import InputError
 
 __all__ = ["SUFFIXES", "check_images", "scan", "told"]
@@ -55,12 +56,12 @@ def _images(path: Path) -> list[Path]:
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """Look at the head of each file: what is no image at all is better told now than hours later.
+    """Look at the head of each file: what is no image, or none that can be used, is better told now than hours later.
 
     Raises
     ------
     InputError
-        If some are none; the first is named.
+        If there are such; the first is named.
     """
     found = {path: reason for path in paths if (reason := _broken(path)) is not None}
     if found:
@@ -72,7 +73,8 @@ def check_images(paths: Sequence[Path]) -> None:
 def _broken(path: Path) -> str | None:
     """Why a file is no image."""
     try:
-        with Image.open(path):
+        with Image.open(path) as image:
+            check_range(image)
             return None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
         return told(problem)

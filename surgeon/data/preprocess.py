@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from surgeon.data.folders import told
+from surgeon.data.pixels import in_bytes
 from surgeon.errors import InputError
 
 __all__ = ["Preprocess", "read_pixels", "reduce"]
@@ -26,7 +27,7 @@ _LARGEST = 4096  # pixels a side that a file may ask for
 class Preprocess:
     """How an image becomes a model's input: short side to `resize`, centre crop of `size` pixels, normalised.
 
-    The defaults are ImageNet's.
+    The defaults are ImageNet's. Files may have 8 or 16 bits a channel; alpha is dropped, as torchvision does.
     """
 
     size: int = 224
@@ -59,7 +60,7 @@ class Preprocess:
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize and crop: uint8 of shape (C, H, W)."""
         reduce(image, 2 * self.resize)
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = in_bytes(image, self.channels)
         scale = self.resize / min(image.size)
         width, height = (max(self.size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)

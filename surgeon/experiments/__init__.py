@@ -15,12 +15,14 @@ from torch import nn
 
 from surgeon import processes
 from surgeon.errors import TuningError
+from surgeon.experiments.ahead import check_cells
 from surgeon.experiments.grid import Experiment
 from surgeon.experiments.results import Cell, Compared, Summary, summaries
 from surgeon.experiments.running import Runner
 from surgeon.experiments.store import Store
 from surgeon.files import locked
-from surgeon.tracing import check_model
+from surgeon.tracing import check_model, named_tensors
+from surgeon.tuning.record import Asked, plain
 
 __all__ = ["Cell", "Compared", "Experiment", "Summary", "compare"]
 
@@ -42,6 +44,8 @@ def compare(
 ) -> Compared:
     """Run every cell of a grid that isn't finished yet, starting from `model` each time; `model` is left as it is.
 
+    What can't be run is refused before the first cell.
+
     Parameters
     ----------
     model, example_inputs, train_loader, val_loader:
@@ -51,10 +55,12 @@ def compare(
     judge:
         What the cells are judged on, such as a test set; default: `val_loader`, which flatters them all.
     directory, about:
-        Where finished cells and the state of the running one are kept, and what they belong to (JSON-able): a folder
-        of something else is refused. A grid can be made larger later on.
+        Where finished cells and the state of the running one are kept, and what they belong to beside the weights and
+        the plain ones of `tuning` and `options` (JSON-able, see :func:`surgeon.prune_and_tune`): a folder of something
+        else is refused. A grid can be made larger later on.
     tuning, options:
-        As in :func:`surgeon.prune_and_tune`, for every cell.
+        As in :func:`surgeon.prune_and_tune`, for every cell. Without ``lr``, ``"scratch"`` trains by SGD at 0.1, ten
+        times the rate at which trained weights go on.
     on_cell:
         Called with every cell when it is finished.
 
@@ -70,11 +76,15 @@ def compare(
     if processes.count() > 1:
         raise TuningError("compare works in one process: start it without a launcher")
     folder = None if directory is None else Path(directory)
+    module = check_model(model)
     run = Runner(
-        check_model(model), example_inputs, train_loader, val_loader, val_loader if judge is None else judge, folder,
+        module, example_inputs, train_loader, val_loader, val_loader if judge is None else judge, folder,
         dict(tuning or {}), options, progress or (lambda *_: None),
     )  # fmt: skip
-    keys, store = list(dict.fromkeys(experiment.keys())), Store(folder, about or {})
+    keys = list(dict.fromkeys(experiment.keys()))
+    check_cells(module, example_inputs, keys, run.tuning, options)
+    asked = plain({**options, **(tuning or {})}) | {"weights": processes.fingerprint(named_tensors(module))}
+    store = Store(folder, Asked.of(asked, about))
     with locked(directory):
         done = store.read()
         todo = [key for key in keys if key not in done]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from surgeon.errors import TuningError
-from surgeon.planning.budgets import LIMITS
+from surgeon.criteria import find_criterion
+from surgeon.errors import SelectionError, TuningError
+from surgeon.planning.steps import BUDGETS, PER_STEP, STEPS
 
 __all__ = ["DENSE", "ONE_SHOT", "SCRATCH", "Experiment", "Key"]
 
 #: Schedules that are no gradual cut: everything at once; the cut network from new weights; the whole network.
 ONE_SHOT, SCRATCH, DENSE = "one-shot", "scratch", "dense"
+_SCHEDULES = (*STEPS, PER_STEP, SCRATCH)
 
 _SEEDS = 2**63
 
@@ -25,9 +27,10 @@ class Experiment:
     Attributes
     ----------
     criteria, budgets, schedules, seeds:
-        The grid. A budget is what :func:`surgeon.prune` takes (``{"max_macs": 0.5}``); a schedule one of
-        :func:`surgeon.prune_and_tune`, ``"one-shot"`` (cut at once and train as long), or ``"scratch"`` (the network
-        that one cut leaves, from new weights).
+        The grid. A budget is ``filters``, ``ratio``, or any of ``max_macs`` and ``max_params``, as
+        :func:`surgeon.prune` takes them (``{"max_macs": 0.5}``); a schedule one of :func:`surgeon.prune_and_tune`,
+        ``"one-shot"`` (cut at once and train as long), or ``"scratch"`` (the network that one cut leaves, from new
+        weights).
     steps, epochs:
         Cuts of a gradual schedule, and epochs of every cell in all; the steps share them evenly.
     dense:
@@ -43,7 +46,7 @@ class Experiment:
     dense: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("criteria", "budgets", "schedules", "seeds"):
+        for name in _CHECKS:
             if not getattr(self, name):
                 raise TuningError(f"{name} is empty: give at least one")
         if type(self.steps) is not int or type(self.epochs) is not int or not 1 <= self.steps <= self.epochs:
@@ -54,11 +57,9 @@ class Experiment:
             raise TuningError(f"epochs={self.epochs} can't be shared evenly by steps={self.steps}: give a multiple")
         if not isinstance(self.dense, bool):
             raise TuningError(f"dense={self.dense!r}: expected true or false")
-        for seed in self.seeds:
-            if type(seed) is not int or not 0 <= seed < _SEEDS:
-                raise TuningError(f"seeds: {seed!r} is no whole number from 0 to 2^63 - 1")
-        for budget in self.budgets:
-            _check_budget(budget)
+        for name, check in _CHECKS.items():
+            for value in getattr(self, name):
+                check(value)
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Experiment:
@@ -91,15 +92,37 @@ class Experiment:
             yield Key("", (), DENSE, seed, 1, self.epochs)
 
 
+def _check_seed(seed: Any) -> None:
+    if type(seed) is not int or not 0 <= seed < _SEEDS:
+        raise TuningError(f"seeds: {seed!r} is no whole number from 0 to 2^63 - 1")
+
+
+def _check_schedule(name: str) -> None:
+    if name not in _SCHEDULES:
+        raise TuningError(f"schedules: there is no {name!r}; there are: {', '.join(_SCHEDULES)}")
+
+
+def _check_criterion(name: str) -> None:
+    try:
+        find_criterion(name)
+    except SelectionError as problem:
+        raise TuningError(f"criteria: {problem}") from problem
+
+
 def _check_budget(budget: Any) -> None:
-    known = ("filters", "ratio", *LIMITS)
     if not isinstance(budget, Mapping) or not budget:
         raise TuningError(f"budgets: {budget!r} is no table such as {{'max_macs': 0.5}}")
     for name, amount in budget.items():
-        if name not in known:
-            raise TuningError(f"budgets: there is no {name!r}; there are: {', '.join(known)}")
+        if name not in BUDGETS:
+            raise TuningError(f"budgets: there is no {name!r} in steps; there are: {', '.join(BUDGETS)}")
         if isinstance(amount, bool) or not isinstance(amount, int | float | str):
             raise TuningError(f"budgets: {name} is {amount!r}, expected a number or a share ('50%')")
+
+
+#: What the values of the grid are.
+_CHECKS: Mapping[str, Callable[[Any], None]] = {
+    "criteria": _check_criterion, "budgets": _check_budget, "schedules": _check_schedule, "seeds": _check_seed,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

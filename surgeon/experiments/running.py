@@ -21,6 +21,7 @@ from surgeon.pruning import prune
 from surgeon.report import sizes
 from surgeon.tracing import Inputs, trace
 from surgeon.tuning import evaluate, tune
+from surgeon.tuning.optimizers import FROM_SCRATCH
 from surgeon.tuning.order import own_randomness
 
 __all__ = ["Runner", "renew"]
@@ -60,7 +61,7 @@ class Runner:
             start = copy.deepcopy(self.dense) if key.schedule == DENSE else self._anew(key)
             tune(
                 start, self.train_loader, self.val_loader, epochs=key.epochs, resume_dir=folder, seed=key.seed,
-                progress=self.progress, **self.tuning,
+                progress=self.progress, **(self.tuning if key.schedule == DENSE else self._from_scratch()),
             )  # fmt: skip
             return start
         result = prune_and_tune(
@@ -69,6 +70,11 @@ class Runner:
             directory=folder, tuning=self.tuning, progress=self.progress, **self.options,
         )  # fmt: skip
         return result.model
+
+    def _from_scratch(self) -> dict[str, Any]:
+        """How new weights are trained: where no rate is given, at their own."""
+        rate = FROM_SCRATCH.get(self.tuning.get("optimizer", "sgd"))
+        return self.tuning if self.tuning.get("lr") is not None or rate is None else {**self.tuning, "lr": rate}
 
     def _anew(self, key: Key) -> nn.Module:
         """What one cut leaves, with new weights."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from surgeon.errors import CheckpointError
 from surgeon.experiments.grid import Key
 from surgeon.experiments.results import Cell
-from surgeon.jsonfiles import as_read, read_file, write_file
+from surgeon.jsonfiles import read_file, write_file
+from surgeon.tuning.record import Asked
 
 __all__ = ["Store"]
 
@@ -21,16 +21,16 @@ _FILE = "cells.json"
 class _Saved:
     """What the file holds."""
 
-    about: Any
+    asked: Asked
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Store:
-    """A folder for cells (None keeps nothing), and what they belong to (JSON-able)."""
+    """A folder for cells (None keeps nothing), and what makes them comparable with others."""
 
     directory: Path | None
-    about: Mapping[str, Any]
+    asked: Asked
 
     def read(self) -> dict[Key, Cell]:
         """The cells that are finished.
@@ -47,14 +47,13 @@ class Store:
             self.write({})
             return {}
         saved: _Saved = read_file(path, _Saved, "give another folder")
-        if saved.about != as_read(self.about):
-            raise CheckpointError(
-                f"{path}: its cells belong to {saved.about}, these to {self.about}; give another folder"
-            )
+        if found := saved.asked.apart(self.asked):
+            then, now = found
+            raise CheckpointError(f"{path}: its cells belong to {then}, these to {now}; give another folder")
         return {cell.key: cell for cell in saved.cells}
 
     def write(self, done: Mapping[Key, Cell]) -> None:
         """Keep the finished cells; the file is replaced whole."""
         if self.directory is None:
             return
-        write_file(self.directory / _FILE, _Saved(self.about, tuple(done.values())))
+        write_file(self.directory / _FILE, _Saved(self.asked, tuple(done.values())))

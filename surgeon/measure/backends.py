@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from surgeon.contents import tensors_in
 from surgeon.errors import InputError
 from surgeon.tracing import Inputs
 
@@ -151,5 +151,4 @@ def difference(one: Any, other: Any) -> float:
 
 
 def _numbers(value: Any) -> list[Tensor]:
-    leaves = pytree.tree_leaves(value)
-    return [leaf.detach().double().cpu() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [tensor.detach().double().cpu() for tensor in tensors_in(value) if tensor.is_floating_point()]

@@ -261,4 +261,7 @@ def _too_little(problem: Problem, asked: dict[str, Any], steps: Steps) -> str:
 
 def _nothing(graph: ChannelGraph) -> str:
     rows = [f"  {p.layer}: {p.reason}" + (f" ({p.source})" if p.source else "") for p in graph.pinned]
+    rows += [f"  the forward gives {reasons.closed(kind)}" for kind in graph.trace.closed]
+    if not graph.trace.results:
+        rows.append(f"  the forward returned no tensor (it returned {graph.trace.returned}); return what it computes")
     return "nothing in this model can be cut:\n" + ("\n".join(rows) or "  it has no convolution or linear weight")

@@ -12,6 +12,7 @@ from typing import Any
 from surgeon.errors import BudgetError
 
 __all__ = [
+    "BUDGETS",
     "PER_STEP",
     "STEPS",
     "cubic",
@@ -72,6 +73,8 @@ def explicit(targets: Sequence[float]) -> tuple[float, ...]:
     return tuple(targets)
 
 
+#: Budgets that can be reached in steps: those that need no measuring.
+BUDGETS = ("filters", "ratio", "max_macs", "max_params")
 #: The schedule that an amount of filters has by default: so many in every step.
 PER_STEP = "per-step"
 #: Name -> shares of (final, steps, initial).

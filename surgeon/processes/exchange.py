@@ -76,22 +76,20 @@ def rows_of_all(rows: Tensor) -> Tensor:
     return total(whole)[0].to(rows.dtype)
 
 
-def agree(what: str, value: str) -> None:
-    """Go on only if `value` is the same in all processes.
+def agree(what: str, value: Callable[[], str]) -> None:
+    """Go on only if all processes have the same value, which is not asked for where there is one process only.
 
     Raises
     ------
     ProcessError
         If it isn't.
     """
-    if count() > 1 and len(set(gathered(value))) > 1:
+    if count() > 1 and len(set(gathered(value()))) > 1:
         raise ProcessError(f"the processes have different {what}: give each the same model, data, options and seed")
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of names, types and numbers; empty where there is nobody to compare with."""
-    if count() == 1:
-        return ""
+    """A digest of names, types and numbers."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())

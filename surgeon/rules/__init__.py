@@ -4,6 +4,7 @@ from surgeon.rules import (  # noqa: F401  # they fill the table
     contraction,
     elementwise,
     gathering,
+    losses,
     matrices,
     movement,
     norms,

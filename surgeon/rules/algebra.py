@@ -60,7 +60,7 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
     inside each head) couples with all its rows. Labels that meet a value with places but no labels are pinned; labels
     that meet one along only some of their axes are anchored there.
     """
-    values = align_right(values)
+    values = _slabs(ledger, align_right(values))
     merged: dict[Any, Plane] = {}
     for value in values:
         seen: Counter[Any] = Counter()
@@ -86,6 +86,36 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
         constant=all(v.constant for v in values),
         stretched=frozenset(axis for axis in range(len(span)) if span[axis] == 1),
     )
+
+
+def _slabs(ledger: Ledger, values: Sequence[Marked]) -> list[Marked]:
+    """The values; one with labels along several axes that meets one with labels along a part of these, and places along
+    all: only whole slabs can go of both, so each slab is one channel.
+
+    An increment `(B @ A).view(weight.shape)` of a convolution's weight has such labels: one for each column of A.
+    """
+    found = list(values)
+    for (index, value), (_, other) in itertools.permutations(enumerate(values), 2):
+        if (met := _slab_of(value, other)) is not None:
+            plane, axes = met
+            slabs = slide(ledger, replace(value, planes=(plane,)), sorted(plane.axes - axes)).planes
+            rest = (p for p in found[index].planes if p is not plane)
+            found[index] = replace(found[index], planes=(*rest, *slabs))
+    return found
+
+
+def _slab_of(value: Marked, other: Marked) -> tuple[Plane, frozenset[int]] | None:
+    """The plane of `value` that lies along more axes than the one of `other` that it meets, and the latter's axes."""
+    if other.free:
+        return None
+    for plane in value.planes:
+        if plane.example or len(plane.axes) == 1 or any(other.span[axis] == 1 for axis in plane.axes):
+            continue
+        own = [p for p in value.planes if not p.example and p.axes & plane.axes]
+        met = [p for p in other.planes if not p.example and p.axes & plane.axes]
+        if len(own) == len(met) == 1 and met[0].axes < plane.axes and not _is_row(met[0], plane):
+            return plane, met[0].axes
+    return None
 
 
 def _rows(values: Sequence[Marked]) -> Iterator[tuple[Plane, Plane]]:

@@ -14,6 +14,10 @@ IGNORED = "ignored"
 EMPTY = "would empty the layer"
 #: Nothing is known of what arrives there.
 UNREACHED = "not reached by the example inputs"
+#: Nothing is known of how its weights are used.
+UNKNOWN = "used in a way that isn't known"
+#: Other code may read it, in train mode or with other arguments.
+UNREAD = "its result isn't read"
 #: Whole numbers can't be ranked.
 NOT_FLOAT = "not a float weight"
 
@@ -24,6 +28,16 @@ NOT_STORED = "a tensor that isn't among the stored weights"
 def without_rule(name: str) -> str:
     """The operator `name` isn't in the table."""
     return f"operator without rule {name}"
+
+
+def closed(kind: str) -> str:
+    """A result of this type is an iterator, a generator, a closure: it may go on computing when the forward is over."""
+    return f"a result of type {kind}, which may compute more than was recorded"
+
+
+def beside(layer: str) -> str:
+    """As wide as a layer that the recorded data didn't lead to: other data may bring these channels there."""
+    return f"as wide as {layer}, which other data may reach: pass example inputs that do"
 
 
 def mixes(node: fx.Node) -> str:

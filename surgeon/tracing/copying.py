@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import copyreg
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from surgeon.tracing.members import modules, named_tensors
 
@@ -30,10 +31,8 @@ def copied(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = Fal
         if new is not None:
             memo[id(old)] = new
             keep.append(old)
-    for tensor in _computed(model):
-        memo[id(tensor)] = tensor.detach().clone()
-        keep.append(tensor)
-    return _copy(model, memo)
+    with _Detached():
+        return _copy(model, memo)
 
 
 def _like(old: Tensor, new: Tensor) -> Tensor:
@@ -42,10 +41,19 @@ def _like(old: Tensor, new: Tensor) -> Tensor:
     return new
 
 
-def _computed(model: nn.Module) -> list[Tensor]:
-    """Tensors with a history that modules hold: results of an earlier forward, or weights made by a hook."""
-    held = [value for module in modules(model) for value in vars(module).values()]
-    return [value for value in held if isinstance(value, Tensor) and not value.is_leaf]
+class _Detached(TorchFunctionMode):
+    """Tensors with a history, wherever a model keeps them, are copied by their numbers: torch refuses to.
+
+    They are results of an earlier forward, or weights made by a hook.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
 
 
 def _copy(model: nn.Module, memo: dict[int, object]) -> nn.Module:

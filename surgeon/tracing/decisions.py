@@ -6,12 +6,15 @@ be compared call by call. So it is made to decide as the first recording did.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+
+from surgeon.tracing.detours import STEERING, Detour, Lines, Turning
 
 #: Calls whose outcome has a size, or is a number, that depends on the data.
 DECIDING = frozenset(
@@ -96,20 +99,40 @@ class Decisions:
     ----------
     taken:
         What was decided: the result of a call, or, of one that takes masks, the indices that they come to.
+    lines:
+        Where the data steers the forward.
     """
 
     def __init__(self, given: Sequence[tuple[str, Any]] | None = None) -> None:
         self._given: Iterator[tuple[str, Any]] | None = None if given is None else iter(given)
         self.taken: list[tuple[str, Any]] = []
+        self.lines = Lines()
+        self._turning: Turning | None = None
 
-    def run(self, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], *, from_data: bool) -> tuple[Any, Any]:
-        """The call's result, and the decision (None where the data has no say in it)."""
+    @contextlib.contextmanager
+    def on(self, detour: Detour) -> Iterator[None]:
+        """Decide otherwise than the data while the body runs; if that comes to its end, these lines are known."""
+        self._turning = turning = Turning(detour, len(self.taken))
+        try:
+            yield
+        finally:
+            self._turning = None
+        self.lines.turn(turning.lines)
+
+    def run(
+        self, func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], *, from_data: bool, line: str
+    ) -> tuple[Any, Any]:
+        """The call's result, and the decision (None where the data has no say in it); `line` is the user's."""
         name = func.overloadpacket.__name__
         if not from_data and not (isinstance(args[0], Tensor) and args[0].device.type == "meta"):
             return func(*args, **kwargs), None
         decision = self._next(name, args[0].device)
         if decision is None or not _fits(func, args, kwargs, decision):
             decision = _decision(func, args, kwargs)
+        if name in STEERING:
+            self.lines.meet(line)
+        if self._turning is not None:
+            decision = self._turning.turned(name, args, decision, line)
         self.taken.append((name, decision))
         return _apply(func, args, kwargs, decision), decision
 

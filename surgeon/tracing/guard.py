@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
 from surgeon.errors import ModelError
+from surgeon.tracing.keeping import Kept
 from surgeon.tracing.members import modules, named_modules, named_parameters
 
 #: Types of numbers with a scale beside them.
@@ -80,11 +81,11 @@ def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run the body with the model in eval mode; restore every module's attributes and the RNG afterwards.
 
-    A forward that stores activations on ``self``, fills lists and dicts that it holds or registers hooks leaves
-    nothing behind. In-place writes to parameters, buffers and inputs are held off by the recorder.
+    A forward that stores activations on ``self``, fills lists and dicts that it or its hooks hold, or registers hooks
+    leaves nothing behind. In-place writes to parameters, buffers and inputs are held off by the recorder.
     """
     parts = modules(model)
-    saved = [(m, dict(m.__dict__), _containers(m)) for m in parts]
+    kept = Kept(parts)
     devices = {p.device for _, p in named_parameters(model) if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(devices=list(devices)):
@@ -92,11 +93,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             _keep_quiet(parts)
             yield
     finally:
-        for module, attributes, containers in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for container, content in containers:
-                _refill(container, content)
+        kept.restore()
 
 
 def _keep_quiet(parts: Iterable[nn.Module]) -> None:
@@ -104,25 +101,6 @@ def _keep_quiet(parts: Iterable[nn.Module]) -> None:
     for module in parts:
         if isinstance(module, fx.GraphModule):
             module.__dict__["_wrapped_call"] = nn.Module.__call__
-
-
-def _containers(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The lists, dicts and sets that a module holds, each with a copy of its content; most are empty registries."""
-    held = [value for value in module.__dict__.values() if isinstance(value, dict | list | set)]
-    return [(value, value.copy() if value else ()) for value in held]
-
-
-def _refill(container: Any, content: Any) -> None:
-    """Give a container its content back, in place: others may hold the same one."""
-    if not (container or content) or _identities(container) == _identities(content):
-        return
-    container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)
-
-
-def _identities(container: Any) -> list[int]:
-    held = [part for pair in container.items() for part in pair] if isinstance(container, dict) else container
-    return list(map(id, held))
 
 
 def set_mode(model: nn.Module, training: bool) -> None:

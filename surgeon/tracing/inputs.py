@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from surgeon.contents import Contents
 from surgeon.errors import InputError, PlanError
 from surgeon.tracing.guard import QUANTISED
 
@@ -24,7 +24,8 @@ class Inputs:
     Parameters
     ----------
     args, kwargs:
-        Exactly what ``model(*args, **kwargs)`` takes; tensors may sit at any depth of tuples, lists and dicts.
+        Exactly what ``model(*args, **kwargs)`` takes; tensors may sit at any depth of tuples, lists, dicts
+        and plain objects.
     """
 
     args: tuple[Any, ...] = ()
@@ -66,7 +67,10 @@ class Inputs:
 
     def leaves(self) -> list[Any]:
         """All leaves of args and kwargs, in a fixed order."""
-        return pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return self._contents().leaves
+
+    def _contents(self) -> Contents:
+        return Contents((self.args, dict(self.kwargs)))
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -75,7 +79,8 @@ class Inputs:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
         """The same structure with every tensor changed."""
-        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        contents = self._contents()
+        args, kwargs = contents.rebuilt([change(v) if isinstance(v, Tensor) else v for v in contents.leaves])
         return Inputs(args, kwargs)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Inputs:

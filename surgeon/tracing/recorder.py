@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,8 @@ from surgeon.tracing.source import call_site
 _aten = torch.ops.aten
 _DROPOUTS = frozenset({_aten.native_dropout, _aten.bernoulli, _aten.bernoulli_})
 _MAX_INDEX = 1 << 24
+#: How tensors are called that the model makes for itself.
+_OWN = "_constant_"
 #: What most operands are that are no tensors.
 _ATOMS = frozenset({int, float, bool, type(None)})
 
@@ -42,7 +44,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
     tensors:
         The tensor behind each ``get_attr`` target.
     extra:
-        Set once a pass in train mode is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
+        Set while a further pass is recorded; its calls carry it as ``meta["extra"]`` and cost nothing.
 
     Parameters
     ----------
@@ -79,10 +81,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             self._nodes[tensor] = node
             self._storages.add(tensor.untyped_storage()._cdata)  # the caller's inputs stay as they are, too
 
-    def add_output(self, value: Any) -> None:
-        """Close the graph with the forward's return value; leaves that are no tensors are kept as they are."""
-        leaves = [self.node(leaf) if isinstance(leaf, Tensor) else None for leaf in pytree.tree_leaves(value)]
-        self.graph.output(tuple(leaves))
+    def add_output(self, leaves: Iterable[Any], held: Iterable[Tensor] = ()) -> None:
+        """Close the graph with the forward's return value.
+
+        `leaves` that are no tensors are kept as None. Behind them stand those of the `held` tensors, whose order means
+        nothing, that were computed or are the model's or the caller's.
+        """
+        nodes = [self.node(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
+        order = {node: index for index, node in enumerate(self.graph.nodes)}
+        found = {self.node(tensor) for tensor in held if tensor in self._nodes or _place(tensor) in self._stored}
+        others = found - set(nodes)
+        attributes = sorted((node for node in others if node not in order), key=lambda node: str(node.target))
+        computed = sorted((node for node in others if node in order), key=lambda node: order[node])
+        self.graph.output((*nodes, *computed, *attributes))
 
     def node(self, tensor: Tensor) -> fx.Node:
         """The node that made `tensor`; a new ``get_attr`` node for a parameter, buffer or constant."""
@@ -105,14 +116,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.draws:
             func, args, kwargs, node_args, node_kwargs = _undrawn(func, args, kwargs, node_args, node_kwargs)
             traits = _traits(func)
-        decision = None
+        decision, site = None, call_site(self._paths, skip=2)
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
             from_data = _from_data(node_args, node_kwargs)
-            result, decision = self.decisions.run(func, args, kwargs, from_data=from_data)
+            line = str(site.source)
+            result, decision = self.decisions.run(func, args, kwargs, from_data=from_data, line=line)
         else:
             result = _run(func, args, kwargs)
-        site = call_site(self._paths, skip=2)
         if traits.rewritten:
             func, node_args = plain_form(func, args, node_args)
         node = self._write("call_function", func, node_args, _recordable(node_kwargs))
@@ -171,13 +182,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _attribute(self, tensor: Tensor) -> fx.Node:
         # A parameter is recognised by its storage: models reach theirs through .data, detach() or an alias too.
-        name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"_constant_{len(self.tensors)}"
+        name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"{_OWN}{len(self.tensors)}"
         if name not in self._attributes:
-            if name.startswith("_constant_"):
+            if name.startswith(_OWN):
                 self._need_numbers(name)
             # fx would resolve dotted names to owners; the recorder keeps the tensors itself
             node = self._write("get_attr", name)
-            node.meta["data"] = not name.startswith("_constant_")
+            node.meta["data"] = not name.startswith(_OWN)
             self._describe(node, tensor)
             self._attributes[name] = node
             self.tensors[name] = tensor
@@ -200,19 +211,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if self._blind:
             raise RuntimeError(f"{what} needs numbers")
 
-    @contextlib.contextmanager
-    def second_pass(self) -> Iterator[None]:
-        """Record a pass in train mode behind the first; one that fails or reaches no more tensors is dropped."""
-        nodes, tensors, decided = len(self.graph.nodes), len(self.tensors), len(self.decisions.taken)
-        self.extra, finished = True, False
-        try:
-            yield
+    def further_pass(self, run: Callable[[], Any]) -> bool:
+        """Record a pass behind the first; whether it is kept: one that fails or reaches no more tensors is dropped."""
+        nodes, tensors, decided = len(self.graph.nodes), set(self.tensors), len(self.decisions.taken)
+        before, finished = self.extra, False
+        self.extra = True
+        with contextlib.suppress(Exception):
+            run()
             finished = True
-        finally:
-            self.extra = finished and len(self.tensors) > tensors
-            if not self.extra:
-                self._forget(nodes)
-                del self.decisions.taken[decided:]
+        kept = finished and any(name not in tensors and not name.startswith(_OWN) for name in self.tensors)
+        if not kept:
+            self.extra = before
+            self._forget(nodes)
+            del self.decisions.taken[decided:]
+        return kept
 
     def _forget(self, mark: int) -> None:
         """Drop what was recorded after the first `mark` nodes."""

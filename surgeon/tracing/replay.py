@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from surgeon.tracing.decisions import follow
 from surgeon.tracing.inputs import Inputs
@@ -61,10 +60,10 @@ class Replay(fx.Interpreter):
     def forward(self, inputs: Inputs | None = None) -> Any:
         """Run on `inputs` (default: the example's) and give back the forward's own structure."""
         flat = self.run(*self._leaves(inputs))
-        spec, constants = self._trace.outputs
+        outputs = self._trace.outputs
         # behind the eval pass's results stand those of a train pass, where there was one
-        filled = [constant if value is None else value for value, constant in zip(flat, constants, strict=False)]
-        return pytree.tree_unflatten(filled, spec)
+        filled = [constant if value is None else value for value, constant in zip(flat, outputs.leaves, strict=False)]
+        return outputs.rebuilt(filled)
 
     def steps(self, inputs: Inputs | None = None) -> Iterator[tuple[fx.Node, Any]]:
         """Run node by node; values are let go after their last use."""
@@ -75,6 +74,8 @@ class Replay(fx.Interpreter):
             yield node, value
             for dead in self.user_to_last_uses.get(node, []):
                 del self.env[dead]
+            if not node.users:
+                del self.env[node]
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002  # fx's signature
         """The parameter, buffer or constant of that name."""

@@ -20,7 +20,7 @@ from surgeon.tracing.recording import Trace, Unfinished, record, record_once
 _PLAIN = frozenset({Tensor, nn.Parameter})
 
 
-def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> Trace:
+def trace(model: nn.Module, example_inputs: Any, *, real: bool = False, explore: bool = True) -> Trace:
     """Run `model` once in eval mode and record every ATen call.
 
     The model is as before afterwards (mode, buffers, RNG, hooks), also when its forward raises.
@@ -34,6 +34,8 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> Trace
     real:
         Run on the model's own device. Else shapes are all that is computed, and places to read at (a copy without other
         numbers runs on the meta device), unless the forward asks for numbers, can't run so, or might run otherwise.
+    explore:
+        Where the data steers the forward and layers stay unreached, record passes that go other ways.
 
     Raises
     ------
@@ -49,7 +51,7 @@ def trace(model: nn.Module, example_inputs: Any, *, real: bool = False) -> Trace
     if found is not None:
         return found
     try:
-        return record(module, inputs)
+        return record(module, inputs, explore=explore)
     except Unfinished as stop:
         error = stop.__cause__
         assert error is not None

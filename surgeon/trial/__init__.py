@@ -1,6 +1,6 @@
 """Trial: what really happens to the channels when the user's own forward runs at other widths."""
 
-from surgeon.trial.alignment import align, calls, partners, same_calls
+from surgeon.trial.alignment import align, calls, next_call, partners, same_calls
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.bindings import Binding, alike, place
 from surgeon.trial.blame import Misfit, channels_at, find_misfit
@@ -26,6 +26,7 @@ __all__ = [
     "find_misfit",
     "fit",
     "fit_recording",
+    "next_call",
     "partners",
     "place",
     "replace_tensors",

@@ -28,6 +28,9 @@ _FEW = 5
 class Validation:
     """Mean loss over the examples, and the share of right answers (None where the outputs are no class scores).
 
+    Targets that cross entropy passes over (``ignore_index``), and those that are no class of the model's, are no
+    questions: they count neither as right nor as wrong, and the mean loss of cross entropy is over the others.
+
     `top5` is the share whose answer is among the five highest scores; None where there are no more than five classes.
     """
 
@@ -89,14 +92,17 @@ def evaluate(
                 outcome = objective(model, batch)
             if not counts:  # another process's example, to keep step
                 continue
-            size = count_examples(batch)
-            loss, examples = loss + float(outcome.loss) * size, examples + size
+            if size := _size(outcome, batch):  # the mean of none is no number
+                loss, examples = loss + float(outcome.loss) * size, examples + size
             hits, of = _hits(outcome)
             right, asked, five = right + hits, asked + of, five or _classes(outcome) > _FEW
     figures = torch.tensor([loss, examples, *right, asked, five], dtype=torch.float64)
     loss, examples, *hits_of_all, asked, five = total(figures)[0].tolist()
     if not examples:
-        raise TuningError("the validation loader gave no batch; pass one that can be iterated again every epoch")
+        raise TuningError(
+            "the validation loader gave no batch, or none with a target that counts; pass one that can be iterated "
+            "again every epoch"
+        )
     first, among = (hits / asked for hits in hits_of_all) if asked else (None, None)
     return Validation(loss / examples, first, among if five else None)
 
@@ -108,11 +114,18 @@ def _shared(loader: Iterable[Any], evenly: bool) -> Iterator[tuple[Any, bool]]:
     return ((batch, True) for _, batch in share(loader))
 
 
+def _size(outcome: Outcome, batch: Any) -> int:
+    """Of how many the loss is the mean."""
+    if outcome.mean_of_asked and outcome.asked is not None:
+        return int(outcome.asked.sum())
+    return count_examples(batch)
+
+
 def _hits(outcome: Outcome) -> tuple[Tensor, int]:
     """Right answers, answers among the five best, and questions; none where the targets are no class numbers."""
     none = torch.zeros(2, dtype=torch.int64)
     targets = outcome.targets
-    if not isinstance(targets, Tensor) or targets.is_floating_point():
+    if outcome.asked is None:
         return none, 0
     try:
         scores = scores_of(outcome.outputs)
@@ -120,9 +133,11 @@ def _hits(outcome: Outcome) -> tuple[Tensor, int]:
         return none, 0
     if scores.argmax(1).shape != targets.shape:
         return none, 0
-    first = (scores.argmax(1) == targets).sum()
-    best = scores.topk(min(_FEW, scores.shape[1]), dim=1).indices
-    return torch.stack([first, (best == targets.unsqueeze(1)).sum()]).cpu(), targets.numel()
+    asked = outcome.asked & (targets >= 0) & (targets < scores.shape[1])
+    first = asked & (scores.argmax(1) == targets)
+    best = asked & (scores.topk(min(_FEW, scores.shape[1]), dim=1).indices == targets.unsqueeze(1)).any(1)
+    hits = torch.stack([first.sum(), best.sum(), asked.sum()]).cpu()
+    return hits[:2], int(hits[2])
 
 
 def _classes(outcome: Outcome) -> int:

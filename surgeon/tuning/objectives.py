@@ -18,13 +18,27 @@ from surgeon.tracing import Inputs
 __all__ = ["Distillation", "Objective", "Outcome", "count_examples", "distillation_loss", "scores_of"]
 
 
+#: The target that torch's cross entropy passes over, unless it is told another one.
+_IGNORED = -100
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """The loss of one batch (a scalar), and what it was computed from where that is known."""
+    """The loss of one batch (a scalar), and what it was computed from where that is known.
+
+    Attributes
+    ----------
+    asked:
+        Which of the targets the loss looks at (bool, of their shape); None where they are no class numbers.
+    mean_of_asked:
+        Whether the loss is the mean over these, and not over the examples.
+    """
 
     loss: Tensor
     outputs: Any = None
     targets: Any = None
+    asked: Tensor | None = None
+    mean_of_asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,19 @@ class Objective:
             loss = F.cross_entropy(_half_to_float(scores_of(outputs)), targets, label_smoothing=self._smoothing)
         if self._distillation is not None:
             loss = self._taught(self._distillation, loss, inputs, scores_of(outputs))
-        return Outcome(loss, outputs, targets)
+        asked = self._asked(targets)
+        return Outcome(loss, outputs, targets, asked, asked is not None and self._means_asked)
+
+    def _asked(self, targets: Any) -> Tensor | None:
+        if not isinstance(targets, Tensor) or targets.is_floating_point():
+            return None
+        return targets != getattr(self._loss_fn, "ignore_index", _IGNORED)
+
+    @property
+    def _means_asked(self) -> bool:
+        """As torch's cross entropy does, by itself or as the user's `loss_fn`."""
+        given = self._loss_fn
+        return given is None or (hasattr(given, "ignore_index") and getattr(given, "reduction", None) == "mean")
 
     @staticmethod
     def _taught(given: Distillation, loss: Tensor, inputs: Inputs, scores: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from surgeon.planning import Plan
 from surgeon.rewriting import fit
 from surgeon.trial import Fit
 
-__all__ = ["OptimizerLike", "make_optimizer", "names_of", "rewrite_optimizer"]
+__all__ = ["FROM_SCRATCH", "OptimizerLike", "make_optimizer", "names_of", "rewrite_optimizer"]
 
 #: ``"sgd"``, ``"adamw"``, a function of the parameters, or an optimizer that holds the model's parameters.
 OptimizerLike = str | torch.optim.Optimizer | Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
-#: Learning rates where none is given.
+#: Learning rates where none is given, and those for new weights where they are others.
 _RATES = {"sgd": 0.01, "adamw": 1e-3}
+FROM_SCRATCH = {"sgd": 0.1}
 
 #: Moments of the gradient, and the power of the gradient's scale that each grows with.
 _POWERS = {"momentum_buffer": 1, "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "square_avg": 2, "grad_avg": 1}
@@ -80,7 +81,9 @@ def rewrite_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of `dense`, for `small`: momentum buffers and moments are indexed as the weights were.
 
-    An optimizer that is kept through a cut goes on training the dense parameters, which nothing reads any more.
+    An optimizer that is kept through a cut goes on training the dense parameters, which nothing reads any more. A
+    learning-rate scheduler likewise goes on setting the rates of the optimizer that it was made with: make one anew for
+    the one that comes back, load the old one's state into it, and copy each group's ``lr``.
 
     Parameters
     ----------

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from surgeon.errors import CheckpointError
-from surgeon.jsonfiles import changed, read_file, write_file
+from surgeon.errors import CheckpointError, TuningError
+from surgeon.jsonfiles import as_read, changed, read_file, write_file
 from surgeon.tuning.evaluation import Validation
 from surgeon.tuning.recipe import Epoch, check_history
 
-__all__ = ["FILE", "Step", "plain", "read_rows", "write_rows"]
+__all__ = ["FILE", "Asked", "Step", "plain", "read_rows", "write_rows"]
 
 #: Name of the file in the folder.
 FILE = "run.json"
@@ -45,10 +45,43 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What makes a run the one it is: its `options`, and what its caller says it is `about`, such as the data."""
+
+    options: dict[str, Any]
+    about: dict[str, Any]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], about: Mapping[str, Any] | None) -> Asked:
+        """As it is read again.
+
+        Raises
+        ------
+        TuningError
+            If JSON has no word for a part of `about`.
+        """
+        try:
+            return cls(as_read(dict(options)), as_read(dict(about or {})))
+        except (TypeError, ValueError) as problem:
+            kinds = {name: type(value).__name__ for name, value in (about or {}).items()}
+            raise TuningError(f"about holds {kinds}: expected text, numbers, lists and tables of them") from problem
+
+    def apart(self, other: Asked) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What either has where they differ, by name; None where they are the same.
+
+        What they are about comes first: of other data or another model the options may differ as a consequence.
+        """
+        for ours, theirs in ((self.about, other.about), (self.options, other.options)):
+            if names := changed(ours, theirs):
+                return {name: ours.get(name) for name in names}, {name: theirs.get(name) for name in names}
+        return None
+
+
+@dataclass(frozen=True)
 class _Record:
     """What the file holds."""
 
-    asked: dict[str, Any]
+    asked: Asked
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
@@ -66,7 +99,7 @@ def _is_plain(value: Any) -> bool:
     return all(isinstance(v, one) for v in value) if isinstance(value, list | tuple) else isinstance(value, one)
 
 
-def read_rows(folder: Path, asked: Mapping[str, Any]) -> list[Step]:
+def read_rows(folder: Path, asked: Asked) -> list[Step]:
     """The steps that are finished.
 
     Raises
@@ -79,12 +112,12 @@ def read_rows(folder: Path, asked: Mapping[str, Any]) -> list[Step]:
         write_rows(folder, asked, [])
         return []
     record: _Record = read_file(path, _Record, _ADVICE)
-    if other := changed(record.asked, asked):
-        then, now = ({name: found.get(name) for name in other} for found in (record.asked, asked))
+    if found := record.asked.apart(asked):
+        then, now = found
         raise CheckpointError(f"{path}: its run was asked {then}, this one {now}; ask the same again, or {_ADVICE}")
     return list(record.steps)
 
 
-def write_rows(folder: Path, asked: Mapping[str, Any], rows: list[Step]) -> None:
+def write_rows(folder: Path, asked: Asked, rows: list[Step]) -> None:
     """Write the record beside and rename it."""
-    write_file(folder / FILE, _Record(dict(asked), tuple(rows)), indent=2)
+    write_file(folder / FILE, _Record(asked, tuple(rows)), indent=2)

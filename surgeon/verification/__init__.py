@@ -13,6 +13,7 @@ from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
 from surgeon.exclusive import alone
 from surgeon.planning import Plan
+from surgeon.rules import reasons
 from surgeon.tracing import (
     Inputs,
     Unfinished,
@@ -24,7 +25,7 @@ from surgeon.tracing import (
     trace,
     unwrap,
 )
-from surgeon.trial import Fit, Misfit, fit_recording, same_calls
+from surgeon.trial import Fit, Misfit, fit_recording, next_call, same_calls
 from surgeon.verification.comparison import Comparison, compare
 from surgeon.verification.silencing import Silencer
 from surgeon.verification.twin import codes, redraw
@@ -61,9 +62,11 @@ class Check:
     nodes:
         How many nodes were compared.
     unproven:
-        Layers or operators whose comparison says nothing.
+        Layers or operators whose comparison says nothing, and results that may compute more than was recorded.
     kept_statistics:
         Layers whose statistics run over kept channels only: the cut is exact in that sense.
+    stopped:
+        What ended a comparison early, and where: the error of a call that redrawn numbers or wider types don't suit.
     """
 
     status: str
@@ -72,6 +75,7 @@ class Check:
     nodes: int
     unproven: tuple[str, ...]
     kept_statistics: tuple[str, ...] = ()
+    stopped: str = ""
 
 
 @outside_inference_mode
@@ -91,6 +95,7 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
     dense, other = check_model(model), unwrap(small)
     inputs = Inputs.of(example_inputs)
     fitted = _read(dense, other, plan, inputs)
+    _runs_freely(fitted, other)
     own = {**fitted.graph.trace.tensors, **named_tensors(dense)}, fitted.small.labels.trace.tensors
     return check_fit(fitted, own, lambda draw: _twins(fitted, seed + draw))
 
@@ -136,6 +141,19 @@ def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit
         raise VerificationError(f"the cut model differs from the dense one at {site}: {misfit.why}") from misfit
 
 
+def _runs_freely(fitted: Fit, small: nn.Module) -> None:
+    """Let the cut model decide for itself on the example, as it will: it may come where the dense one didn't."""
+    dense = fitted.graph.trace
+    if not dense.decisions:
+        return
+    try:
+        record(small, dense.inputs)
+    except Unfinished as stop:
+        node = next_call(stop.graph, dense.graph) or dense.calls[-1]
+        why = f"the cut model fails on its own decisions at {_describe(node)}: {stop.__cause__}"
+        raise Difference(why, node) from stop
+
+
 def _same_weights(fitted: Fit, dense: Mapping[str, Tensor], small: Mapping[str, Tensor]) -> None:
     """Every tensor of the small model holds the dense model's numbers: behind dead channels no run would tell."""
     nodes = {str(n.target): n for n in fitted.graph.trace.graph.nodes if n.op == "get_attr"}
@@ -177,7 +195,9 @@ def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inp
         found = compare(fitted, silenced, *twins(draw), torch.float64, TWIN_TOLERANCE, inputs)
         _raise(found, "on redrawn weights", TWIN_TOLERANCE)
         missing = set(found.unproven) if not draw else set(found.unproven) & set(result.unproven)
-        result = Comparison(max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing))
+        result = Comparison(
+            max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing), found.stopped
+        )
         if not missing & _needed(fitted):
             break
     return result
@@ -185,8 +205,7 @@ def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inp
 
 def _needed(fitted: Fit) -> set[fx.Node]:
     """Dense nodes that have to be compared: contractions and results."""
-    (output,) = (n for n in fitted.graph.trace.graph.nodes if n.op == "output")
-    return {work.node for work in fitted.graph.structure.labels.ledger.work} | set(output.all_input_nodes)
+    return {work.node for work in fitted.graph.structure.labels.ledger.work} | set(fitted.graph.trace.results)
 
 
 def _raise(result: Comparison, where: str, tolerance: float) -> None:
@@ -205,12 +224,13 @@ def _describe(node: fx.Node) -> str:
 
 def _check(fitted: Fit, first: Comparison, second: Comparison) -> Check:
     ledger = fitted.graph.structure.labels.ledger
-    (output,) = (n for n in fitted.graph.trace.graph.nodes if n.op == "output")
-    needed = _needed(fitted)
-    missing = [n for n in first.unproven if n in needed] + [n for n in second.unproven if n in output.all_input_nodes]
+    needed, results = _needed(fitted), fitted.graph.trace.results
+    missing = [n for n in first.unproven if n in needed] + [n for n in second.unproven if n in results]
+    closed = [reasons.closed(kind) for kind in fitted.graph.trace.closed]
     statistics = dict.fromkeys(str(node.meta["site"].path) for node in ledger.statistics)
     return Check(
-        "passed" if not missing and first.nodes else "unproven",
+        "passed" if not (missing or closed) and first.nodes else "unproven",
         first.worst, second.worst, first.nodes,
-        tuple(dict.fromkeys(_describe(n) for n in missing)), tuple(statistics),
+        tuple(dict.fromkeys([*map(_describe, missing), *closed])), tuple(statistics),
+        (first.stopped or second.stopped) if missing else "",
     )  # fmt: skip

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx
 
 from surgeon.channels.structure import Ints
-from surgeon.tracing import Call, Inputs, Replay, plain_call
+from surgeon.tracing import Call, Inputs, Replay, operator_name, plain_call
 from surgeon.trial import Fit, partners
-from surgeon.verification.twin import as_wide, in_dtype
+from surgeon.verification.twin import as_wide, by_default, in_dtype
 
 
 @dataclass
@@ -31,12 +31,15 @@ class Comparison:
         The first dense node beyond the tolerance, with its error.
     unproven:
         Dense nodes whose comparison says nothing: zero, not finite, or not aligned.
+    stopped:
+        What ended the run early; empty where nothing did.
     """
 
     worst: float = 0.0
     nodes: int = 0
     failure: tuple[fx.Node, float] | None = None
     unproven: list[fx.Node] = field(default_factory=list)
+    stopped: str = ""
 
     def add(self, node: fx.Node, error: float, tolerance: float) -> None:
         """Take in the comparison of one node."""
@@ -70,9 +73,8 @@ def compare(
     result, waiting = Comparison(), _Waiting(ours)
     seen: set[fx.Node] = set()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), by_default(dtype):
             for node, value in run:
-                seen.add(node)
                 if _says_something(fitted, node, value):
                     match = partner.get(node)
                     other = None if match is None else waiting.value(match)
@@ -81,19 +83,23 @@ def compare(
                         result.add(node, error, tolerance)
                 if result.failure is not None:
                     break
-    except (RuntimeError, IndexError, ValueError):
+                seen.add(node)
+    except (RuntimeError, IndexError, ValueError) as problem:
         # a recording that other numbers can't run through (an index computed from them, a type without a kernel)
-        result.unproven += [n for n in dense_trace.graph.nodes if n.op == "call_function" and n not in seen]
+        left = [n for n in dense_trace.graph.nodes if n.op == "call_function" and n not in seen]
+        result.unproven += left
+        where = f"{operator_name(left[0])} in {left[0].meta.get('site')}: " if left else ""
+        result.stopped = f"{where}{type(problem).__name__}: {problem}"
     return result
 
 
 def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
-    """Whether a dense value is one to compare: numbers that somebody reads, not made in the size that is needed."""
+    """Whether a dense value is one to compare: numbers, not made in the size that is needed."""
     if node.op != "call_function" or not isinstance(value, Tensor) or not value.numel():
         return False
     result = any(user.op == "output" for user in node.users)
     number = value.is_floating_point() or value.is_complex() or result
-    return bool(number and node.users) and not fitted.graph.structure.labels.marks[node].free
+    return bool(number) and not fitted.graph.structure.labels.marks[node].free
 
 
 def _nothing_flows(fitted: Fit, node: fx.Node, dense: Tensor, small: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, flat
 from surgeon.rules import Plane, Summed
+from surgeon.rules.losses import LOSSES
 from surgeon.rules.statistics import BATCH_NORMS
 from surgeon.tracing import operator_name, plain_call
 
@@ -139,6 +140,22 @@ def _silenced_renorm(kept: Tensor, x: Tensor, p: float, dim: int, largest: float
     return torch.where(norm > largest, x * largest / (norm + _RENORM_EPSILON), x)
 
 
+def _silenced_loss(name: str) -> Callable[..., Tensor]:
+    """A loss over the places that are kept."""
+    operator: Any = getattr(torch.ops.aten, name).default
+    names = [argument.name for argument in operator._schema.arguments]
+
+    def run(kept: Tensor, *args: Any, **options: Any) -> Tensor:
+        given = dict(zip(names, args, strict=False)) | options
+        each: Tensor = operator(**{**given, "reduction": _EACH})
+        total = torch.where(kept, each, 0.0).sum()
+        return total / kept.expand_as(each).sum() if given.get("reduction", _MEAN) == _MEAN else total
+
+    return run
+
+
+#: Torch's numbers for what a loss is reduced to.
+_EACH, _MEAN = 0, 1
 #: What torch adds to a norm before it divides by it.
 _RENORM_EPSILON = 1e-7
 
@@ -154,4 +171,5 @@ STATISTICS: dict[str, Callable[..., Any]] = {
     "std_mean": _with_mean(_silenced_std),
     "renorm": _silenced_renorm,
     "_weight_norm_interface": _silenced_weight_norm,
+    **{name: _silenced_loss(name) for name in LOSSES},
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -89,3 +90,14 @@ def in_dtype(call: Call, dtype: torch.dtype) -> Call:
         return call(node, tuple(change(a) for a in args), {key: change(value) for key, value in kwargs.items()})
 
     return run
+
+
+@contextlib.contextmanager
+def by_default(dtype: torch.dtype) -> Iterator[None]:
+    """Let what the forward makes without naming a type (``torch.zeros(n)``, a whole number halved) be of this one."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -138,9 +138,9 @@ class FeatureMapOutput(ZooNetwork):
 
 @zoo
 class DataDependentBranch(ZooNetwork):
-    """Python's ``if`` on a value: the branch that the example takes is what can be seen."""
+    """Python's ``if`` on a value: the branch that the example doesn't take is cut along."""
 
-    cuts, keeps = ("taken",), ("fc",)
+    cuts, keeps = ("stem", "taken", "other"), ("fc",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -292,3 +292,54 @@ class LowRank(ZooNetwork):
 
     def forward(self, x: Tensor) -> Any:
         return self.fc(F.relu(self.base(x) + 2.0 * self.lora_b(self.lora_a(x))))
+
+
+@zoo
+class LowRankKernel(Computed):
+    """LoRA inside a convolution's weight: a column of A for each place of the kernel on each in-channel."""
+
+    shapes: ClassVar[Any] = {"lora_a": (4, 8 * 9), "lora_b": (6, 4), "conv.weight": (6, 8, 3, 3)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_a, self.lora_b = nn.Parameter(torch.randn(4, 16 * 9)), nn.Parameter(torch.randn(12, 4))
+
+    def dress(self, layer: nn.Module) -> nn.Module:
+        return layer
+
+    def middle(self, x: Tensor) -> Any:
+        assert isinstance(self.conv, nn.Conv2d)
+        weight = self.conv.weight
+        weight = weight + 0.5 * (self.lora_b @ self.lora_a).view(weight.shape)
+        return F.relu(F.conv2d(x, weight, self.conv.bias, padding=1))
+
+
+@zoo
+class KernelReadTwice(Computed):
+    """A kernel that slides, and whose places are summed by a vector of as many as it is wide: those stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.profile = nn.Parameter(torch.randn(3))
+
+    def dress(self, layer: nn.Module) -> nn.Module:
+        return layer
+
+    def middle(self, x: Tensor) -> Any:
+        assert isinstance(self.conv, nn.Conv2d)
+        x = F.conv2d(x, self.conv.weight * self.profile, self.conv.bias, padding=1)
+        return F.relu(x) * (self.conv.weight @ self.profile).sum((1, 2))[:, None, None]
+
+
+@zoo
+class OneNumberForEachPlace(Classifier):
+    """A map of numbers, one for each channel and place, kept in one row."""
+
+    shapes: ClassVar[Any] = {"map": (1, 8 * 64)}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Parameter(torch.randn(1, 16 * 64))
+
+    def middle(self, x: Tensor) -> Any:
+        return F.relu(x + self.map.view(1, x.shape[1], 8, 8))
