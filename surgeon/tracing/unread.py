@@ -9,9 +9,11 @@ def drop_unread(graph: fx.Graph) -> None:
     """Drop what nobody reads, but not layers, nor what is made of their results: their operands have to fit.
 
     Functionalisation makes some views twice; a program may compute what it returns in train mode only, or a shortcut
-    that no block follows. (fx's own function keeps nothing, and asks more of every node.)
+    that no block follows. Of a forward that gives nothing back nothing stays: there is nothing to tell a cut right by.
+    (fx's own function keeps nothing, and asks more of every node.)
     """
-    kept = _behind_layers(graph, _unread(graph))
+    (output,) = graph.find_nodes(op="output")
+    kept = _behind_layers(graph, _unread(graph)) if output.all_input_nodes else set()
     for node in reversed(graph.nodes):
         if not node.users and not node.is_impure() and node not in kept:
             graph.erase_node(node)
