@@ -34,7 +34,7 @@ class Sample:
         - ``b``: only together with others that the rule ties it to;
         - ``k``: the rule lets it go, but the operator refuses the smaller size;
         - ``p``: the rule pins it;
-        - ``-``: a single place, which gets no label;
+        - ``-``: a single place, or the places of a kernel, which get no labels;
         - ``i``: (all axes) the operand is an input of the model and has no labels.
     note:
         What is special about it, where one operator has several samples.
@@ -219,17 +219,17 @@ def _convolutions() -> list[Sample]:
     grouped = functools.partial(F.conv2d, groups=2)
     backwards = F.conv_transpose2d
     return [
-        Sample("convolution", conv, "2c 4c 5p 5p, 3c 4c 3p 3p, 3c"),
-        Sample("convolution", conv, "2i 4i 5i 5i, 3c 4p 3p 3p, 3c", "on an input"),
-        Sample("convolution", F.conv1d, "2c 4c 5p, 3c 4c 3p", "1d"),
-        Sample("convolution", F.conv3d, "1- 2c 3p 3p 3p, 3c 2c 2p 2p 2p", "3d"),
+        Sample("convolution", conv, "2c 4c 5p 5p, 3c 4c 3- 3-, 3c"),
+        Sample("convolution", conv, "2i 4i 5i 5i, 3c 4p 3- 3-, 3c", "on an input"),
+        Sample("convolution", F.conv1d, "2c 4c 5p, 3c 4c 3-", "1d"),
+        Sample("convolution", F.conv3d, "1- 2c 3p 3p 3p, 3c 2c 2- 2- 2-", "3d"),
         Sample("convolution", conv, "2c 4c 3c 3c, 3c 4c 1- 1-", "1x1"),
-        Sample("convolution", backwards, "2c 4c 3p 3p, 4c 3c 2p 2p, 3c", "transposed"),
-        Sample("convolution", grouped, "2c 6b 3p 3p, 4b 3b 2p 2p, 4b", "grouped"),
-        Sample("convolution", functools.partial(backwards, groups=2), "2c 6b 3p 3p, 6b 2b 2p 2p, 4b", "grouped back"),
-        Sample("convolution", _depthwise, "2c 4c 3p 3p, 4c 1- 2p 2p, 4c", "depthwise"),
-        Sample("convolution", _depthwise, "2c 4c 3p 3p, 8c 1- 2p 2p, 8c", "depthwise twice as many"),
-        Sample("convolution", _depthwise_back, "2c 4c 3p 3p, 4c 1- 2p 2p, 4c", "depthwise transposed"),
+        Sample("convolution", backwards, "2c 4c 3p 3p, 4c 3c 2- 2-, 3c", "transposed"),
+        Sample("convolution", grouped, "2c 6b 3p 3p, 4b 3b 2- 2-, 4b", "grouped"),
+        Sample("convolution", functools.partial(backwards, groups=2), "2c 6b 3p 3p, 6b 2b 2- 2-, 4b", "grouped back"),
+        Sample("convolution", _depthwise, "2c 4c 3p 3p, 4c 1- 2- 2-, 4c", "depthwise"),
+        Sample("convolution", _depthwise, "2c 4c 3p 3p, 8c 1- 2- 2-, 8c", "depthwise twice as many"),
+        Sample("convolution", _depthwise_back, "2c 4c 3p 3p, 4c 1- 2- 2-, 4c", "depthwise transposed"),
     ]
 
 
@@ -754,9 +754,9 @@ def _meetings() -> list[Sample]:
         Sample("mean", lambda x, y: (x - x.mean(1, keepdim=True)).square().mean(1), "3c 4c, 1-", "variance by hand"),
         Sample("where", lambda x, y: torch.where(x > 0, y, 0.5), "3c 4c, 4c", "one number"),
         Sample("masked_fill", lambda x, y: x.masked_fill(y > 0, 0.5), "3c 4p, 4i", "mask from an input"),
-        Sample("convolution", lambda x, w: F.conv2d(x, w, groups=2), "2c 6b 3p 3p, 2p 3b 2p 2p", "one filter each"),
-        Sample("convolution", lambda x, w: F.conv2d(x, w, stride=2, padding=1), "2c 4c 5p 5p, 3c 4c 3p 3p", "stride"),
-        Sample("convolution", _two, "1i 2i 5i 5i, 4c 2p 3p 3p, 3c 4c 2p 2p", "twice"),
+        Sample("convolution", lambda x, w: F.conv2d(x, w, groups=2), "2c 6b 3p 3p, 2p 3b 2- 2-", "one filter each"),
+        Sample("convolution", lambda x, w: F.conv2d(x, w, stride=2, padding=1), "2c 4c 5p 5p, 3c 4c 3- 3-", "stride"),
+        Sample("convolution", _two, "1i 2i 5i 5i, 4c 2p 3- 3-, 3c 4c 2- 2-", "twice"),
         Sample("convolution", _shuffled, "1i 2i 3i 3i, 8b 2p 1- 1-, 6b 4b 1- 1-", "shuffled groups"),
         Sample("embedding", lambda w: F.embedding(torch.tensor([0, 1]), w, padding_idx=0), "3p 4c", "padding"),
         Sample("baddbmm", torch.baddbmm, "1- 5c, 2c 3c 4c, 2c 4c 5c", "broadcast"),
