@@ -134,6 +134,7 @@ class Runs:
                 done = finegrained.sparsify(model, 1 - (1 - amount) ** (1 / steps), of="survivors")
                 if heals:
                     finegrained.heal(self.model, model, self.calibration, seed=seed)
+                    surgeon.settle(model, self.calibration)
                 surgeon.tune(model, self.train, self.val, epochs=EPOCHS // steps, seed=seed + step, **TUNING)
             key = f"{amount}/healed {name}/{seed}" if heals else f"{amount}/{name}/{seed}"
             rows[key] = {"top1": self._top1(model), "sparsity": done.sparsity}

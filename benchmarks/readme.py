@@ -109,15 +109,17 @@ def accuracy(found: Results) -> str:
     for row in found["rows"].values():
         key = tuple(row[name] for name in ("tool", "network", "speedup", "criterion", "steps"))
         grouped.setdefault(key, []).append(row)
-    trained = [name for name in ("tuned", "scratch") if any(name in row["top1"] for row in found["rows"].values())]
+    measured = {name for row in found["rows"].values() for name in row["top1"]}
+    trained = [name for name in ("tuned", "scratch") if name in measured]
+    levels = [name for name in ("bn", "bias", "gram", "lstsq") if name in measured]
     rows = []
     for (tool, network, speedup, criterion, steps), group in sorted(grouped.items()):
         if tool == "surgeon" or (tool == "dense" and trained):  # any training may raise the dense one as well
             words = criterion + f", {steps} steps" * (steps > 1) + ", labelled" * group[0].get("labelled", False)
             dense = level_cell(grouped.get(("dense", network, 1.0, "-", 1), [])[:1], "none")  # no seed changes it
-            cells = [level_cell(group, level) for level in ("none", "bn", "lstsq", *trained)]
+            cells = [level_cell(group, level) for level in ("none", *levels, *trained)]
             rows.append([f"{network}, {speedup:g}x", words, dense, *cells, rival_cell(grouped, network, speedup)])
-    head = ["network, times fewer MACs", "ranked by", "dense", "cut", "bn", "lstsq", *trained, "Torch-Pruning + bn"]
+    head = ["network, times fewer MACs", "ranked by", "dense", "cut", *levels, *trained, "Torch-Pruning + bn"]
     return grid(head, rows) + accuracy_words(found)
 
 
@@ -130,7 +132,8 @@ def accuracy_words(found: Results) -> str:
     return (
         "\n\nTop-1 in %: mean (least to greatest) over the seeds, or the figure of one seed. Each seed draws "
         f"{settings['images']} training images; up to {settings['test_images']:,} test images judge. cut: as it is; "
-        "bn: batch norms measured anew; lstsq: layers fitted anew to the dense ones; both without labels or training. "
+        "bn: batch norms measured anew; bias: what a layer lost goes into its bias; gram: removed channels become "
+        "combinations of kept ones; lstsq: layers fitted anew to the dense ones; all without labels or training. "
         "Torch-Pruning: the better of its criteria, ranked anew at each 0.45 % of the channels, Taylor on "
         f"{settings['rival_images']} labelled images. surgeon's check: {sum(checks)} of {len(checks)} cuts passed, any "
         f"other is unproven. Rows of {sources} version{'s' * (sources != 1)} of the sources.{''.join(notes)}"

@@ -66,5 +66,5 @@ def gradual(found: Results) -> str:
         f"\n\nTop-1 in % of {made['test_images']:,} test images, mean (least to greatest); before any of it: 86.26. "
         f"Every run trains for {made['epochs']} epochs of {made['images']:,} images, the gradual ones in "
         f"{made['steps']} steps. Healed: what is left is first fitted to the whole network, with 512 of these images, "
-        f"without labels. S4's figures are of its ResNet-56 and its weights."
+        f"without labels, and its batch norms are settled. S4's figures are of its ResNet-56 and its weights."
     )

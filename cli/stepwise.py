@@ -156,6 +156,8 @@ def _healer(options: Mapping[str, Any], loader: Batches) -> Any:
 
     def heal(small: nn.Module, before: nn.Module, plan: surgeon.Plan) -> None:
         surgeon.heal(before, small, plan, loader, level, seed=options["seed"])
+        if level == "lstsq":
+            surgeon.settle(small, loader)
 
     return heal
 

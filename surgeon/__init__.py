@@ -27,7 +27,7 @@ from surgeon.errors import (
 )
 from surgeon.experiments import Compared, Experiment, compare
 from surgeon.exporting import Exported, export
-from surgeon.healing import LayerHealing, heal
+from surgeon.healing import LayerHealing, heal, settle
 from surgeon.iteration import PrunedAndTuned, prune_and_tune
 from surgeon.pages import write_report
 from surgeon.planning import Plan, make_plan
@@ -53,5 +53,5 @@ __all__ = [
     "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "Validation", "VerificationError", "channel_graph",
     "compare", "evaluate", "export", "finegrained", "heal", "load", "load_shards", "make_plan", "prune",
     "prune_and_tune", "prune_shards", "rewrite", "rewrite_optimizer", "save", "score", "score_all", "sensitivity",
-    "trace", "train", "tune", "verify", "write_report",
+    "settle", "trace", "train", "tune", "verify", "write_report",
 ]  # fmt: skip

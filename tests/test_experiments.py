@@ -178,9 +178,13 @@ def test_experiments_that_are_none(fields: dict[str, Any], told: str) -> None:
 
 
 AHEAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "above one": ({"budgets": ({"ratio": 0.5}, {"max_macs": 1.5})}, {}, "budget {'max_macs': 1.5}, .*max_macs=1.5 of"),
+    "above one": (
+        {"budgets": ({"ratio": 0.5}, {"max_macs": 1.5})},
+        {},
+        "budget {'max_macs': 1.5}, .*max_macs=1.5: exp",
+    ),
     "out of reach": ({"budgets": ({"ratio": 0.5}, {"max_params": 3})}, {}, "budget {'max_params': 3}, .* out of reach"),
-    "only as asked": ({}, {"min_channels": 1000}, "budget {'ratio': 0.5}, schedule 'linear': .*no channel has to go"),
+    "only as asked": ({}, {"min_channels": 1000}, "budget {'ratio': 0.5}, schedule 'linear': .*no channel can go"),
     "too many in all": ({"budgets": ({"filters": 18},), "schedules": ("one-shot", "per-step")}, {}, "'per-step': .*36"),
     "a ratio in every step": ({"schedules": ("linear", "per-step")}, {}, "schedule 'per-step': .*counts filters"),
     "two budgets": ({"budgets": ({"ratio": 0.5, "max_macs": 0.5},)}, {}, "give filters=, or ratio="),

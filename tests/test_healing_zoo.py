@@ -18,6 +18,8 @@ from tests.zoo.base import ZooNetwork, draw
 SIZES = (16, 16, 5)
 #: Time comes first here: another batch size would be another length, and a recurrent layer runs step by step.
 STEPWISE = ("LstmTokensFirst",)
+#: Whose data chooses the layers that run: all batches have to choose alike.
+ROUTED = ("ExpertsByHits", "SparseExperts")
 #: Where layers that come nearer need not bring the output nearer: the last one forgets scales, or its weight is the
 #: first one's too and stays.
 ONLY_LAYERS = ("CosineClassifier", "CosineSimilarity", "Autoencoder")
@@ -26,6 +28,8 @@ ONLY_LAYERS = ("CosineClassifier", "CosineSimilarity", "Autoencoder")
 def drawn(name: str) -> list[Inputs]:
     """Batches of the network's own inputs: larger ones where it takes one tensor; indices are always in range."""
     network, example = ZOO[name], inputs_of(name)
+    if name in ROUTED:
+        return [example] * len(SIZES)
     if network.example.__func__ is ZooNetwork.example.__func__ and name not in STEPWISE:  # type: ignore[attr-defined]
         shapes = [(size, *network.shape[1:]) for size in SIZES]
         return [Inputs((draw(*s, seed=seed),), example.kwargs) for seed, s in enumerate(shapes)]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon import finegrained
-from surgeon.healing.settling import settle
-from surgeon.tracing import Inputs
+from surgeon.errors import HealingError
+from surgeon.healing import settle
 from tests.networks import redraw
 
 
@@ -61,7 +61,7 @@ def test_eval_mode_computes_what_it_did_and_train_mode_the_same() -> None:
     model, x = made(Deep()), images()
     expected = model(x).detach()
     assert off(expected, in_train_mode(model, x)) > 0.1
-    settle(model, [Inputs((part,)) for part in torch.split(x, 32)])
+    settle(model, torch.split(x, 32))
     assert off(expected, model(x)) < 1e-12
     assert off(expected, in_train_mode(model, x)) < 0.01  # batches of other sizes, other estimates of a variance
 
@@ -78,7 +78,7 @@ def test_a_norm_may_be_used_twice_and_called_by_the_name_of_its_argument() -> No
 
     model, x = made(Twice()), images()
     expected, before = model(x).detach(), state(model)
-    settle(model, [Inputs((x,))])
+    settle(model, [x])
     assert off(expected, model(x)) < 1e-12
     assert not same(model, before)
 
@@ -102,7 +102,7 @@ class Own(nn.BatchNorm2d):
 def test_norms_that_would_compute_something_else_stay(norm: Any) -> None:
     model: Any = made(Deep(norm))
     expected, before, last = model(images()).detach(), state(model.norm), state(model.last)
-    settle(model, [Inputs((images(),))])
+    settle(model, [images()])
     assert same(model.norm, before)
     assert not same(model.last, last)
     assert off(expected, model(images())) < 1e-12
@@ -113,14 +113,14 @@ def test_norms_that_share_their_scale_stay() -> None:
     other = nn.BatchNorm2d(8).double()
     model.other, other.weight = other, model.norm.weight
     before = state(model.norm)
-    settle(model, [Inputs((images(),))])
+    settle(model, [images()])
     assert same(model.norm, before)
 
 
 def test_low_precision_stays() -> None:
     model = made(Deep(), torch.bfloat16)
     before = state(model)
-    settle(model, [Inputs((images(dtype=torch.bfloat16),))])
+    settle(model, [images(dtype=torch.bfloat16)])
     assert same(model, before)
 
 
@@ -128,7 +128,7 @@ def test_low_precision_stays() -> None:
 def test_what_has_no_statistics_changes_nothing(x: Tensor) -> None:
     model: Any = made(Deep())
     before = state(model.last)
-    settle(model, [Inputs((x,))])
+    settle(model, [x])
     assert same(model.last, before)
 
 
@@ -140,10 +140,19 @@ def test_a_healed_model_begins_its_training_as_it_is(dtype: torch.dtype) -> None
     finegrained.sparsify(model, 0.9)
     finegrained.heal(dense, model, torch.split(x, 32))
     with torch.no_grad():
+        assert off(model(x), in_train_mode(model, x)) > 0.05
+    settle(model, torch.split(x, 32))
+    with torch.no_grad():
         assert off(model(x), in_train_mode(model, x)) < 0.01
 
 
 def test_a_cut_and_healed_model_begins_its_training_as_it_is() -> None:
     dense, x = made(Deep()), images()
     result = surgeon.prune(dense, x[:2], ratio=0.5, dataloader=torch.split(x, 32), heal="lstsq", criterion="magnitude")
+    settle(result.model, [(part, None) for part in torch.split(x, 32)])
     assert off(result.model(x), in_train_mode(result.model, x)) < 0.01
+
+
+def test_no_data_is_told() -> None:
+    with pytest.raises(HealingError, match="gave no batch"):
+        settle(made(Deep()), [])

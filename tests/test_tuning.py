@@ -988,7 +988,7 @@ def test_bad_steps_are_told() -> None:
     for given, error, message in (
         ({"steps": 0}, TuningError, "steps=0"),
         ({"filters": None}, BudgetError, "give filters="),
-        ({"filters": (2, 4, 6)}, BudgetError, "lists .3. targets"),
+        ({"filters": (2, 4, 6)}, BudgetError, "other numbers of targets .filters: 3."),
         ({"ratio": 0.5}, BudgetError, "give filters="),
         ({"as_graph": True}, surgeon.ModelError, "a graph can be passed"),
         ({"tuning": {"lr": (0.1, 0.1, 0.1)}}, TuningError, "lr lists 3 rates for 2 steps"),

@@ -22,16 +22,16 @@ from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
 from surgeon.healing.recalibration import recalibrate
 from surgeon.healing.ridge import Tie
-from surgeon.healing.settling import settle
+from surgeon.healing.settling import settle_norms
 from surgeon.planning import Plan
 from surgeon.processes import Own, share, together
 from surgeon.tracing import Inputs, check_model, named_tensors, outside_inference_mode, unwrap
 
-__all__ = ["LEVELS", "LayerHealing", "Tie", "heal"]
+__all__ = ["LEVELS", "LayerHealing", "Tie", "heal", "settle"]
 
 #: From nothing to most.
 LEVELS = ("none", "bn", *FITTERS)
-#: Levels after which the batch norms are measured anew; behind a regression that would make it worse, they are settled.
+#: Levels after which the batch norms are measured anew; behind a regression that would make it worse.
 _MEASURED = ("bn", "bias", "gram")
 
 
@@ -66,9 +66,8 @@ def heal(
     level:
         ``"bn"``: batch norms are measured anew. ``"bias"``: the mean of what is missing goes into biases, or, where a
         layer has none, into the running mean of the norm behind it; then ``bn``. ``"gram"``: removed channels become
-        linear combinations of kept ones, place by place; then ``bn``. ``"lstsq"``: ridge regression of each layer; then
-        batch norms get other statistics, scales and shifts, which compute the same in eval mode, and in train mode,
-        too, so that training begins from the healed model. ``"none"``: nothing.
+        linear combinations of kept ones, place by place; then ``bn``. ``"lstsq"``: ridge regression of each layer;
+        call :func:`surgeon.settle` then before you train. ``"none"``: nothing.
     inputs_of:
         What the model takes of a batch, where it isn't the batch itself or its first part.
     seed:
@@ -103,10 +102,50 @@ def heal(
     with _untouched_if_it_fails(other):
         if level in FITTERS:
             _fit_layers(model, other, plan, batches, level, seed, ties or {}, on_layer, progress)
-        measure = recalibrate if level in _MEASURED else settle
-        device = next((p.device for p in other.parameters()), torch.device("cpu"))
-        measure(other, [inputs.to(device) for _, inputs in batches])
+        if level in _MEASURED:
+            recalibrate(other, _on_its_device(other, batches))
     return small
+
+
+@outside_inference_mode
+@together("settling")
+def settle(model: nn.Module, dataloader: Iterable[Any], *, inputs_of: Callable[[Any], Any] | None = None) -> nn.Module:
+    """Make a healed model compute in train mode what it computes in eval mode: call it before training goes on.
+
+    A regression (``level="lstsq"``) fits a layer for the statistics that the norm behind it has from the dense model.
+    What the layer gives now varies less, since what can't be predicted is missing, and in train mode a batch norm blows
+    it up again, errors and all. So each gets the statistics of what reaches it, and a scale and shift with which it
+    computes what it did. In eval mode nothing changes. Heal first: a model that is settled is healed no more, for its
+    norms are no longer the dense model's.
+
+    Parameters
+    ----------
+    model:
+        A healed model; changed in place.
+    dataloader, inputs_of:
+        As in :func:`surgeon.heal`; batches as large as those of the training to come serve best.
+
+    Returns
+    -------
+    ``model``. Left as they are: norms that share their scale, that are of low precision, or whose class uses scale and
+    shift in a way of its own.
+
+    Raises
+    ------
+    HealingError
+        If there is no data.
+    """
+    module = check_model(model)
+    batches = Own((n, read_inputs(batch, Plan("", {}), inputs_of)) for n, batch in share(dataloader))
+    if not batches.of_all:
+        raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
+    settle_norms(module, _on_its_device(module, batches))
+    return model
+
+
+def _on_its_device(model: nn.Module, batches: Own[Inputs]) -> list[Inputs]:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return [inputs.to(device) for _, inputs in batches]
 
 
 @contextlib.contextmanager

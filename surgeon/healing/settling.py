@@ -29,7 +29,7 @@ _TRIED = 4
 
 
 @torch.no_grad()
-def settle(model: nn.Module, batches: Iterable[Inputs]) -> None:
+def settle_norms(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Give each batch norm the statistics of what reaches it, and scale and shift so that it computes what it did.
 
     In place; of several processes each has batches of its own. Left as they are: norms without scale and shift, or with
