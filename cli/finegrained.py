@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .files import check_outputs, is_file, named_after, there
-from .options import DATA, file_factory_option
+from .options import DATA, file_factory_option, json_option, seed_option
 from .training_options import data_root_option
 
 if TYPE_CHECKING:
@@ -70,15 +70,8 @@ _OPTIONS = (
     ),
     click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="File.  [default: by MODEL]"),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ..."),
-    click.option(
-        "--seed",
-        type=click.IntRange(0, 2**63 - 1),
-        default=0,
-        show_default=True,
-        metavar="N",
-        help="Of random weights, and of the images that are drawn.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output."),
+    seed_option("Of random weights, and of the images that are drawn."),
+    json_option,
 )
 
 

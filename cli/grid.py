@@ -14,7 +14,6 @@ from surgeon.experiments import Cell, Compared, Experiment, Summary
 from surgeon.jsonfiles import read_text
 from surgeon.jsontext import read_json
 
-from .files import run_folder
 from .images import Batches
 from .models import asked_for
 from .output import Watch, emit_json, say, table
@@ -72,7 +71,7 @@ def run(options: Mapping[str, Any]) -> None:
         If the experiment, the images or the model can't be used.
     """
     experiment = read(options["experiment"])
-    folder = options["folder"] or run_folder(options["experiment"])
+    folder = options["folder"]
     check_folder(folder, resume=options["resume"])
     if options["data"] is None:
         raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits or cifar10")

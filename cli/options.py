@@ -57,6 +57,14 @@ _ONE_CUT = (
         "--max-params", callback=amount, metavar="AMOUNT", help="Keep within: 50%, 0.5, or a count such as 5M."
     ),
 )
+
+
+def seed_option(words: str) -> Callable[[_F], _F]:
+    """--seed, and what it is good for in this command."""
+    kind = click.IntRange(0, 2**63 - 1)
+    return click.option("--seed", type=kind, default=0, show_default=True, metavar="N", help=words)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Everything as JSON on standard output.")
 
 

@@ -21,7 +21,6 @@ from surgeon.processes import first, from_first
 from surgeon.tuning import Epoch, evaluate
 from surgeon.tuning.record import Step
 
-from .files import run_folder
 from .images import Batches
 from .models import asked_for
 from .output import Watch, emit_json, say, table, warn
@@ -43,7 +42,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     InputError, ModelError
         If there are no labelled images of the model's classes, or the model is cut already.
     """
-    folder = options["folder"] or run_folder(target)
+    folder = options["folder"]
     from_first(lambda: check_folder(folder, resume=options["resume"]))
     device = pick_device(options["device"], options["threads"])
     data = _data(options)

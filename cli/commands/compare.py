@@ -86,7 +86,7 @@ def command(criteria: str, as_json: bool, experiment: Path | None, **options: An
 
         folder = options["folder"] or run_folder(experiment)
         check_outputs([], [experiment, options["model"]], plots=[options["plot"]], folder=folder)
-        grid.run({**options, "experiment": experiment, "as_json": as_json})
+        grid.run({**options, "experiment": experiment, "folder": folder, "as_json": as_json})
         return
     refuse_typed(_OF_EXPERIMENTS, "for an experiment: give --experiment FILE")
     compared = run(criteria, options)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..files import amount
-from ..options import json_option
+from ..options import json_option, seed_option
 
 
 @click.command(name="demo", short_help="See it all in a minute, from training to the report.")
@@ -37,9 +37,7 @@ from ..options import json_option
     metavar="N",
     help="Passes over the images before the cut; half as many follow it.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, metavar="N", help="Repeats a run."
-)
+@seed_option("Repeats a run.")
 @json_option
 def command(output: Path, model: str, max_macs: str | float, epochs: int, seed: int, as_json: bool) -> None:
     """Train a small network on handwritten digits, cut it to a quarter of its multiply-adds, and show what came of it.

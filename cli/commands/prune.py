@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from ..files import amount, amounts, check_outputs, named_after, ratios, run_folder, step, there
-from ..options import DATA, file_factory_option, ignore_option, image_size_option, refuse_typed, scope_option
+from ..options import (
+    DATA,
+    file_factory_option,
+    ignore_option,
+    image_size_option,
+    refuse_typed,
+    scope_option,
+    seed_option,
+)
 from ..several import joined
 from ..training_options import split_training, training_names, training_options
 
@@ -202,14 +210,7 @@ class Options:
     help="File to write.  [default: MODEL-pruned.safetensors]",
 )
 @click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, cuda:1, ...")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Makes a run repeatable.",
-)
+@seed_option("Makes a run repeatable.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Prove that the cut was right.")
 @click.option(
     "--heal",
@@ -306,7 +307,8 @@ def _run(options: Options) -> None:
     if options.epochs or options.final_epochs:
         from .. import stepwise
 
-        stepwise.run({**vars(options), **options.training}, options.budget, options.target)
+        asked = {**vars(options), **options.training, "folder": options.folder}
+        stepwise.run(asked, options.budget, options.target)
         return
     from .. import onecut
 

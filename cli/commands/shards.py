@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import ignore_option, one_cut_options, scope_option
+from ..options import ignore_option, one_cut_options, scope_option, seed_option
 
 if TYPE_CHECKING:
     import surgeon
@@ -42,14 +42,7 @@ if TYPE_CHECKING:
 @scope_option
 @click.option("--round-to", type=click.IntRange(min=1), metavar="N", help="Kept widths are multiples of this.")
 @ignore_option
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**63 - 1),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="For everything that draws.",
-)
+@seed_option("For everything that draws.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check the cut at every node.")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
 def command(**options: Any) -> None:
