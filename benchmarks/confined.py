@@ -89,6 +89,17 @@ def peak() -> float:
     return round(memory_of("self", "VmHWM") / 1e6, 1)
 
 
+def restart_peak() -> int:
+    """Let this process's peak begin anew; gives the bytes that it holds now."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return memory_of("self", "VmRSS")
+
+
+def peak_now() -> int:
+    """Bytes that this process has held at most since :func:`restart_peak`."""
+    return memory_of("self", "VmHWM")
+
+
 def memory_of(pid: str, field: str) -> int:
     """A field of /proc/PID/status in bytes."""
     try:

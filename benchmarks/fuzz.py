@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from common import RESULTS, environment, say  # noqa: E402
+from confined import memory_of, peak_now, restart_peak  # noqa: E402
 
 from tests.fuzzing import Seed, judge, seeds  # noqa: E402
 from tests.mutations import mutate  # noqa: E402
@@ -80,10 +81,10 @@ def work(start: int, stop: int) -> None:
         for number in range(start, stop):
             print(json.dumps({"at": number}), flush=True)
             seed, data = case(number, found)
-            resource.setrlimit(resource.RLIMIT_DATA, (_data() + CEILING, free[1]))
-            before, began = _reset_peak(), time.process_time()
+            resource.setrlimit(resource.RLIMIT_DATA, (memory_of("self", "VmData") + CEILING, free[1]))
+            before, began = restart_peak(), time.process_time()
             told: str = _judged(seed, data, path)
-            seconds, grown = time.process_time() - began, _peak() - before
+            seconds, grown = time.process_time() - began, peak_now() - before
             resource.setrlimit(resource.RLIMIT_DATA, free)
             if grown > 2 * len(data) + ALWAYS:
                 told = f"grew by {grown} bytes on a file of {len(data)}"
@@ -113,26 +114,6 @@ def _judged(seed: Seed, data: bytes, path: Path) -> str:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
-
-
-def _data() -> int:
-    return _status("VmData")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _reset_peak() -> int:
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status("VmRSS")
-
-
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(field)
 
 
 # ---------------------------------------------------------------- all of them

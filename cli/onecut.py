@@ -16,7 +16,7 @@ from surgeon.processes import first
 from surgeon.rewriting import fit
 from surgeon.tracing import Inputs
 
-from .commands.prune import SAMPLES, SAMPLES_WITH_DATA, Options
+from .cuts import SAMPLES, SAMPLES_WITH_DATA, Options
 from .images import Batches, Images, Source, batches, drawn, find, photographs
 from .models import asked_for
 from .output import Watch, say, warn

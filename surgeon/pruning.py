@@ -12,7 +12,7 @@ from surgeon.automatic import Automatic
 from surgeon.channels import ChannelGraph
 from surgeon.composition import compose
 from surgeon.criteria import Request, find_criterion
-from surgeon.criteria.table import Floats, ForwardLoss
+from surgeon.criteria.gradients import Floats, ForwardLoss
 from surgeon.cutting import Clock, Cut, Cutter, read_graph
 from surgeon.errors import BudgetError, HealingError, ModelError, ScoreError
 from surgeon.exclusive import alone, collecting_new

@@ -45,7 +45,7 @@ def test_all_cells_train_as_long_and_cut_as_much(monkeypatch: pytest.MonkeyPatch
         epochs.append(given["epochs"])
         return tune(*args, **given)
 
-    monkeypatch.setattr("surgeon.iteration.tune", counting)
+    monkeypatch.setattr("surgeon.iteration.running.tune", counting)
     monkeypatch.setattr(running, "tune", counting)
     found = compare(GRID)
     assert [(cell.key.schedule, cell.key.seed) for cell in found.cells] == [

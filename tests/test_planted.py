@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgeon.rules import TABLE, Ledger, Marked, Rule, algebra
+from surgeon.rules import TABLE, Ledger, Marked, Rule, algebra, layout
 from tests.rule_samples import SAMPLES, Sample
 from tests.test_rules import check, check_dependence, read
 
@@ -47,7 +47,7 @@ def moved(change: Callable[..., Tensor]) -> Rule:
     """Data movement that moves labels in another way than the operator moves numbers."""
 
     def wrong(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Marked:
-        return algebra.move(ledger, change, x, *args, **kwargs)
+        return layout.move(ledger, change, x, *args, **kwargs)
 
     return wrong
 
@@ -81,20 +81,20 @@ def ended(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Marked:
 
 def other_axis(ledger: Ledger, x: Marked, dim: int, *_: Any) -> Marked:
     """A softmax along the axis next to the one that was meant."""
-    return replace(algebra.mix(ledger, x, [(dim + 1) % len(x.shape)]), value=None)
+    return replace(layout.mix(ledger, x, [(dim + 1) % len(x.shape)]), value=None)
 
 
 def summed_only(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
     """A mean that counts what was removed as zeros."""
     dims = range(len(x.shape)) if dim is None else [dim] if isinstance(dim, int) else dim
-    return algebra.reduce(ledger, x, [d % len(x.shape) for d in dims], keepdim)
+    return layout.reduce(ledger, x, [d % len(x.shape) for d in dims], keepdim)
 
 
 def of_each_place(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
     """A mean taken for an elementwise operator: what it sums over goes on as if it were still there."""
     dims = range(len(x.shape)) if dim is None else [dim] if isinstance(dim, int) else dim
     gone = {d % len(x.shape) for d in dims}
-    result = algebra.reduce(ledger, x, sorted(gone), keepdim)
+    result = layout.reduce(ledger, x, sorted(gone), keepdim)
     planes = tuple(replace(p, labels=p.labels.narrow(a, 0, 1)) for p in x.planes for a in p.axes if a in gone)
     return replace(result, planes=(*result.planes, *planes)) if keepdim else result
 

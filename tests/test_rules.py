@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from surgeon.channels import ChannelGraph, Guide, Labels, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags, Ints, flat
-from surgeon.rules import TABLE, Ledger, Marked, Rule, algebra
+from surgeon.rules import TABLE, Ledger, Marked, Rule, algebra, layout
 from surgeon.tracing import Inputs, Replay, Trace, Unfinished, record
 from surgeon.trial.alignment import align
 from surgeon.verification import Silencer
@@ -388,7 +388,7 @@ def in_place(ledger: Ledger, x: Marked, factor: int) -> Marked:
     def grow(labels: Tensor) -> Tensor:
         return labels[:, : labels.shape[1] // factor**2].repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
-    return algebra.move(ledger, grow, x)
+    return layout.move(ledger, grow, x)
 
 
 def frightened(ledger: Ledger, x: Marked) -> Marked:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import surgeon
-import surgeon.iteration
+import surgeon.iteration.running
 from surgeon.composition import compose
 from surgeon.errors import BudgetError, CheckpointError, TuningError
 from surgeon.files import LOCK
@@ -916,7 +916,7 @@ def test_steps_stopped_between_a_cut_and_its_training_are_taken_up(
             raise Stop
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(surgeon.iteration, "tune", stopping)
+    monkeypatch.setattr(surgeon.iteration.running, "tune", stopping)
     with pytest.raises(Stop):
         iterate(tmp_path / "run")
     assert (tmp_path / "run" / "step-2-cut.safetensors").exists()
@@ -968,7 +968,7 @@ def test_each_step_can_have_a_rate_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         seen.append((kwargs["lr"], None if isinstance(held, str) else held.param_groups[0]["lr"]))
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(surgeon.iteration, "tune", watching)
+    monkeypatch.setattr(surgeon.iteration.running, "tune", watching)
     iterate(tuning={"lr": (0.05, 0.01), "optimizer": "sgd"})
     assert seen == [(0.05, None), (0.01, 0.01)]  # the second goes on with the optimizer of the first
 

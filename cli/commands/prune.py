@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..files import amount, amounts, check_outputs, named_after, ratios, run_folder, step, there
+from ..cuts import SAMPLES, SAMPLES_WITH_DATA, Options
+from ..files import amount, amounts, check_outputs, ratios, step, there
 from ..options import (
     DATA,
     file_factory_option,
@@ -23,82 +23,9 @@ from ..training_options import split_training, training_names, training_options
 
 #: Several processes share the work.
 SEVERAL = True
-#: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
-SAMPLES, SAMPLES_WITH_DATA = 64, 256
-
 #: Options that only a run with --epochs looks at, and that only one without it does.
 _TRAINS = (training_names() - {"data_root"}) | {"train_batch_size", "rewind"}
 _ONE_CUT = {"latency_batch_size"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command's options, by their long names."""
-
-    model: str
-    factory: str | None
-    filters: int | None
-    ratio: float | tuple[float, ...] | None
-    max_macs: Any  # a number, a share, or a tuple of them
-    max_params: Any
-    max_activations: int | float | str | None
-    max_latency: str | None
-    latency_batch_size: int
-    threads: int | None
-    scope: str
-    criterion: str
-    round_to: int | str | None
-    min_channels: int
-    ignore: tuple[str, ...]
-    unit: tuple[str, ...]
-    weights: str | None
-    data: str | None
-    samples: int | None
-    batch_size: int
-    micro_batch: int | None
-    image_size: int | None
-    output: Path | None
-    device: str
-    seed: int
-    verify: bool
-    strict: bool
-    heal: str
-    steps: int
-    schedule: str | None
-    as_graph: bool
-    report: Path | None
-    dry_run: bool
-    as_json: bool
-    epochs: int
-    final_epochs: int
-    train_batch_size: int
-    rewind: Path | None
-    training: dict[str, Any]
-
-    @property
-    def target(self) -> Path:
-        """Where the file goes."""
-        return self.output or Path(f"{named_after(self.model, 'pruned')}.safetensors")
-
-    @property
-    def folder(self) -> Path | None:
-        """Where the state of a run with training is kept; None where nothing is trained."""
-        if not (self.epochs or self.final_epochs):
-            return None
-        return self.training["folder"] or run_folder(self.target)
-
-    @property
-    def in_all(self) -> str | None:
-        """What filters in every step come to, in words; None where they are not counted so."""
-        if self.filters is None or self.steps == 1 or self.schedule not in (None, "per-step"):
-            return None
-        return f"{self.filters:,} filters in each of {self.steps} steps, {self.filters * self.steps:,} in all"
-
-    @property
-    def budget(self) -> dict[str, Any]:
-        """The amounts that were given."""
-        names = ("filters", "ratio", "max_macs", "max_params", "max_activations", "max_latency")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @click.command(name="prune", short_help="Cut filters out of a model, check the result, save it.")
@@ -292,7 +219,7 @@ def command(**options: Any) -> None:
 
 def run(options: Options) -> None:
     """The whole command."""
-    _check_budget(options)
+    options.check()
     with joined():
         _run(options)
 
@@ -313,49 +240,3 @@ def _run(options: Options) -> None:
     from .. import onecut
 
     onecut.run(options)
-
-
-def _check_budget(options: Options) -> None:
-    """Refuse contradictory amounts before anything is loaded."""
-    given = [f"--{name.replace('_', '-')}" for name in options.budget]
-    if not given:
-        raise click.UsageError(
-            "say how much: --filters N, --ratio R, --max-macs AMOUNT, --max-params AMOUNT, --max-latency TIME"
-        )
-    if len(given) > 1 and (options.filters is not None or options.ratio is not None):
-        both = " and ".join(given)
-        raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
-    if options.filters is not None and options.filters < 1:
-        raise click.UsageError(
-            f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"
-        )
-    _check_lists(options)
-    _check_steps(options)
-
-
-def _check_lists(options: Options) -> None:
-    """Refuse a list that has not one amount for each step."""
-    lists = {**options.budget, "lr": options.training["lr"]}
-    for name, given in lists.items():
-        if isinstance(given, tuple) and len(given) != options.steps:
-            raise click.UsageError(
-                f"--{name.replace('_', '-')} lists {len(given)} amounts, one for each step, and there are "
-                f"{options.steps}: give --steps {len(given)}"
-            )
-
-
-def _check_steps(options: Options) -> None:
-    """Refuse what belongs to training where there is none, and the other way round."""
-    if options.epochs or options.final_epochs:
-        for flag in ("dry_run", "as_graph", "report"):
-            if getattr(options, flag):
-                raise click.UsageError(f"--{flag.replace('_', '-')} and --epochs exclude each other")
-        if options.rewind is not None and options.heal != "none":
-            raise click.UsageError("--rewind and --heal exclude each other: early weights have nothing to heal towards")
-        if options.max_latency is not None or options.max_activations is not None or options.round_to == "auto":
-            raise click.UsageError(
-                "--max-latency, --max-activations and --round-to auto are kept in one cut, without --epochs"
-            )
-        return
-    if options.schedule == "one-shot":
-        raise click.UsageError("--schedule one-shot is for cuts with training between: give --epochs N")

@@ -217,7 +217,8 @@ def _subject(options: Mapping[str, Any], classes: int) -> tuple[Subject, tuple[s
     """The model with an output for each class, and the parameters that are new."""
     import torch
 
-    from ..models import resolve, with_classes
+    from ..heads import with_classes
+    from ..models import resolve
     from ..output import say, warn
     from ..runtime import try_forward
     from ..subjects import warn_of_masks

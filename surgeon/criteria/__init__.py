@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from surgeon.channels import ChannelGraph
+from surgeon.criteria import table  # noqa: F401  # it fills CRITERIA
 from surgeon.criteria.filters import channel_bytes, channel_macs
 from surgeon.criteria.gates import GatedModel
 from surgeon.criteria.gradients import Floats, ForwardLoss, Gradients, Statistic, default_forward_loss, means
 from surgeon.criteria.pieces import check_micro_batch
-from surgeon.criteria.table import CRITERIA, Criterion, Request, criterion
+from surgeon.criteria.registry import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
 from surgeon.exclusive import alone
 from surgeon.processes import kept, same, together

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.criteria.table import ForwardLoss
+from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import ScoreError, SelectionError
 from surgeon.finegrained.layers import Weight
 from surgeon.tracing import in_mode

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.criteria.table import ForwardLoss
+from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import BudgetError, SelectionError
 from surgeon.finegrained.amounts import Amount, per_weight
 from surgeon.finegrained.layers import LeftWhole, Weight, check_finite, find_weights

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from surgeon.channels import Bundle, ChannelGraph
 from surgeon.channels.structure import Ints
 from surgeon.criteria import Scores
-from surgeon.criteria.table import Floats
+from surgeon.criteria.gradients import Floats
 
 
 @dataclass(frozen=True)

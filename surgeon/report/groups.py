@@ -9,7 +9,7 @@ import numpy as np
 from surgeon.channels import ChannelGraph, Group
 from surgeon.channels.structure import Flags
 from surgeon.criteria import Scores
-from surgeon.criteria.table import Floats
+from surgeon.criteria.gradients import Floats
 
 __all__ = ["GroupRow", "ScoreHistogram", "flow_of", "group_rows"]
 

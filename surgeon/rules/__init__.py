@@ -14,8 +14,9 @@ from surgeon.rules import (  # noqa: F401  # they fill the table
     statistics,
     windows,
 )
-from surgeon.rules.algebra import join, mix, move, on_axis, pointwise, product_sum, reduce, slide
+from surgeon.rules.algebra import join, pointwise, product_sum
 from surgeon.rules.elementwise import POINTWISE
+from surgeon.rules.layout import mix, move, on_axis, reduce, slide
 from surgeon.rules.marks import FIXED, Anchor, Couple, Ledger, Marked, Pinned, Plane, Summed, Tie, Work, compact
 from surgeon.rules.registry import TABLE, Rule, rule
 

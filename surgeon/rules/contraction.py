@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import lift, note_summed, on_axis, product_sum
+from surgeon.rules import algebra, layout, reasons
+from surgeon.rules.algebra import product_sum
+from surgeon.rules.layout import lift, note_summed, on_axis
 from surgeon.rules.marks import Ledger, Marked, Plane, Work, replace
 from surgeon.rules.registry import rule
 
@@ -47,7 +48,7 @@ def convolve(
     """A convolution of any kind; `counts` are its groups in this run and in the dense one."""
     ndim = len(x.shape)
     spatial = range(2, ndim)
-    x, weight = algebra.slide(ledger, x, spatial), algebra.mix(ledger, weight, spatial)
+    x, weight = layout.slide(ledger, x, spatial), layout.mix(ledger, weight, spatial)
     # Which kind of convolution this is stands in the dense shapes: a cut may leave a group with one channel.
     per_group = weight.span[0] // counts[1] if transposed else weight.span[1]
     depthwise = per_group == 1 and counts[1] > 1
@@ -155,7 +156,7 @@ def _matmul(ledger: Ledger, a: Marked, b: Marked, operands: tuple[int, int] = (0
     planes += [p for v in (left, right) for p in v.planes if p.axes and batch + 2 not in p.axes]
     ledger.work.append(Work(ledger.node, macs, tuple(p.labels for p in planes if not p.example)))
     joint = product_sum(ledger, left, right, batch + 2)
-    return algebra.drop_axis(joint, batch + 2)
+    return layout.drop_axis(joint, batch + 2)
 
 
 @rule("mm", "bmm")
@@ -173,11 +174,11 @@ def mv(ledger: Ledger, a: Marked, b: Marked) -> Marked:
     note_summed(ledger, a, 0, [1])
     note_summed(ledger, b, 1, [0])
     joint = product_sum(ledger, a, lift(b, {0: 1}, 2), 1)
-    return algebra.drop_axis(joint, 1)
+    return layout.drop_axis(joint, 1)
 
 
 @rule("dot")
 def dot(ledger: Ledger, a: Marked, b: Marked) -> Marked:
     note_summed(ledger, a, 0, [0])
     note_summed(ledger, b, 1, [0])
-    return algebra.drop_axis(product_sum(ledger, a, b, 0), 0)
+    return layout.drop_axis(product_sum(ledger, a, b, 0), 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, layout
 from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 
@@ -63,4 +63,4 @@ def log_sigmoid(ledger: Ledger, value: Marked) -> list[Marked]:
 @rule("tril", "triu")
 def triangle(ledger: Ledger, value: Marked, *_: Any) -> Marked:
     ndim = len(value.shape)
-    return algebra.mix(ledger, value, [ndim - 2, ndim - 1])
+    return layout.mix(ledger, value, [ndim - 2, ndim - 1])

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import lift, move, on_axis
+from surgeon.rules import algebra, layout, reasons
+from surgeon.rules.layout import lift, move, on_axis
 from surgeon.rules.marks import Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 from surgeon.tracing import MASKS
@@ -211,7 +211,7 @@ def _axes_behind(ndim: int, indexed: Sequence[int], places: int) -> dict[int, in
       "unique_consecutive", "bincount", "repeat_interleave")  # fmt: skip
 def picked(ledger: Ledger, *args: Any, **_: Any) -> Any:
     """How many places there are, or which, is told by the numbers."""
-    return algebra.opaque(ledger, args, 3)
+    return layout.opaque(ledger, args, 3)
 
 
 @rule("bucketize")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgeon.rules import algebra
+from surgeon.rules import algebra, layout
 from surgeon.rules.marks import Ledger, Marked
 from surgeon.rules.registry import rule
 from surgeon.rules.statistics import note_statistics
@@ -26,4 +26,4 @@ def loss(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
 @rule("nll_loss_forward", "nll_loss2d_forward", "multi_margin_loss", "multilabel_margin_loss_forward", "_ctc_loss")
 def by_class(ledger: Ledger, *args: Any, **_: Any) -> Any:
     """The target says which channel counts."""
-    return algebra.opaque(ledger, args, 2)
+    return layout.opaque(ledger, args, 2)

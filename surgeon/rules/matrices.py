@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import lift, note_summed, running
+from surgeon.rules import algebra, layout, reasons
 from surgeon.rules.contraction import addmm
+from surgeon.rules.layout import lift, note_summed, running
 from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 
@@ -30,7 +30,7 @@ def trilinear(
     _note_roles(ledger, sides, frozenset(summed))
     left = replace(joint, planes=tuple(p for p in joint.planes if not p.axes & frozenset(summed)), free=False)
     for axis in sorted(summed, reverse=True):
-        left = algebra.drop_axis(left, axis)
+        left = layout.drop_axis(left, axis)
     return left
 
 
@@ -53,7 +53,7 @@ def addbmm(ledger: Ledger, bias: Marked, a: Marked, b: Marked, **_: Any) -> Mark
         note_summed(ledger, value, operand, [0])
     product = addmm(ledger, _in_front(bias), a, b)
     left = replace(product, planes=tuple(p for p in product.planes if 0 not in p.axes))
-    return algebra.drop_axis(left, 0)
+    return layout.drop_axis(left, 0)
 
 
 def _in_front(value: Marked) -> Marked:
@@ -65,7 +65,7 @@ def addmv(ledger: Ledger, bias: Marked, a: Marked, b: Marked, **_: Any) -> Marke
     for operand, value, axis in ((1, a, 1), (2, b, 0)):
         note_summed(ledger, value, operand, [axis])
     joint = algebra.product_sum(ledger, a, lift(b, {0: 1}, 2), 1)
-    return algebra.join(ledger, [algebra.drop_axis(joint, 1), bias])
+    return algebra.join(ledger, [layout.drop_axis(joint, 1), bias])
 
 
 @rule("addr")
@@ -75,7 +75,7 @@ def addr(ledger: Ledger, bias: Marked, a: Marked, b: Marked, **_: Any) -> Marked
 
 @rule("linalg_cross")
 def cross(ledger: Ledger, a: Marked, b: Marked, *, dim: int = -1) -> Marked:
-    return algebra.join(ledger, [algebra.mix(ledger, value, [dim % len(value.shape)]) for value in (a, b)])
+    return algebra.join(ledger, [layout.mix(ledger, value, [dim % len(value.shape)]) for value in (a, b)])
 
 
 @rule("diagonal", "diagonal_copy")
@@ -83,7 +83,7 @@ def diagonal(ledger: Ledger, x: Marked, offset: int = 0, dim1: int = 0, dim2: in
     """Place i belongs to row i and to column i, which go together."""
     pair = [axis % len(x.shape) for axis in (dim1, dim2)]
     rows, columns = ([p for p in x.planes if axis in p.axes and not p.example] for axis in pair)
-    result = algebra.move(ledger, torch.diagonal, x, offset, *pair)
+    result = layout.move(ledger, torch.diagonal, x, offset, *pair)
     if offset or len(rows) != 1 or len(columns) != 1 or rows == columns:
         ledger.pin([*rows, *columns], reasons.mixes(ledger.node))
         return result
@@ -143,7 +143,7 @@ def check_errors(ledger: Ledger, *_: Any, **__: Any) -> Marked:
 @rule("as_strided")
 def strided(ledger: Ledger, *args: Any, **_: Any) -> Any:
     """Places are picked by where they lie in memory."""
-    return algebra.opaque(ledger, args, 1)
+    return layout.opaque(ledger, args, 1)
 
 
 @rule("linalg_qr", "linalg_householder_product", "linalg_matrix_exp", "_linalg_solve_ex", "linalg_solve_triangular",
@@ -157,7 +157,7 @@ def whole(ledger: Ledger, *args: Any, **_: Any) -> Any:
     own = [1 if vectors and number else 2 for number in range(len(values))]
     batches = {len(value.shape) - axes for value, axes in zip(values, own, strict=True)}
     if len(batches) > 1:
-        return algebra.opaque(ledger, args, _MOST_RESULTS)
+        return layout.opaque(ledger, args, _MOST_RESULTS)
     joint = algebra.join(ledger, [_in_front_of(ledger, v, axes) for v, axes in zip(values, own, strict=True)])
     shapes = {0: ledger.node.meta.get("shape"), **{u.args[1]: u.meta["shape"] for u in ledger.node.users if u.args[1:]}}
     results = [_of_each(joint, shapes.get(number)) for number in range(_MOST_RESULTS)]
@@ -171,7 +171,7 @@ _MOST_RESULTS = 4
 def _in_front_of(ledger: Ledger, value: Marked, own: int) -> Marked:
     """What there is along all but the last `own` axes, whose places depend on each other."""
     batch = len(value.shape) - own
-    mixed = algebra.mix(ledger, value, range(batch, batch + own))
+    mixed = layout.mix(ledger, value, range(batch, batch + own))
     return lift(mixed, {axis: axis for axis in range(batch)}, batch)
 
 

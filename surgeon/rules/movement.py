@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import lift, move
+from surgeon.rules import algebra, layout, reasons
+from surgeon.rules.layout import lift, move
 from surgeon.rules.marks import Ledger, Marked, Plane, compact, replace
 from surgeon.rules.registry import rule
 
@@ -100,7 +100,7 @@ def slice_(
 @rule("split", "split_with_sizes", "unbind", "unsafe_split")
 def split(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> list[Marked]:
     packet = ledger.node.target.overloadpacket  # type: ignore[union-attr]
-    parts = algebra.move_many(ledger, packet, x, *args, **kwargs)
+    parts = layout.move_many(ledger, packet, x, *args, **kwargs)
     for index, plane in enumerate(x.planes):
         labels = [part.planes[index].labels for part in parts]
         sized = len({tuple(part.shape) for part in labels}) == 1
@@ -140,7 +140,7 @@ def pack(ledger: Ledger, x: Marked, *_: Any) -> list[Marked]:
         span=(1, *x.span[2:]),
         planes=tuple(
             replace(p, labels=p.labels.flatten(0, 1), axes=frozenset(axis - 1 for axis in p.axes))
-            for p in algebra.slide(ledger, x, [0, 1]).planes
+            for p in layout.slide(ledger, x, [0, 1]).planes
         ),
         value=None,
         free=False,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import lift, note_summed, product_sum
+from surgeon.rules import algebra, layout, reasons
+from surgeon.rules.algebra import product_sum
+from surgeon.rules.layout import lift, note_summed
 from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 from surgeon.rules.statistics import axes_of, note_statistics
@@ -15,8 +16,8 @@ from surgeon.rules.statistics import axes_of, note_statistics
 def vector_norm(ledger: Ledger, x: Marked, p: Any = 2, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
     axes = axes_of(x, dim)
     if p is not None and p < 0:  # a minimum, or a sum of reciprocals: zero would count
-        x = algebra.mix(ledger, x, axes)
-    return algebra.reduce(ledger, x, axes, keepdim)
+        x = layout.mix(ledger, x, axes)
+    return layout.reduce(ledger, x, axes, keepdim)
 
 
 @rule("dist")
@@ -39,14 +40,14 @@ def cdist(ledger: Ledger, one: Marked, other: Marked, *_: Any) -> Marked:
         note_summed(ledger, value, operand, [own - 1])
         places = {axis: axis + ndim - 1 - own for axis in range(own - 2)}
         sides.append(lift(value, {**places, own - 2: ndim - 3 + operand, own - 1: ndim - 1}, ndim))
-    return algebra.drop_axis(product_sum(ledger, sides[0], sides[1], ndim - 1), ndim - 1)
+    return layout.drop_axis(product_sum(ledger, sides[0], sides[1], ndim - 1), ndim - 1)
 
 
 @rule("_pdist_forward")
 def pdist(ledger: Ledger, x: Marked, *_: Any) -> Marked:
     """Every two rows: the rows stay, the sum runs over what they hold."""
-    rows = algebra.mix(ledger, x, [0])
-    return algebra.reduce(ledger, rows, [1], keepdim=False)
+    rows = layout.mix(ledger, x, [0])
+    return layout.reduce(ledger, rows, [1], keepdim=False)
 
 
 @rule("renorm")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.rules import algebra
+from surgeon.rules import layout
 from surgeon.rules.marks import Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 
@@ -22,7 +22,7 @@ def im2col(ledger: Ledger, x: Marked, kernel: Sequence[int], *_: Any) -> Marked:
         return labels[..., 0, 0].repeat_interleave(places, -1).unsqueeze(-1)
 
     ndim = len(x.shape)
-    return algebra.move(ledger, column, algebra.slide(ledger, x, [ndim - 2, ndim - 1]))
+    return layout.move(ledger, column, layout.slide(ledger, x, [ndim - 2, ndim - 1]))
 
 
 @rule("col2im")
@@ -37,7 +37,7 @@ def col2im(ledger: Ledger, x: Marked, size: Sequence[int], kernel: Sequence[int]
         value=None,
     )
     # (n, c, block, windows) by now: channels stay, the other two become the image
-    return algebra.slide(ledger, blocks, [ndim - 1, ndim])
+    return layout.slide(ledger, blocks, [ndim - 1, ndim])
 
 
 def _cut_axis(sizes: Sequence[int], axis: int, block: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from surgeon.rules import algebra, reasons
+from surgeon.rules import layout, reasons
 from surgeon.rules.contraction import convolve
 from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
@@ -21,7 +21,7 @@ def _regions(ledger: Ledger, x: Marked, regions: Marked) -> Marked:
     """Channels as they are; the examples of the batch become regions, in whatever order they are asked for."""
     _steer(ledger, regions, replace(x, planes=tuple(p for p in x.planes if 0 in p.axes)))
     inside = replace(x, planes=tuple(p for p in x.planes if 0 not in p.axes), value=None, free=False)
-    return algebra.slide(ledger, inside, [2, 3])
+    return layout.slide(ledger, inside, [2, 3])
 
 
 @rule("roi_align")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from surgeon.rules import algebra
+from surgeon.rules import layout
 from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 
@@ -15,7 +15,7 @@ from surgeon.rules.registry import rule
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
 def fft(ledger: Ledger, x: Marked, dim: Sequence[int], *_: Any) -> Marked:
     """Every result along the transformed axes depends on all places there."""
-    return replace(algebra.slide(ledger, x, [axis % len(x.shape) for axis in dim]), value=None, free=False)
+    return replace(layout.slide(ledger, x, [axis % len(x.shape) for axis in dim]), value=None, free=False)
 
 
 def _as_pairs(labels: Tensor) -> Tensor:
@@ -24,12 +24,12 @@ def _as_pairs(labels: Tensor) -> Tensor:
 
 @rule("view_as_real")
 def view_as_real(ledger: Ledger, x: Marked) -> Marked:
-    return algebra.move(ledger, _as_pairs, x)
+    return layout.move(ledger, _as_pairs, x)
 
 
 @rule("view_as_complex")
 def view_as_complex(ledger: Ledger, x: Marked) -> Marked:
     """The real and the imaginary part become one place: they go together."""
     pair = len(x.shape) - 1
-    pairs = algebra.slide(ledger, x, [pair])
-    return algebra.drop_axis(replace(pairs, shape=(*x.shape[:pair], 1)), pair)
+    pairs = layout.slide(ledger, x, [pair])
+    return layout.drop_axis(replace(pairs, shape=(*x.shape[:pair], 1)), pair)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgeon.rules import algebra
-from surgeon.rules.algebra import on_axis
+from surgeon.rules import algebra, layout
+from surgeon.rules.layout import on_axis
 from surgeon.rules.marks import Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
 
@@ -63,7 +63,7 @@ def group_norm(
     group: int,
     eps: Any,
 ) -> list[Marked]:
-    x = algebra.slide(ledger, x, range(2, len(x.shape)))
+    x = layout.slide(ledger, x, range(2, len(x.shape)))
     alone = ledger.dense.args[6] == x.span[1]  # every channel is a group by itself: nothing is shared
     for plane in x.planes:
         if 1 in plane.axes and not plane.example and not alone:
@@ -82,14 +82,14 @@ def axes_of(x: Marked, dim: int | Sequence[int] | None) -> list[int]:
 
 @rule("sum", "nansum", "count_nonzero")
 def sum_(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
-    return algebra.reduce(ledger, x, axes_of(x, dim), keepdim)
+    return layout.reduce(ledger, x, axes_of(x, dim), keepdim)
 
 
 @rule("mean")
 def mean(ledger: Ledger, x: Marked, dim: Any = None, keepdim: bool = False, **_: Any) -> Marked:
-    x = algebra.slide_outer(ledger, x, frozenset(axes_of(x, dim)))
+    x = layout.slide_outer(ledger, x, frozenset(axes_of(x, dim)))
     note_statistics(ledger, x, axes_of(x, dim))
-    return algebra.reduce(ledger, x, axes_of(x, dim), keepdim)
+    return layout.reduce(ledger, x, axes_of(x, dim), keepdim)
 
 
 def _axes(x: Marked, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[int]:
@@ -102,7 +102,7 @@ def _reduced(ledger: Ledger, x: Marked, dims: Sequence[int]) -> Any:
     """What is left of `x`, once or, for operators with two results, twice."""
     shapes = [n.meta["shape"] for n in (ledger.node, *ledger.node.users) if "shape" in n.meta]
     keepdim = bool(shapes) and len(shapes[0]) == len(x.shape)
-    result = algebra.reduce(ledger, x, dims, keepdim)
+    result = layout.reduce(ledger, x, dims, keepdim)
     return result if "shape" in ledger.node.meta else [result, replace(result)]
 
 
@@ -110,7 +110,7 @@ def _reduced(ledger: Ledger, x: Marked, dims: Sequence[int]) -> Any:
 def spread_of(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """As means, variances are taken over what is kept."""
     dims = _axes(x, args, kwargs)
-    x = algebra.slide_outer(ledger, x, frozenset(dims))
+    x = layout.slide_outer(ledger, x, frozenset(dims))
     note_statistics(ledger, x, dims)
     # a removed channel's zero would count: it is left out, not silenced, so its labels end here without a sum
     return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & frozenset(dims))), dims)
@@ -121,17 +121,17 @@ def spread_of(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
 def other_reduction(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """Reductions over places inside a channel are fine; over channels they mix."""
     dims = _axes(x, args, kwargs)
-    return _reduced(ledger, algebra.mix(ledger, x, dims), dims)
+    return _reduced(ledger, layout.mix(ledger, x, dims), dims)
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk",
       "logcumsumexp", "cummax", "cummin", "multinomial")  # fmt: skip
 def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
-    name = algebra.running(ledger)
+    name = layout.running(ledger)
     numbers = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
     position = 1 if name in ("topk", "multinomial") else 0
     dim = kwargs.get("dim", numbers[position] if len(numbers) > position else -1)
-    result = replace(algebra.mix(ledger, x, axes_of(x, dim)), value=None)
+    result = replace(layout.mix(ledger, x, axes_of(x, dim)), value=None)
     return result if "shape" in ledger.node.meta else [result, result]
 
 
@@ -149,5 +149,5 @@ def mode(ledger: Ledger, x: Marked, dim: int = -1, keepdim: bool = False) -> lis
 @rule("kthvalue")
 def kthvalue(ledger: Ledger, x: Marked, k: int, dim: int = -1, keepdim: bool = False) -> list[Marked]:
     dims = axes_of(x, dim)
-    result = algebra.reduce(ledger, algebra.mix(ledger, x, dims), dims, keepdim)
+    result = layout.reduce(ledger, layout.mix(ledger, x, dims), dims, keepdim)
     return [result, replace(result)]

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from surgeon.rules import algebra, reasons
-from surgeon.rules.algebra import move
+from surgeon.rules import algebra, layout, reasons
+from surgeon.rules.layout import move
 from surgeon.rules.marks import Ledger, Marked, replace
 from surgeon.rules.registry import rule
 
 
 def _window(names: str, spatial: int) -> None:
     def run(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
-        result = algebra.slide(ledger, x, range(len(x.shape) - spatial, len(x.shape)))
+        result = layout.slide(ledger, x, range(len(x.shape) - spatial, len(x.shape)))
         return result if "shape" in ledger.node.meta else [result, replace(result)]
 
     rule(*names.split())(run)
@@ -40,7 +40,7 @@ _window(
 @rule("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler")
 def grid_sampler(ledger: Ledger, x: Marked, grid: Marked, *_: Any) -> Marked:
     ledger.pin(grid.planes, reasons.mixes(ledger.node))
-    return algebra.slide(ledger, x, range(2, len(x.shape)))
+    return layout.slide(ledger, x, range(2, len(x.shape)))
 
 
 @rule("max_unpool2d", "max_unpool3d")
@@ -48,7 +48,7 @@ def max_unpool(ledger: Ledger, x: Marked, places: Marked, size: Sequence[int], *
     """The places are counted inside each channel's own image."""
     ndim = len(x.shape)
     spatial = range(ndim - len(size), ndim)
-    return algebra.join(ledger, [algebra.slide(ledger, value, spatial) for value in (x, replace(places, value=None))])
+    return algebra.join(ledger, [layout.slide(ledger, value, spatial) for value in (x, replace(places, value=None))])
 
 
 @rule("glu")

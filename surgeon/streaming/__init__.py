@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.criteria import Request, find_criterion, score
-from surgeon.criteria.table import Floats
+from surgeon.criteria.gradients import Floats
 from surgeon.cutting import Clock
 from surgeon.errors import CheckpointError, InputError, ScoreError, SurgeonError
 from surgeon.files import beside, write_beside

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from surgeon.channels import channel_graph
 from surgeon.criteria import score
-from surgeon.criteria.table import ForwardLoss
+from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import SelectionError
 from surgeon.exclusive import alone
 from surgeon.sweeps.filters import FilterSweep, tried

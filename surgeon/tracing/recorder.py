@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, ValuesView
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,16 +14,15 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from surgeon.tracing.decisions import Decisions, decides, may_decide
-from surgeon.tracing.indices import INDEX_OPERATORS, check_places, in_range
+from surgeon.tracing.decisions import Decisions, decides
+from surgeon.tracing.indices import check_places, in_range
 from surgeon.tracing.inplace import plain_form
 from surgeon.tracing.members import named_modules
 from surgeon.tracing.parts import PARTS
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
+from surgeon.tracing.traits import traits_of, undrawn
 
-_aten = torch.ops.aten
-_DROPOUTS = frozenset({_aten.native_dropout, _aten.bernoulli, _aten.bernoulli_})
 _MAX_INDEX = 1 << 24
 #: How tensors are called that the model makes for itself.
 _OWN = "_constant_"
@@ -107,15 +105,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         parts = self._in_parts(func, args, kwargs)
         if parts is not NotImplemented:
             return parts
-        traits = _traits(func)
+        traits = traits_of(func)
         if traits.reads_indices:
             check_places(func, args)
         if traits.writes_first and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = self._written(args), self._written(kwargs)
         if traits.draws:
-            func, args, kwargs, node_args, node_kwargs = _undrawn(func, args, kwargs, node_args, node_kwargs)
-            traits = _traits(func)
+            func, args, kwargs, node_args, node_kwargs = undrawn(func, args, kwargs, node_args, node_kwargs)
+            traits = traits_of(func)
         decision, site = None, call_site(self._paths, skip=2)
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
@@ -245,53 +243,8 @@ def _node_name(target: Any) -> str:
     return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
-def _undrawn(
-    func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], node_args: Any, node_kwargs: dict[str, Any]
-) -> tuple[OpOverload, tuple[Any, ...], dict[str, Any], Any, dict[str, Any]]:
-    """Dropout that keeps every place: a recording draws nothing."""
-    packet = func.overloadpacket
-    if packet is _aten.native_dropout:
-        return func, (args[0], 0.0, True), kwargs, (node_args[0], 0.0, True), node_kwargs
-    if packet is _aten.bernoulli:
-        return _aten.ones_like.default, args[:1], {}, node_args[:1], {}
-    return _aten.fill_.Scalar, (args[0], 1), {}, (node_args[0], 1), {}  # in place: where writes aren't taken apart
-
-
 def _run(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return run_meta(func, args, kwargs) if all_meta(args) else func(*args, **kwargs)
-
-
-class _Traits(NamedTuple):
-    """What holds for all calls of an operator.
-
-    Attributes
-    ----------
-    writes_first:
-        It changes its first operand (others write statistics or noise beside a result of their own).
-    draws:
-        It draws places to drop.
-    may_decide:
-        Some calls steer what comes after them.
-    reads_indices:
-        Its integer operands say where data goes.
-    rewritten:
-        Some calls are recorded as another operator's (:func:`plain_form`).
-    """
-
-    writes_first: bool
-    draws: bool
-    may_decide: bool
-    reads_indices: bool
-    rewritten: bool
-
-
-@functools.cache
-def _traits(func: OpOverload) -> _Traits:
-    arguments, name = func._schema.arguments, func.overloadpacket.__name__
-    alias = arguments[0].alias_info if arguments else None
-    rewritten = func is _aten.copy.default or (func._schema.is_mutable and name.endswith("_"))
-    draws = func.overloadpacket in _DROPOUTS
-    return _Traits(alias is not None and alias.is_write, draws, may_decide(func), name in INDEX_OPERATORS, rewritten)
 
 
 def _from_data(args: Any, kwargs: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.criteria.table import ForwardLoss
+from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import ModelError, TuningError
 from surgeon.exclusive import ALONE
 from surgeon.files import locked

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.criteria.table import ForwardLoss
+from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import TuningError
 from surgeon.tracing import Inputs
 

@@ -1,0 +1,100 @@
+"""README's tables of measured speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tables import Results, grid, quartiles
+
+
+def latency(found: Results) -> str:
+    """All parts that were measured."""
+    parts = {"A": latency_macs, "B": latency_asked, "C": latency_cli, "E": latency_gpu}
+    told = []
+    for letter, render in parts.items():
+        rows = {key: row for key, row in found["rows"].items() if key.startswith(f"{letter}/")}
+        told += [render(rows)] if rows else []
+    settings = found["settings"]
+    asked = [row for row in found["rows"].values() if "asked" in row and "times_s" in row]
+    most = max((row["times_s"]["dense"]["n"] for row in asked), default=settings["rounds"])
+    longer = f" (fast models asked for a time: up to {most})" if most > settings["rounds"] else ""
+    ranked = "magnitude" if any(not key.startswith("E/") for key in found["rows"]) else "Fisher scores of random images"
+    return "\n\n".join(told) + (
+        f"\n\nMedians of {settings['rounds']} interleaved rounds{longer}, images of {settings['image_size']} x "
+        f"{settings['image_size']}, random weights, channels ranked by {ranked}. * quartiles more than 10 % apart."
+        f"{devices(found)}"
+    )
+
+
+def devices(found: Results) -> str:
+    """Which parts were measured where, if not all on one device."""
+    parts: dict[str, list[str]] = {}
+    for key, row in found["rows"].items():
+        letters = parts.setdefault(row["environment"]["device"], [])
+        letters += [key[0]] if key[0] not in letters else []
+    if len(parts) == 1:
+        return ""
+    return " " + "; ".join(f"{' and '.join(sorted(letters))}: {device}" for device, letters in parts.items()) + "."
+
+
+def latency_macs(rows: Mapping[str, Results]) -> str:
+    """Speed-up over the ratio of MACs, ours beside theirs."""
+    cells = []
+    for key, row in rows.items():
+        _, name, batch = key.split("/")
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        figures = [f"{found['efficiency']:.2f} ({found['speed_up']['ratio']:.2f}x)" for found in row["rows"].values()]
+        left = f"{row['macs']['surgeon'] / row['macs']['dense']:.1%}"
+        cells.append(
+            [f"{name}, batch {batch}", f"{1000 * row['times_s']['dense']['median']:.1f}{noisy}", left, *figures]
+        )
+    head = ["network", "dense, ms", "MACs left", "surgeon", "Torch-Pruning", "Torch-Pruning, steps of 16"]
+    return grid(head, cells) + "\n\nMeasured speed-up divided by the ratio of the MACs (and the speed-up)."
+
+
+def latency_asked(rows: Mapping[str, Results]) -> str:
+    """The time that was asked for, and what came."""
+    cells = []
+    for key, row in rows.items():
+        _, name, _ = key.split("/")
+        asked = f"{row['asked']:.0%}"
+        if row.get("status") == "refused":
+            cells.append([name, asked, "said to be out of reach", "-", "-"])
+            continue
+        kept = row["score_kept"]
+        alone = f"{kept['macs alone']:.1%}" if "macs alone" in kept else "-"
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        cells.append([name, asked, f"{row['measured']:.1%}{noisy}", f"{kept['surgeon']:.1%}", alone])
+    head = ["network, batch 1", "time asked for", "measured anew", "score kept", "score kept by MACs alone, as fast"]
+    return grid(head, cells)
+
+
+def latency_cli(rows: Mapping[str, Results]) -> str:
+    """One model, time and size together."""
+    row = next(iter(rows.values()))
+    if "cpu_ratio" not in row:
+        return f"`{row['cli']}`: {row['status']}."
+    size = row["bytes"]
+    return (
+        f"`{row['cli']}`: {quartiles(row['cpu_ratio'])} times less CPU time at batch 8, "
+        f"{size['dense'] / size['small']:.2f} times smaller file ({size['small'] / 1e6:.0f} of "
+        f"{size['dense'] / 1e6:.0f} MB)."
+    )
+
+
+def latency_gpu(rows: Mapping[str, Results]) -> str:
+    """Cuts by memory against cuts by MACs."""
+    cells = []
+    ways = ("fisher-memory", "fisher-mac", "fisher-mac, inner layers")
+    for key, row in rows.items():
+        _, name, batch, dtype = key.split("/")
+        found = row["rows"]
+        paces = [f"{found[way]['speed_up']['ratio']:.2f}x" if way in found else "-" for way in ways]
+        ours = found[ways[0]]["efficiency"]
+        ratios = [f"{ours / found[way]['efficiency']:.2f}" if way in found else "-" for way in ways[1:]]
+        noisy = "*" * bool(row["times_s"]["noisy"])
+        dense = f"{1000 * row['times_s']['dense']['median']:.1f}{noisy}"
+        cells.append([f"{name}, batch {batch}, {dtype}", dense, *paces, *ratios])
+    head = ["GPU, half the MACs", "dense, ms", "by memory", "by MACs", "by MACs, inner layers", "memory / MACs"]
+    head.append("memory / inner layers")
+    return grid(head, cells) + "\n\nSpeed-ups over the dense network, then the ratio of two of them at equal MACs."
