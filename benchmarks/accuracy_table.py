@@ -40,10 +40,24 @@ def accuracy_words(found: Results) -> str:
         f"{settings['images']} training images; up to {settings['test_images']:,} test images judge. cut: as it is; "
         "bn: batch norms measured anew; bias: what a layer lost goes into its bias; gram: removed channels become "
         "combinations of kept ones; lstsq: layers fitted anew to the dense ones; all without labels or training. "
-        "Torch-Pruning: the better of its criteria, ranked anew at each 0.45 % of the channels, Taylor on "
-        f"{settings['rival_images']} labelled images. surgeon's check: {sum(checks)} of {len(checks)} cuts passed, any "
-        f"other is unproven. Rows of {sources} version{'s' * (sources != 1)} of the sources.{''.join(notes)}"
+        f"{rival_words(rows, settings['rival_images'])} surgeon's check passed on {sum(checks)} of {len(checks)} cuts, "
+        f"any other is unproven. Rows of {sources} version{'s' * (sources != 1)} of the sources.{''.join(notes)}"
     )
+
+
+def rival_words(rows: Sequence[Results], images: int) -> str:
+    """How the other tool's cuts were made, and where it could not."""
+    theirs = [row for row in rows if row["tool"] == "torch-pruning"]
+    used = " or ".join(sorted({row["criterion"] for row in theirs if row["top1"]}))
+    words = f"Torch-Pruning: by {used}, ranked anew at each 0.45 % of the channels, on {images} labelled images"
+    for name in sorted({row["criterion"] for row in theirs}):
+        failed = dict.fromkeys(row["network"] for row in theirs if row["criterion"] == name and "cut" in row["failed"])
+        words += f"; {name} fails on {' and '.join(failed)}" * bool(failed)
+    whole = dict.fromkeys(f"{row['network']} at {row['speedup']:g}x" for row in theirs if row.get("coupled_whole"))
+    words += f"; {', '.join(whole)}: all layers that share channels are left whole, since it fails on them" * bool(
+        whole
+    )
+    return words + "."
 
 
 def rival_cell(grouped: Mapping[tuple[Any, ...], Sequence[Results]], network: str, speedup: float) -> str:

@@ -1,7 +1,7 @@
 """Write README's tables from the files in ``benchmarks/results``, so that no number in it is typed by hand.
 
-A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->``; NAME is one of ``TABLES``, with "-cuda"
-behind it for the results of that device.
+A table stands between ``<!-- results:NAME -->`` and ``<!-- /results -->``; NAME is "summary" or one of ``TABLES``, with
+"-cuda" behind it for the results of that device.
 
     python benchmarks/readme.py            # write the tables
     python benchmarks/readme.py --check    # exit 1 when a table is not what the results say
@@ -22,9 +22,13 @@ from coverage_table import coverage
 from finegrained_table import masks, packing, shared_values
 from latency_table import latency
 from steps_table import dogs_cats, gradual
+from summary_table import summary
 from tables import Results, grid, quartiles
 from training_table import training
 
+#: The files with markers.
+PAGES = ("README.md", "docs/results.md", "docs/ancestors.md", "docs/healing.md")
+SUMMARY = "summary"  # of all the results
 MARKED = re.compile(r"(<!-- results:(?P<name>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -39,11 +43,11 @@ def main() -> int:
     parser.add_argument("--readme", type=Path, help="the file with the markers; by default all that have some")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the folder with the measured files")
     options = parser.parse_args()
-    pages = [options.readme] if options.readme else [ROOT / "README.md", ROOT / "docs" / "ancestors.md"]
-    return max(page(path, options.results, check=options.check) for path in pages)
+    pages = [options.readme] if options.readme else [ROOT / page for page in PAGES]
+    return max(written(path, options.results, check=options.check) for path in pages)
 
 
-def page(path: Path, results: Path, *, check: bool) -> int:
+def written(path: Path, results: Path, *, check: bool) -> int:
     """One page, and the exit code of that."""
     try:
         old = path.read_text(encoding="utf-8")
@@ -79,6 +83,8 @@ def compared(old: str, new: str) -> Iterable[tuple[str, str, str]]:
 
 def rendered(name: str, results: Path) -> str:
     """One table as Markdown, from its file. Raises UnknownTableError."""
+    if name == SUMMARY:
+        return summary(results)
     base, kind = (name.removesuffix("-cuda"), "-cuda") if name.endswith("-cuda") else (name, "")
     if base not in TABLES:
         raise UnknownTableError(f"no table {base!r}; there are {', '.join(TABLES)}")

@@ -1,0 +1,96 @@
+"""README's own table: each promise with the figures that answer it, taken from all the results."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tables import Results, grid
+
+_SETS = {"torchvision": "of torchvision's", "timm": "timm families", "huggingface": "transformers"}
+_CUTS = (("resnet56-cifar10", 2.0, "ResNet-56"), ("resnet20-cifar10", 1.7, "ResNet-20"))
+_TRAINED = (("resnet56-cifar10", 2.1, "ResNet-56"), ("resnet20-cifar10", 1.725, "ResNet-20"))
+
+
+def summary(folder: Path) -> str:
+    """One row per promise; raises FileNotFoundError where results were never measured."""
+    rows = [
+        ["never wrong", "; ".join(never_wrong(folder))],
+        ["any model", "; ".join(any_model(folder))],
+        ["really faster", "; ".join(really_faster(folder))],
+        ["accurate, no training", "; ".join(healed(folder))],
+        ["accurate, trained", "; ".join(trained(folder))],
+    ]
+    return grid(["promise", "measured"], rows).replace("---:", "---")
+
+
+def read(folder: Path, name: str) -> Results:
+    """One file of results."""
+    found: Results = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def never_wrong(folder: Path) -> Iterator[str]:
+    """Random networks by what came of them."""
+    found = read(folder, "oracle_extended")["statuses"]
+    count = sum(found.values())
+    yield (
+        f"{count:,} random networks, judged by an oracle of their own: {found.get('exact', 0):,} exact, "
+        f"{found.get('refused', 0)} refused with the reason, {found.get('wrong', 0)} wrong, "
+        f"{found.get('crash', 0)} crashed"
+    )
+
+
+def any_model(folder: Path) -> Iterator[str]:
+    """Models of three libraries."""
+    for name, words in _SETS.items():
+        rows = read(folder, f"coverage_{name}")["rows"].values()
+        ours = [row["ours"]["status"] for row in rows if "ours" in row]
+        theirs = [row["theirs"]["status"] for row in rows if "theirs" in row]
+        beside = f" (Torch-Pruning: {theirs.count('runs')} of {len(theirs)} run)" if theirs else ""
+        yield f"{ours.count('right')} of {len(ours)} {words} right{beside}"
+
+
+def really_faster(folder: Path) -> Iterator[str]:
+    """Half the MACs at batch 8, beside the other tool's better row at the same MACs."""
+    cells = []
+    for key, row in read(folder, "latency")["rows"].items():
+        if key.startswith("A/") and key.endswith("/8"):
+            paces = {name: found["speed_up"]["ratio"] for name, found in row["rows"].items()}
+            best = max(pace for name, pace in paces.items() if name != "surgeon")
+            cells.append(f"{key.split('/')[1]} {paces['surgeon']:.2f}x ({best:.2f}x)")
+    yield f"half the MACs, CPU, batches of 8 (Torch-Pruning's better row): {', '.join(cells)}"
+
+
+def healed(folder: Path) -> Iterator[str]:
+    """Top-1 after healing on 512 images."""
+    rows = list(read(folder, "accuracy")["rows"].values())
+    cells = []
+    for network, speedup, name in _CUTS:
+        ours = top1(rows, network, speedup, "surgeon", "auto", "lstsq")
+        theirs = top1(rows, network, speedup, "torch-pruning", "taylor", "bn")
+        dense = top1(rows, network, 1.0, "dense", "-", "none")
+        cells.append(f"{name} at {speedup:g} times fewer MACs {ours:.1f} % of {dense:.1f} % ({theirs:.1f} %)")
+    yield f"512 images, healed (Torch-Pruning, batch norms measured anew): {', '.join(cells)}"
+
+
+def trained(folder: Path) -> Iterator[str]:
+    """Top-1 after the same training."""
+    rows = list(read(folder, "accuracy_training-cuda")["rows"].values())
+    cells = []
+    for network, speedup, name in _TRAINED:
+        ours = top1(rows, network, speedup, "surgeon", "auto", "tuned")
+        theirs = top1(rows, network, speedup, "torch-pruning", "taylor", "tuned")
+        cells.append(f"{name} at {speedup:g} times fewer MACs {ours:.2f} % ({theirs:.2f} %)")
+    yield f"16 epochs (Torch-Pruning's cut, trained alike): {', '.join(cells)}"
+
+
+def top1(rows: list[Any], network: str, speedup: float, tool: str, criterion: str, level: str) -> float:
+    """The mean over the seeds."""
+    wanted = (network, speedup, tool, criterion)
+    keys = ("network", "speedup", "tool", "criterion")
+    values = [row["top1"] for row in rows if tuple(row[key] for key in keys) == wanted and row.get("steps", 1) == 1]
+    return statistics.fmean(value[level] for value in values if level in value)
