@@ -21,6 +21,7 @@ import torch
 from common import ROOT, source_digest
 from confined import Emit, Facts, emitter, peak, shortened
 from coverage_zoo import Example, build
+from known_norms import UNKNOWN, tell_norms
 from rival import race, theirs
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -153,6 +154,8 @@ def judged(example: Example, plan: surgeon.Plan) -> Facts:
     """The oracle's word (`tests.oracle`) on the same plan on redrawn weights in float64, or why there is none."""
     if parameters(example.model) > JUDGED:
         return {"silent": "too large"}
+    if type(example.model).__name__ in UNKNOWN:
+        return {"silent": UNKNOWN[type(example.model).__name__]}
     torch.set_default_dtype(torch.float64)  # what the forward makes itself
     try:
         inputs = example.inputs.to(None, torch.float64)
@@ -176,21 +179,6 @@ class Doubled(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leav
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         double = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
         return func(*args, **double)
-
-
-def tell_norms(model: nn.Module) -> None:
-    """Root-mean-square norms that a library writes by hand: tell the oracle what they are over the kept channels."""
-    for norm in model.modules():
-        eps = getattr(norm, "variance_epsilon", None)
-        if eps is not None and type(norm).__name__.endswith("Norm"):
-            norm.silenced = functools.partial(kept_rms, norm, eps)  # type: ignore[assignment]  # an attribute of ours
-
-
-def kept_rms(norm: Any, eps: float, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The norm of `x` (..., C) with the mean square over the channels in `mask` (C,)."""
-    square = (x.square() * mask).sum(-1, keepdim=True) / mask.sum()
-    result: torch.Tensor = norm.weight * x * (square + eps).rsqrt()
-    return result
 
 
 def redrawn(dense: nn.Module, inputs: surgeon.Inputs) -> nn.Module:

@@ -4,7 +4,7 @@ It shares no code with surgeon's own verification and records nothing. It takes 
 what was cut and runs the user's own forward of both. What was cut it reads from ``Fit.source(name)``: where each
 element of the small tensor stood in the dense one.
 
-Silencing sets every float parameter's elements that are not in `source` to zero. That is exact because:
+Silencing sets every float parameter's and buffer's elements that are not in `source` to zero. That is exact because:
 
 - a contraction sums over removed in-channels with weight zero (its removed out-channels don't matter);
 - ``q @ k`` has no weight of its own, but q and k come from Linear layers (through a norm at most), so the removed rows
@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,12 +157,12 @@ def silence(dense: nn.Module, source: Source) -> tuple[nn.Module, dict[int, Tens
     model = _copied(dense)
     masks: dict[int, Tensor] = {}
     named: dict[str, Tensor] = {}
-    for name, tensor in model.named_parameters():
+    for name, tensor in _floats(model):
         mask = kept(tensor, source(name))
-        if not tensor.is_floating_point() or bool(mask.all()):
+        if bool(mask.all()):
             continue
         masks[id(tensor)], named[name] = mask, mask.flatten(1).any(1) if mask.ndim > 1 else mask
-        magnitude = _magnitude(model, name)
+        magnitude = _magnitude(model, name) if isinstance(tensor, nn.Parameter) else None
         if magnitude is not None:
             axes = tuple(axis for axis in range(mask.ndim) if magnitude.shape[axis] == 1)
             mask = mask | ~mask.sum(axes, keepdim=True).bool()
@@ -173,6 +174,12 @@ def silence(dense: nn.Module, source: Source) -> tuple[nn.Module, dict[int, Tens
         if truth is not None and seen is not None:
             module.register_forward_hook(functools.partial(_replaced, truth, seen))
     return model, masks
+
+
+def _floats(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What can be silenced: float parameters and buffers by name."""
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    return ((name, tensor) for name, tensor in named if tensor.is_floating_point())
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -1,0 +1,95 @@
+"""Statistics over channels that libraries take by hand, told to the tests' oracle: what each is over the kept ones.
+
+The oracle knows torch's own norms. A module with an attribute ``silenced`` is asked for its output by that, with
+the mask of the module's ``weight`` (see `tests.oracle`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+Truth = Callable[[Any, Tensor, Tensor], Tensor]
+
+
+def tell_norms(model: nn.Module) -> None:
+    """Give every module of a known kind its attribute ``silenced``."""
+    for module in model.modules():
+        name = type(module).__name__
+        truth = KNOWN.get(name)
+        if truth is None and hasattr(module, "variance_epsilon") and name.endswith("Norm"):
+            truth = rms  # transformers writes one for each model
+        if truth is not None:
+            module.silenced = functools.partial(truth, module)  # type: ignore[assignment]  # an attribute of ours
+
+
+def rms(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Root-mean-square norm over the last axis."""
+    square = (x.square() * mask).sum(-1, keepdim=True) / mask.sum()
+    result: Tensor = norm.weight * x * (square + norm.variance_epsilon).rsqrt()
+    return result
+
+
+def by_deviation(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """timm's SimpleNorm over the last axis: divided by the standard deviation, which is taken without bias."""
+    share = mask / mask.sum()
+    mean = (x * share).sum(-1, keepdim=True)
+    variance = ((x - mean).square() * mask).sum(-1, keepdim=True) / (mask.sum() - 1)
+    result: Tensor = norm.weight * x * (variance + norm.eps).rsqrt()
+    return result
+
+
+def by_deviation_2d(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """The same over the channels of images."""
+    return by_deviation(norm, x.movedim(1, -1), mask).movedim(-1, 1)
+
+
+def response(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Global response normalisation (ConvNeXt V2): each channel's norm over the mean of all channels' norms."""
+    mask = mask.view(norm.wb_shape)
+    own = x.norm(p=2, dim=norm.spatial_dim, keepdim=True)
+    mean = (own * mask).sum(norm.channel_dim, keepdim=True) / mask.sum()
+    weight, bias = norm.weight.view(norm.wb_shape), norm.bias.view(norm.wb_shape)
+    return x + bias + weight * x * own / (mean + norm.eps)
+
+
+def standardised(conv: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Convolution with scaled weight standardisation (Brock et al. 2021): each filter's statistics."""
+    rows, kept = conv.weight.flatten(1), mask.flatten(1)
+    count = kept.sum(1, keepdim=True).clamp(min=1)  # a filter that is gone has none
+    mean = (rows * kept).sum(1, keepdim=True) / count
+    rows = (rows - mean) * kept
+    rows = rows * (rows.square().sum(1, keepdim=True) / count + conv.eps).rsqrt() * conv.gain.flatten(1) * conv.scale
+    if hasattr(conv, "same_pad"):
+        x = padded(conv, x)
+    return functional.conv2d(
+        x, rows.view_as(conv.weight), conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+    )  # fmt: skip
+
+
+def padded(conv: Any, x: Tensor) -> Tensor:
+    """TensorFlow's "same" padding."""
+    if not conv.same_pad:
+        return x
+    sizes: list[int] = []
+    for axis in (1, 0):
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        size, step = x.shape[2 + axis], conv.stride[axis]
+        missing = max((-(-size // step) - 1) * step + reach + 1 - size, 0)
+        sizes += [missing // 2, missing - missing // 2]
+    return functional.pad(x, sizes)
+
+
+#: Models that take a mean over what may be cut outside of any module of its own: surgeon's is over what is kept.
+UNKNOWN: dict[str, str] = {"EfficientViM": "its head takes the mean over states"}
+KNOWN: dict[str, Truth] = {
+    "SimpleNorm": by_deviation,
+    "SimpleNorm2d": by_deviation_2d,
+    "GlobalResponseNorm": response,
+    "ScaledStdConv2d": standardised,
+    "ScaledStdConv2dSame": standardised,
+}
