@@ -222,10 +222,10 @@ def backends(found: Results) -> str:
 
 
 def example(found: Results) -> str:
-    """What the command printed from the table of layers on, as an indented block."""
+    """What the command printed from the table of layers on."""
     lines = found["lines"]
     start = next((k for k, line in enumerate(lines) if ": out-channels" in line), 0)
-    return "\n".join(f"    {line}".rstrip() for line in lines[start:])
+    return "\n".join(["```text", *(line.rstrip() for line in lines[start:]), "```"])
 
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
