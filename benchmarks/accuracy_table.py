@@ -69,3 +69,21 @@ def rival_cell(grouped: Mapping[tuple[Any, ...], Sequence[Results]], network: st
             words = "labelled" if group[0]["labelled"] else "unlabelled"
             found[statistics.fmean(values)] = f"{ranged(values)}, {criterion}, {words}"
     return found[max(found)] if found else "-"
+
+
+def healing_cost(found: Results) -> str:
+    """Seconds and memory of ``lstsq``."""
+    rows = [
+        [
+            name,
+            f"{row['seconds']:.0f}",
+            f"{row['beyond_mb']:,}",
+            f"{row['top1']['cut']:.1f}",
+            f"{row['top1']['healed']:.1f}",
+        ]
+        for name, row in found["rows"].items()
+    ]
+    head = ["network at half its MACs", "seconds", "MB beyond the two models and the images", "top-1 as cut", "healed"]
+    return grid(head, rows) + (
+        f"\n\n`lstsq` on {found['settings']['images']} images; filters chosen by magnitude, judged on 1,000 test images."
+    )

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from accuracy_table import accuracy
+from accuracy_table import accuracy, healing_cost
 from common import RESULTS, ROOT, say, write_text
 from coverage_table import coverage
 from finegrained_table import masks, packing, shared_values
@@ -230,6 +230,7 @@ def example(found: Results) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "accuracy": ("accuracy", accuracy),
+    "healing-cost": ("healing_cost", healing_cost),
     "training": ("accuracy_training", training),
     "taylor": ("taylor", taylor),
     "surgery": ("surgery", surgery),
