@@ -113,7 +113,7 @@ def make_plan(
     shares = Shares()
     while True:
         try:
-            steps = Steps(clocked.step, min_channels, shares.blocked)
+            steps = Steps(clocked.step, min_channels, shares.blocked, repair.steps)
             levels, kept = _chosen(repair.graph, scores, asked, scope, steps, clocked.latency, time_goal)
             kept = shares.settle(repair.graph, scores, levels, kept)
             fitted = repair.fit(kept)

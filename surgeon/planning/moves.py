@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -92,11 +92,15 @@ Blocked = dict[str, set[int]]
 
 @dataclass(frozen=True)
 class Steps:
-    """Where a staircase may stop: widths that `round_to` divides, at least `min_channels`, none that is blocked."""
+    """Where a staircase may stop: widths that `round_to` divides, at least `min_channels`, none that is blocked.
+
+    `own`: what divides the number of channels of single groups, by name, where a kernel asks for it.
+    """
 
     round_to: int
     min_channels: int
     blocked: Blocked
+    own: Mapping[str, int] = field(default_factory=dict)
 
 
 def staircases(graph: ChannelGraph, scores: Scores, steps: Steps) -> list[Staircase]:
@@ -107,6 +111,9 @@ def staircases(graph: ChannelGraph, scores: Scores, steps: Steps) -> list[Stairc
 def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> Ints:
     """Levels at which every layer that makes the bundle's channels has a width that is wanted and possible."""
     levels = np.arange(1, bundle.steps)
+    for index, group in enumerate(bundle.groups):
+        if group.name in steps.own:
+            levels = levels[(group.size - bundle.gone(levels)[:, index]) % steps.own[group.name] == 0]
     blocked = steps.blocked.get(bundle.groups[0].name)
     if blocked:
         levels = levels[~np.isin(levels, list(blocked))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Hashable
@@ -31,11 +32,14 @@ class Repair:
         The graph with its links and pins.
     bindings:
         Held numbers found so far.
+    steps:
+        Of groups whose widths a kernel takes in steps alone: name -> step.
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
         self.bindings: tuple[Binding, ...] = ()
+        self.steps: dict[str, int] = {}
         self._open: _Open | None = None
         self._search = Search()
         self._pinned: Counter[Hashable] = Counter()
@@ -53,6 +57,8 @@ class Repair:
     def after(self, misfit: Misfit) -> None:
         """Take in that a trial failed here."""
         self.bindings = misfit.bindings
+        if self._stepped(misfit):
+            return
         order = self.graph.trace.order
         if self._open is not None and order[misfit.node] > order[self._open.misfit.node]:
             self._open = None  # the link has proved itself
@@ -60,6 +66,15 @@ class Repair:
             links = [] if misfit.numeric or self._search.exhausted else find_links(self.graph, misfit)
             self._open = _Open(self.graph, misfit, links)
         self.undone()
+
+    def _stepped(self, misfit: Misfit) -> bool:
+        """Whether the groups at a misfit are to be cut in steps from now on, and weren't before."""
+        cut = set(self.graph.group_of[misfit.channels].tolist()) if misfit.step > 1 else set()
+        names = [self.graph.groups[number].name for number in cut if number >= 0]
+        found = {name: math.lcm(misfit.step, self.steps.get(name, 1)) for name in names}
+        new = {name: step for name, step in found.items() if step != self.steps.get(name)}
+        self.steps |= new
+        return bool(new)
 
     def undone(self) -> bool:
         """Take back a link that hasn't proved itself, if there is one, and try another, or pin."""

@@ -120,7 +120,11 @@ def cat(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
     # torch skips empty one-dimensional tensors here, a leftover from before zero-size axes
     parts = [t for t in tensors if t.shape != (0,)] or list(tensors)
     dim %= len(parts[0].shape)
-    return algebra.assemble(ledger, parts, dim, lambda labels: torch.cat(labels, dim), whole=True)
+    full = [number for number, part in enumerate(parts) if part.shape[dim]] or range(len(parts))
+    # a part without places along `dim` (what rotary embeddings of whole heads leave out) gives none there
+    return algebra.assemble(
+        ledger, parts, dim, lambda labels: torch.cat([labels[number] for number in full], dim), whole=True
+    )
 
 
 @rule("stack")

@@ -1,10 +1,11 @@
-"""Fused calls that only a GPU makes, as the calls that the same forward makes elsewhere.
+"""Fused calls as the calls that they stand for: those that only a GPU makes, and products of experts.
 
 Written in operators that don't come apart any further: below autograd nothing takes composite ones apart.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,52 @@ def rms_norm(
     return y if y.dtype == x.dtype else _aten._to_copy(y, dtype=x.dtype), root
 
 
+class StepError(RuntimeError):
+    """A kernel refuses a width that `step` doesn't divide."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"strides should be multiple of 16 bytes: give widths in steps of {step}")
+        self.step = step
+
+
+def grouped_mm(
+    one: Tensor, other: Tensor, ends: Tensor | None = None, bias: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Products of matrices that lie behind each other along an axis of a factor; `ends` says where each one ends.
+
+    Of experts: rows `(tokens, in)`, sorted by expert, by weights `(experts, in, out)`. Rows behind the last end are 0.
+    Raises StepError as the kernel would: a width that it refuses must not pass for one that runs.
+    """
+    if ends is None:
+        product = torch.bmm(_aligned(one), _aligned(other))
+    else:
+        stops = [int(ends[index]) for index in range(ends.shape[0])]
+        product = _products(one, other, list(zip([0, *stops], stops, strict=False)))
+    product = product if bias is None else product + bias
+    return product if dtype in (None, product.dtype) else _aten._to_copy(product, dtype=dtype)
+
+
+def _products(one: Tensor, other: Tensor, ranges: Sequence[tuple[int, int]]) -> Tensor:
+    """One product for each range: of the rows of `one`, of the columns of `other`, or of what is summed over."""
+    if one.ndim == other.ndim == 2:
+        return torch.stack([torch.mm(_aligned(one)[:, a:b], _aligned(other)[a:b]) for a, b in ranges])
+    whole = [(index, a, b) for index, (a, b) in enumerate(ranges) if b > a]
+    if one.ndim == 2:
+        parts = [torch.mm(_aligned(one)[a:b], _aligned(other)[index]) for index, a, b in whole]
+        rest = one.shape[0] - ranges[-1][1]
+        return torch.cat([*parts, one.new_zeros(rest, other.shape[2])] if rest or not parts else parts)
+    return torch.cat([torch.mm(_aligned(one)[index], _aligned(other)[:, a:b]) for index, a, b in whole], 1)
+
+
+def _aligned(factor: Tensor) -> Tensor:
+    """The factor, if its rows (or columns, where those lie next to each other) begin at multiples of 16 bytes."""
+    step = max(1, 16 // factor.element_size())
+    across, along = factor.stride()[-2:]
+    if (along if across == 1 and along >= factor.shape[-2] else across) % step:
+        raise StepError(step)
+    return factor
+
+
 def _plus(gates: Tensor, bias: Tensor | None) -> Tensor:
     return gates if bias is None else gates + bias
 
@@ -60,4 +107,13 @@ PARTS: dict[OpOverload, Callable[..., Any]] = {
     _aten._thnn_fused_lstm_cell.default: lstm_cell,
     _aten._thnn_fused_gru_cell.default: gru_cell,
     _aten._fused_rms_norm.default: rms_norm,
+    _aten._grouped_mm.default: grouped_mm,
 }
+#: The same of operators that a library registers, by their names.
+_NAMED: dict[str, Callable[..., Any]] = {"transformers::grouped_mm_fallback": grouped_mm}
+
+
+@functools.cache
+def parts_of(func: OpOverload) -> Callable[..., Any] | None:
+    """What is recorded in place of a call; None of an operator that stands for itself."""
+    return PARTS.get(func) or _NAMED.get(func._schema.name)

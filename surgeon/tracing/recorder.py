@@ -18,7 +18,7 @@ from surgeon.tracing.decisions import Decisions, decides
 from surgeon.tracing.indices import check_places, in_range
 from surgeon.tracing.inplace import plain_form
 from surgeon.tracing.members import named_modules
-from surgeon.tracing.parts import PARTS
+from surgeon.tracing.parts import parts_of
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
 from surgeon.tracing.traits import traits_of, undrawn
@@ -137,9 +137,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _in_parts(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a call gives that is recorded as several; NotImplemented of any other."""
-        if func in PARTS:
+        parts = parts_of(func)
+        if parts is not None:
             with self:
-                return PARTS[func](*args, **kwargs)
+                return parts(*args, **kwargs)
         if torch.is_inference_mode_enabled():  # the forward's own: composite operators arrive whole
             with self:
                 return func.decompose(*args, **kwargs)

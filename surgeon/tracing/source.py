@@ -45,7 +45,7 @@ def is_copy(node: fx.Node) -> bool:
     """Whether a call changes nothing: a copy, or a move to another device or memory layout."""
     name = operator_name(node)
     if name == "_to_copy":
-        return node.meta.get("dtype") == node.all_input_nodes[0].meta.get("dtype")
+        return any(source.meta.get("dtype") == node.meta.get("dtype") for source in node.all_input_nodes)
     return name in _COPIES
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
+
+from surgeon.tracing.source import is_copy
 
 
 def drop_unread(graph: fx.Graph) -> None:
@@ -14,9 +18,29 @@ def drop_unread(graph: fx.Graph) -> None:
     """
     (output,) = graph.find_nodes(op="output")
     kept = _behind_layers(graph, _unread(graph)) if output.all_input_nodes else set()
-    for node in reversed(graph.nodes):
+    order, dropped, copies = list(graph.nodes), set[fx.Node](), set[fx.Node]()
+    for node in reversed(order):
         if not node.users and not node.is_impure() and node not in kept:
+            (copies if is_copy(node) else dropped).add(node)
             graph.erase_node(node)
+    _note([node for node in order if node not in copies], dropped)
+
+
+def with_unread(graph: fx.Graph) -> Iterator[fx.Node]:
+    """The nodes as they were recorded, with those that were dropped, but copies: an unfinished recording has them."""
+    for node in graph.nodes:
+        yield from node.meta.get("unread", ())
+        yield node
+
+
+def _note(order: list[fx.Node], dropped: set[fx.Node]) -> None:
+    """Leave with each node that stays the dropped ones in front of it."""
+    waiting: list[fx.Node] = []
+    for node in order:
+        if node in dropped:
+            waiting.append(node)
+        elif waiting:
+            node.meta["unread"], waiting = tuple(waiting), []
 
 
 def _unread(graph: fx.Graph) -> set[fx.Node]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
 from surgeon.tracing import is_copy, operator_name
+from surgeon.tracing.unread import with_unread
 
 #: Calls that allocate scratch memory differ between devices and mean nothing.
 _SCRATCH = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
@@ -30,8 +31,12 @@ def _name(node: fx.Node) -> str:
 
 def calls(graph: fx.Graph) -> list[fx.Node]:
     """The calls that matter, in order."""
-    nodes = [n for n in graph.nodes if n.op == "call_function" and n.target is not operator.getitem]
-    return [n for n in nodes if _name(n) not in _SCRATCH and not is_copy(n)]
+    return _mattering(graph.nodes)
+
+
+def _mattering(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    found = [n for n in nodes if n.op == "call_function" and n.target is not operator.getitem]
+    return [n for n in found if _name(n) not in _SCRATCH and not is_copy(n)]
 
 
 def _scratch(graph: fx.Graph) -> list[fx.Node]:
@@ -51,9 +56,10 @@ def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
 def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
     """The dense node of each node of `small`, as far as there is one."""
     ours, theirs = calls(small), calls(dense)
-    if [_name(n) for n in ours] == [_name(n) for n in theirs[: len(ours)]]:
-        found = dict(zip(ours, theirs, strict=False))  # an unfinished run stops early
-    else:
+    found = _in_step(ours, theirs)
+    if found is None and not small.find_nodes(op="output"):  # unfinished: nothing that nobody reads is dropped yet
+        found = _in_step(ours, _mattering(with_unread(dense)), set(theirs))
+    if found is None:
         keyed = _keyed(theirs)
         found = {node: keyed[key] for key, node in _keyed(ours).items() if key in keyed}
     _align_attributes(small, dense, found)
@@ -65,6 +71,16 @@ def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
         elif node.op == "call_function" and is_copy(node):
             _align_copy(node, found)
     return found
+
+
+def _in_step(
+    ours: Sequence[fx.Node], theirs: Sequence[fx.Node], there: Container[fx.Node] | None = None
+) -> dict[fx.Node, fx.Node] | None:
+    """Each call's like, of those that are `there`, if ours run as the first of theirs do (an unfinished run stops)."""
+    if [_name(n) for n in ours] != [_name(n) for n in theirs[: len(ours)]]:
+        return None
+    pairs = zip(ours, theirs, strict=False)
+    return {our: their for our, their in pairs if there is None or their in there}
 
 
 def _align_attributes(small: fx.Graph, dense: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:

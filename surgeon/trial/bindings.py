@@ -38,16 +38,16 @@ class Where(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Binding:
-    """A held number, or a sequence of them; each part is a constant or the channels whose kept number it is."""
+    """A held number, or a sequence; each part is a constant (of any kind) or the channels whose kept number it is."""
 
     target: Target
     kind: type
-    parts: tuple[int | Ints, ...]
+    parts: tuple[Any, ...]
 
     def value(self, kept: Flags) -> Any:
         """What it must be when these channels stay (one bool per channel)."""
         flags = np.append(kept, True)
-        numbers = [part if isinstance(part, int) else int(flags[part].sum()) for part in self.parts]
+        numbers = [int(flags[part].sum()) if isinstance(part, np.ndarray) else part for part in self.parts]
         return numbers[0] if self.kind is int else self.kind(numbers)
 
 

@@ -23,6 +23,7 @@ class Misfit(Exception):
         self.node, self.channels, self.why, self.kept = node, channels, why, kept
         self.numeric = False  # True where only a number in the forward is another one
         self.stopped = False  # True where the forward raised; then `why` is what it said
+        self.step = 1  # above 1 where a kernel takes only multiples of it
         self.bindings: tuple[Binding, ...] = ()  # with which it was tried
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from surgeon.channels import ChannelGraph, Guide, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags
 from surgeon.tracing import Trace, Unfinished, record
+from surgeon.tracing.parts import StepError
 from surgeon.trial.alignment import align, next_call, same_calls, strays
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
@@ -112,6 +113,7 @@ def _stopped(graph: ChannelGraph, stop: Unfinished, kept: Flags) -> Misfit:
     node = next_call(stop.graph, dense)
     misfit = find_misfit(graph, align(stop.graph, dense), kept, node, str(stop.__cause__))
     misfit.stopped = True
+    misfit.step = stop.__cause__.step if isinstance(stop.__cause__, StepError) else 1
     return misfit
 
 

@@ -65,8 +65,8 @@ class Search:
 
     def is_hopeless(self, misfit: Misfit) -> bool:
         """Whether there is nothing to look for at a misfit: what there is has failed here, or at calls like it."""
-        if misfit.numeric or self.exhausted:
-            return True  # numeric: the sizes follow, so no number is bound to a width here
+        if misfit.numeric or misfit.step > 1 or self.exhausted:
+            return True  # numeric: the sizes follow, so no number is bound to a width here; a kernel asks for none
         nodes = self._failed.get(_situation(misfit), set()) if _tells(misfit) else set()
         return misfit.node in nodes or len(nodes) >= _ENOUGH
 

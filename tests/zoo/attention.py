@@ -142,6 +142,38 @@ class AttentionBert(Tokens):
 
 
 @zoo
+class AttentionCosine(Tokens):
+    """As in Swin v2: a bias from a small network with an in-place activation, between two numbers that must follow.
+
+    An unfinished run holds views of the activation that nobody reads in a finished one.
+    """
+
+    cuts = ("embed", "mixer.query", "mixer.key", "mixer.value", "mixer.bias.0", "mixer.dense")
+    keeps = ("mixer.bias.2",)
+
+    class Mixer(nn.Module):
+        places: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.head_size, self.all_head_size = 4, 4, 16
+            self.query, self.key, self.value, self.dense = (nn.Linear(16, 16) for _ in range(4))
+            self.bias = nn.Sequential(nn.Linear(2, 12), nn.ReLU(inplace=True), nn.Linear(12, 4, bias=False))
+            self.register_buffer("places", torch.arange(50.0).view(1, 5, 5, 2) / 50)
+
+        def split(self, x: Tensor) -> Tensor:
+            return x.view(x.shape[0], -1, self.heads, self.head_size).transpose(1, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
+            scores = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)
+            bias = self.bias(self.places).view(-1, self.heads).mean(0).view(1, -1, 1, 1)
+            out = (scores + torch.sigmoid(bias)).softmax(-1) @ value
+            out = out.permute(0, 2, 1, 3).contiguous()
+            return self.dense(out.view((*out.size()[:-2], self.all_head_size))) + x
+
+
+@zoo
 class AttentionOneHead(Tokens):
     """One head, no view at all; q and k are narrower than v."""
 

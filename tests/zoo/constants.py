@@ -328,3 +328,20 @@ class BranchByWidth(Classifier):
 
     def middle(self, x: Tensor) -> Any:
         return x + self.other(x) if x.shape[1] == 16 else x
+
+
+@zoo
+class WidthBesideFactor(ZooNetwork):
+    """A list holds a width and a factor that is none."""
+
+    cuts, keeps = ("conv", "next"), ("fc",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.next, self.fc = conv(3, 12), conv(12, 8), nn.Linear(8, 5)
+        self.layout = [12, 0.5]
+
+    def forward(self, x: Tensor) -> Any:
+        width, factor = self.layout
+        y = F.relu(self.conv(x)).flatten(2).view(x.shape[0], int(width), x.shape[2], -1) * factor
+        return self.fc(F.relu(self.next(y)).mean((2, 3)))

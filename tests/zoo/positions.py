@@ -231,6 +231,18 @@ class RotaryChunked(Tokens):
 
 
 @zoo
+class RotaryWithNothingPassed(Tokens):
+    """As in Phi-3: a part of each head may pass as it is, and here the part is empty."""
+
+    cuts = SEPARATE
+
+    class Mixer(RotaryHeads):
+        def turn(self, x: Tensor) -> Tensor:
+            turned = self.inv_freq.shape[0] * 2
+            return torch.cat((super().turn(x[..., :turned]), x[..., turned:]), dim=-1)
+
+
+@zoo
 class RotaryComplex(Tokens):
     """Neighbours as one complex number, turned by polar coordinates."""
 
