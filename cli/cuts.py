@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .files import named_after, run_folder
+from .options import warn_typed
 
 #: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
 SAMPLES, SAMPLES_WITH_DATA = 64, 256
@@ -56,6 +57,8 @@ class Options:
     final_epochs: int
     train_batch_size: int
     rewind: Path | None
+    teacher_weight: float
+    temperature: float
     training: dict[str, Any]
 
     @property
@@ -129,6 +132,29 @@ def _check_steps(options: Options) -> None:
             raise click.UsageError(
                 "--max-latency, --max-activations and --round-to auto are kept in one cut, without --epochs"
             )
-        return
-    if options.schedule == "one-shot":
+    elif options.schedule == "one-shot":
         raise click.UsageError("--schedule one-shot is for cuts with training between: give --epochs N")
+    if options.schedule is not None and options.steps == 1:
+        raise click.UsageError(f"--schedule {options.schedule} is for several cuts: give --steps N")
+
+
+def looks_at_images(criterion: str, heal: str, *, trained: bool = False) -> bool:
+    """Whether a cut looks at images; those that were asked for in vain are told.
+
+    `trained`: images are trained on in any case.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such criterion.
+    """
+    from surgeon.criteria import find_criterion
+
+    ranks = find_criterion(criterion)[1].needs_data
+    if not ranks and heal == "none":
+        vain = ("samples", "batch_size") if trained else ("data", "data_root", "samples", "batch_size")
+        warn_typed((*vain, "micro_batch"), f"not looked at: --criterion {criterion} needs no images")
+        return False
+    if not ranks:
+        warn_typed(["micro_batch"], f"not looked at: --criterion {criterion} needs no images")
+    return True

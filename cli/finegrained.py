@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .files import check_outputs, is_file, named_after, there
-from .options import DATA, file_factory_option, json_option, seed_option
+from .options import (
+    DATA,
+    MODELS,
+    file_factory_option,
+    json_option,
+    refuse_of_cifar,
+    refuse_of_files,
+    refuse_typed,
+    seed_option,
+)
 from .training_options import data_root_option
 
 if TYPE_CHECKING:
@@ -29,8 +38,8 @@ _OPTIONS = (
         "--model",
         required=True,
         callback=there,
-        metavar="MODEL|FILE",
-        help="torchvision name, timm:NAME, package.module:factory, or a file that surgeon wrote.",
+        metavar="MODEL",
+        help=f"{MODELS}.",
     ),
     file_factory_option,
     click.option(
@@ -147,8 +156,7 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
     from .runtime import pick_device
 
     name = options["model"]
-    if options["heal"] != "none" and options["data"] is None:
-        raise click.UsageError("--heal needs images: give --data DIR")
+    _check(options)
     if not options.get("sweep"):
         check_outputs([options["output"] or default_target(name, word)], [name])
     source = None if options["data"] is None else find(options["data"], options["data_root"])
@@ -158,6 +166,21 @@ def open_model(options: Mapping[str, Any], word: str) -> Opened:
         model, plan, origin = opened[:3]
         return Opened(name, model, plan, origin)
     return _judged(name, opened, source, options, device)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Refuse what can't be had together, and what wouldn't be looked at."""
+    by_name = not is_file(options["model"])
+    refuse_of_files([options["model"]])
+    refuse_of_cifar(options["data"])
+    if not by_name:
+        refuse_typed(["weights"], "for models by name: a file brings its own")
+    if options["data"] is not None:
+        return
+    if options["heal"] != "none":
+        raise click.UsageError("--heal needs images: give --data DIR")
+    vain = ("samples", "batch_size") if by_name else ("samples", "batch_size", "image_size")
+    refuse_typed(vain, "for images of your own: give --data DIR")
 
 
 def _from_name(options: Mapping[str, Any], device: Any) -> tuple[Any, ...]:

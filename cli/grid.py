@@ -33,7 +33,7 @@ def read(path: Path) -> Experiment:
     Raises
     ------
     InputError
-        If the file is neither, or this Python can't read TOML.
+        If the file is neither.
     TuningError
         For a field that there isn't, or one of another type.
     CheckpointError
@@ -55,10 +55,11 @@ def read(path: Path) -> Experiment:
 
 
 def _toml(text: str) -> Any:
+    """By Python's own reader, or, before 3.11, by the package that became it."""
     try:
         reader: Any = importlib.import_module("tomllib")
-    except ImportError as problem:
-        raise ValueError("TOML needs Python 3.11: write the experiment as .json") from problem
+    except ImportError:
+        reader = importlib.import_module("tomli")
     return reader.loads(text)
 
 

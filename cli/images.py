@@ -55,7 +55,10 @@ class Images:
 
 @dataclass(frozen=True)
 class Batches:
-    """A data loader: batches of (images, targets) on the device; can be read any number of times."""
+    """A data loader: batches of (images, targets) on the device; can be read any number of times.
+
+    With `bare`, of images alone: whoever reads them draws labels from what the model says.
+    """
 
     pixels: Tensor
     labels: Tensor | None
@@ -63,23 +66,27 @@ class Batches:
     batch_size: int
     device: torch.device
     notes: tuple[str, ...] = field(default=())
+    bare: bool = False
 
     @property
-    def loss(self) -> Loss:
+    def loss(self) -> Loss | None:
         """Cross entropy of each example against its label, or against what the model itself predicts for it."""
+        if self.bare:
+            return None
         return own_loss if self.labels is None else loss
 
     def __len__(self) -> int:
         """Number of batches."""
         return -(-len(self.pixels) // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         """One batch after the other, in a fixed order."""
         for start in range(0, len(self.pixels), self.batch_size):
             part = slice(start, start + self.batch_size)
             pixels = self.pixels[part].to(self.device)
             targets = torch.zeros(len(pixels), dtype=torch.long) if self.labels is None else self.labels[part]
-            yield self.preprocess.normalise(pixels), targets.to(self.device)
+            images = self.preprocess.normalise(pixels)
+            yield images if self.bare else (images, targets.to(self.device))
 
 
 # ---------------------------------------------------------------- reading
@@ -235,10 +242,17 @@ def own_loss(outputs: Any, _targets: Tensor) -> Tensor:
     return loss(outputs, scores_of(outputs).detach().argmax(1))
 
 
-def batches(images: Images, outputs: Any, preprocess: Preprocess, batch_size: int, device: torch.device) -> Batches:
+def batches(
+    images: Images, outputs: Any, preprocess: Preprocess, batch_size: int, device: torch.device, *, draws: bool = False
+) -> Batches:
     """Pair images with targets: their labels where the classes are the model's, else the model's own predictions.
 
-    `outputs` is what the model's forward returned for any image.
+    Parameters
+    ----------
+    outputs:
+        What the model's forward returned for any image.
+    draws:
+        Whoever reads them draws labels where there are none: images alone are given then.
 
     Raises
     ------
@@ -251,5 +265,7 @@ def batches(images: Images, outputs: Any, preprocess: Preprocess, batch_size: in
         labels, note = torch.tensor(images.labels), f"targets: the folder's {count} classes"
     else:
         why = f"; the folder's {len(images.classes)} classes are not the model's {count}" if images.classes else ""
-        labels, note = None, f"targets: the model's own predictions{why}"
-    return Batches(images.pixels, labels, preprocess, batch_size, device, (*images.notes, note))
+        own = "drawn from the model's own predictions" if draws else "the model's own predictions"
+        labels, note = None, f"targets: {own}{why}"
+    notes, bare = (*images.notes, note), draws and labels is None
+    return Batches(images.pixels, labels, preprocess, batch_size, device, notes, bare)

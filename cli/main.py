@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
+import inspect
 import logging
 import os
 import pkgutil
@@ -17,6 +19,7 @@ import click
 
 from . import commands
 from .logs import LOGGER, logged_to, printable
+from .options import MODELS
 from .several import launched, refuse
 from .stopping import Stopped, endable
 from .wording import by_options
@@ -25,6 +28,11 @@ from .wording import by_options
 DEMO = "surgeon-demo"
 #: Distribution whose version `--version` shows.
 DISTRIBUTION = "filter-surgeon"
+#: What the disk answers where nothing is wrong with the path: it is full, the quota or the largest file is reached, or
+#: it is broken.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+#: In front of a paragraph whose lines click is to leave alone.
+_AS_IT_IS = "\b"
 
 
 class Mistake(click.ClickException):
@@ -59,6 +67,7 @@ class Commands(click.Group):
             return None
         command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
         assert isinstance(command, click.Command)
+        command.help = _as_shown(command.help or "")
         return command
 
     def resolve_several(self, name: str) -> None:
@@ -83,6 +92,12 @@ class Commands(click.Group):
         """Run the command; what surgeon raises on purpose becomes one message."""
         with endable(), told(), logged_to(ctx.params.get("log_json")), _noted(ctx):
             return super().invoke(ctx)
+
+
+def _as_shown(text: str) -> str:
+    """A command's docstring as its help: with what MODEL_OR_FILE may be, and the example on one line, to be copied."""
+    text = inspect.cleandoc(text).replace("{MODELS}", MODELS)
+    return text if _AS_IT_IS in text else text.replace("Example: ", f"{_AS_IT_IS}\nExample: ")
 
 
 @contextlib.contextmanager
@@ -122,7 +137,8 @@ def told() -> Iterator[None]:
     except BrokenPipeError:
         raise  # click's own business
     except OSError as problem:
-        raise Mistake(_os_message(problem)) from problem
+        kind = Failure if problem.errno in _OF_THE_DISK else Mistake
+        raise kind(_os_message(problem)) from problem
     except Exception as problem:
         wrapped = _wrap(problem)
         if wrapped is None:
@@ -138,9 +154,7 @@ def _wrap(problem: Exception) -> click.ClickException | None:
             message = printable(str(problem))
             return Failure(message) if os.environ.get("RANK", "0") == "0" else Elsewhere(message)
         message = printable(_spoken(str(problem)))
-        refused = isinstance(problem, errors.NothingToCutError)
-        failed = isinstance(problem, errors.VerificationError) and not refused
-        return Failure(message) if failed else Mistake(message)
+        return Failure(message) if problem.failed else Mistake(message)
     if torch is not None and isinstance(problem, torch.OutOfMemoryError):
         first = str(problem).splitlines()[0]
         return Failure(f"the device's memory is full: {first} Try a smaller --batch-size, or --device cpu.")

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,6 @@ _PLAIN: Mapping[str, dict[str, Any]] = {
 }
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.", "aux_classifier.")
-
-_RANDOM = (
-    "RANDOM WEIGHTS: the pretrained weights of {name} can't be reached ({why}). The ranking says nothing about a "
-    "trained model. Give --weights FILE, or --weights none to make random weights your choice."
-)
 
 
 def asked_for(options: Mapping[str, Any]) -> Subject:
@@ -143,8 +138,10 @@ def _from_torchvision(name: str, weights: str | None, kwargs: dict[str, Any]) ->
         return _with_file(name, origin, preprocess, str(weights))
     url = None if entry is None else entry.url
     model = build_origin(origin)
-    told, warnings = _pretrained(name, weights, lambda: _load_url(model, url))
-    return Subject(model, name, {**origin, "weights": told}, preprocess, told, warnings)
+    found = sources.pretrained(name, weights, lambda: _load_url(model, url))
+    return Subject(
+        model, name, {**origin, "weights": found.told}, preprocess, found.told, found.warnings, random=found.random
+    )
 
 
 def _kwargs(name: str, models: Any) -> dict[str, Any]:
@@ -184,21 +181,6 @@ def _tidied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_DENSENET.sub(r"\1\2", name): tensor for name, tensor in kept.items()}
 
 
-def _pretrained(name: str, weights: str | None, load: Callable[[], str]) -> tuple[str, tuple[str, ...]]:
-    """Follow `--weights`: what they are, in words, and the warnings."""
-    if weights is not None and weights.lower() == "none":
-        return "random (--weights none)", ()
-    try:
-        return load(), ()
-    except sources.Unreachable as problem:  # what doesn't fit is another matter
-        if weights is not None:
-            raise InputError(
-                f"the pretrained weights of {name} can't be loaded ({problem}); go on with --weights none (random) or "
-                "--weights FILE"
-            ) from problem
-        return "random", (_RANDOM.format(name=name, why=problem),)
-
-
 def _is_file(weights: str | None) -> bool:
     return weights is not None and weights.lower() not in ("default", "none")
 
@@ -236,8 +218,9 @@ def _from_zoo(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subject
     preprocess = _images_of(origin)
     if _is_file(weights):
         return _with_file(name, origin, preprocess, str(weights))
-    told, warnings = _pretrained(name, weights, _none_published)
-    return Subject(build_origin(origin), name, {**origin, "weights": told}, preprocess, told, warnings)
+    found = sources.pretrained(name, weights, _none_published)
+    model, origin = build_origin(origin), {**origin, "weights": found.told}
+    return Subject(model, name, origin, preprocess, found.told, found.warnings, random=found.random)
 
 
 def _none_published() -> str:
@@ -257,15 +240,14 @@ def _from_timm(name: str, weights: str | None, kwargs: dict[str, Any]) -> Subjec
         near = difflib.get_close_matches(short, timm.list_models(), n=3, cutoff=0.5)
         raise SelectionError(f"timm has no model {short!r}{nearest(near)}")
     model = timm.create_model(short, **kwargs)
-    told, warnings = str(weights), tuple[str, ...]()
     preprocess = Preprocess.of_timm(timm.data.resolve_model_data_config(model))
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))
+        found = sources.Found(str(weights))
     else:
-        told, warnings = _pretrained(name, weights, lambda: _load_timm(model, short))
-    return Subject(
-        model, name, {"timm": short, "weights": Path(told).name, "kwargs": kwargs}, preprocess, told, warnings
-    )
+        found = sources.pretrained(name, weights, lambda: _load_timm(model, short))
+    origin = {"timm": short, "weights": Path(found.told).name, "kwargs": kwargs}
+    return Subject(model, name, origin, preprocess, found.told, found.warnings, random=found.random)
 
 
 def _load_timm(model: nn.Module, name: str) -> str:
@@ -280,7 +262,8 @@ def _load_timm(model: nn.Module, name: str) -> str:
         with sources.time_limit():
             trained = timm.create_model(name, pretrained=True)
     except Exception as problem:  # the hub raises errors of five libraries; all mean the same here
-        raise sources.Unreachable(str(problem).splitlines()[0]) from problem
+        told = (str(problem).splitlines() or [type(problem).__name__])[0]
+        raise sources.Unreachable(told) from problem
     model.load_state_dict(trained.state_dict())
     return "pretrained (timm)"
 
@@ -290,15 +273,16 @@ def _from_factory(name: str, weights: str | None, kwargs: dict[str, Any], option
     kwargs = kwargs if takes_classes(factory) else {}
     model = called(name, factory, kwargs, option)
     told = "as the factory made them"
+    random: bool | None = None
     if _is_file(weights):
         sources.fill(model, sources.read(Path(str(weights))), str(weights))
-        told = str(weights)
+        told, random = str(weights), False
     elif weights is not None and weights.lower() == "default":
         raise InputError(f"--weights DEFAULT: {name} is no zoo model; load the weights in the factory, or give a file")
     own = getattr(factory, "preprocess", None)
     preprocess = own if isinstance(own, Preprocess) else Preprocess(channels=_channels(model))
     origin = {"factory": name, "weights": Path(told).name, "kwargs": kwargs}
-    return Subject(model.cpu(), name, origin, preprocess, told)
+    return Subject(model.cpu(), name, origin, preprocess, told, random=random)
 
 
 def _channels(model: nn.Module) -> int:

@@ -11,12 +11,11 @@ import torch
 import surgeon
 from surgeon.checkpoint import load_dense
 from surgeon.composition import compose
-from surgeon.criteria import find_criterion
 from surgeon.processes import first
 from surgeon.rewriting import fit
 from surgeon.tracing import Inputs
 
-from .cuts import SAMPLES, SAMPLES_WITH_DATA, Options
+from .cuts import SAMPLES, SAMPLES_WITH_DATA, Options, looks_at_images
 from .images import Batches, Images, Source, batches, drawn, find, photographs
 from .models import asked_for
 from .output import Watch, say, warn
@@ -49,7 +48,8 @@ def run(options: Options) -> None:
         written = options.target
     if options.report is not None:
         _write_page(options.report, subject, result, device)
-    show(subject, result, written, as_json=options.as_json, with_plan=options.dry_run)
+    healed = options.heal != "none"
+    show(subject, result, written, as_json=options.as_json, with_plan=options.dry_run, healed=healed)
 
 
 def _write_page(path: Path, subject: Subject, result: surgeon.Result, device: torch.device) -> None:
@@ -61,9 +61,7 @@ def _material(
     options: Options, source: Source | None, subject: Subject, outputs: Any, device: torch.device
 ) -> tuple[Images | None, Batches | None]:
     """Images and targets, where the criterion looks at any."""
-    if not find_criterion(options.criterion)[1].needs_data and options.heal == "none":
-        if source is not None:
-            warn(f"--data is not looked at: --criterion {options.criterion} needs no images")
+    if not looks_at_images(options.criterion, options.heal):
         return None, None
     if source is None and options.heal != "none":
         warn("healing on crops of two photographs: give --data DIR with images of your own kind")
@@ -73,7 +71,8 @@ def _material(
         images = photographs(samples, subject.preprocess, options.seed)
     else:
         images = drawn(source, samples, subject.preprocess, options.seed, strict=options.strict, name=options.data)
-    return images, batches(images, outputs, subject.preprocess, options.batch_size, device)
+    draws = options.criterion == "auto"  # from the chances of all classes, as Fisher's information asks for
+    return images, batches(images, outputs, subject.preprocess, options.batch_size, device, draws=draws)
 
 
 def _prune(

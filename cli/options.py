@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import copy
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from .files import amount, ratio
+from .files import amount, is_file, ratio
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 #: What --data takes, for the help.
 DATA = "DIR|digits|cifar10|cifar100"
+#: Those that are read from --data-root.
+_CIFAR = ("cifar10", "cifar100")
+#: What --model and MODEL_OR_FILE take, for the help.
+MODELS = "torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's"
+
+
+class _WithAlias(click.Option):
+    """An option with an older name, which works and is not in the help."""
+
+    def __init__(self, *names: Any, alias: str, **given: Any) -> None:
+        super().__init__(*names, **given)
+        self._shown = copy.copy(self)
+        self.opts = [*self.opts, alias]
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """That of the option without the alias."""
+        return click.Option.get_help_record(self._shown, ctx)
+
 
 factory_option = click.option(
-    "--model",
     "--factory",
     "factory",
+    cls=_WithAlias,
+    alias="--model",
     metavar="package.module:factory",
     help="Makes the dense model of a file from elsewhere than torchvision; timm:NAME too.",
 )
@@ -83,15 +104,53 @@ def refuse_typed(names: Collection[str], why: str) -> None:
     click.UsageError
         If there are such; `why` ends the sentence that their names begin.
     """
+    if typed := _typed(names):
+        raise click.UsageError(f"{typed} {why}")
+
+
+def warn_typed(names: Collection[str], why: str) -> None:
+    """As :func:`refuse_typed`, of options that the same command looks at in another case: it goes on."""
+    from .output import warn
+
+    if typed := _typed(names):
+        warn(f"{typed} {why}")
+
+
+def _typed(names: Collection[str]) -> str:
+    """Those of the options that were typed, as the beginning of a sentence; empty if none was."""
     here = click.get_current_context()
     typed = [
         flag_of(param)
         for param in here.command.params
         if param.name in names and here.get_parameter_source(param.name) is not ParameterSource.DEFAULT
     ]
-    if typed:
-        told = f"{', '.join(typed[:-1])} and {typed[-1]} are" if len(typed) > 1 else f"{typed[0]} is"
-        raise click.UsageError(f"{told} {why}")
+    if len(typed) > 1:
+        return f"{', '.join(typed[:-1])} and {typed[-1]} are"
+    return f"{typed[0]} is" if typed else ""
+
+
+def refuse_of_files(models: Iterable[str | Path | None]) -> None:
+    """Refuse --factory where no file is opened.
+
+    Raises
+    ------
+    click.UsageError
+        If it was typed, and none of the models is a file.
+    """
+    if not any(name is not None and is_file(str(name)) for name in models):
+        refuse_typed(["factory"], "for a file of surgeon's, and none is given")
+
+
+def refuse_of_cifar(data: str | None) -> None:
+    """Refuse --data-root where nothing is read from there.
+
+    Raises
+    ------
+    click.UsageError
+        If it was typed, and --data is no CIFAR.
+    """
+    if data not in _CIFAR:
+        refuse_typed(["data_root"], f"for {' and '.join(f'--data {name}' for name in _CIFAR)}")
 
 
 def flag_of(param: click.Parameter) -> str:

@@ -18,7 +18,7 @@ import surgeon
 from surgeon.checkpoint import Header, check_origin, load, read_header
 from surgeon.cost.tables import device_name
 from surgeon.errors import CheckpointError, InputError
-from surgeon.tracing import Inputs, check_model
+from surgeon.tracing import Inputs, check_model, in_mode
 
 from .files import is_file
 
@@ -69,19 +69,26 @@ def try_forward(model: nn.Module, subject: Subject, device: torch.device) -> tup
     check_model(model)
     made = subject.preprocess
     pixels = torch.randint(0, 256, (1, made.channels, made.size, made.size), generator=torch.Generator().manual_seed(0))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    example = made.normalise(pixels).to(device, dtype)
+    example = made.normalise(pixels).to(device, _dtype_of(model) or torch.float32)
+    return example, _outputs(subject.name, model, Inputs.of(example))
+
+
+def _outputs(name: str, model: nn.Module, images: Inputs) -> Any:
+    """What the model's forward returns for the images."""
     try:
-        with torch.inference_mode():
-            outputs = model(example)
+        with torch.inference_mode(), in_mode(model, False):
+            return model(*images.args, **images.kwargs)
     except Exception as problem:  # a forward is the user's code and may raise anything
-        shape = tuple(example.shape)
+        shape = tuple(images.leaves()[0].shape)
         told = (str(problem).splitlines() or [""])[0]
         raise InputError(
-            f"{subject.name}: its forward rejects images of shape {shape}: {type(problem).__name__}: {told}. "
+            f"{name}: its forward rejects images of shape {shape}: {type(problem).__name__}: {told}. "
             "Give the size it needs with --image-size, or use surgeon.prune in Python for other inputs"
         ) from problem
-    return example, outputs
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype | None:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
 
 
 def about(device: torch.device | None = None) -> dict[str, str]:
@@ -112,6 +119,8 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     ----------
     factory:
         What `--factory` says, for a file.
+    image_size:
+        What `--image-size` says; None: as the model has it, or as the file remembers it.
     weights:
         As `--weights`, for a name; those of a factory stay.
 
@@ -125,11 +134,31 @@ def open_model(name: str, factory: str | None, image_size: int | None, *, weight
     if is_file(name):
         header, make = header_of(name, factory)
         model = load(name, make)
-        dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-        return Opened(name, model, Inputs.from_spec(header.plan.inputs).to(dtype=dtype), header)
-    subject = resolve(name, None if ":" in name else weights, image_size=image_size)
+        return Opened(name, model, inputs_of(name, header, model, image_size), header)
+    subject = resolve(name, weights, image_size=image_size)
     example, _ = try_forward(subject.model, subject, torch.device("cpu"))
     return Opened(name, subject.model, Inputs.of(example), warnings=subject.warnings)
+
+
+def inputs_of(path: str, header: Header, model: nn.Module, image_size: int | None) -> Inputs:
+    """What a file's model takes: as its plan remembers it, or images of another size.
+
+    Raises
+    ------
+    InputError
+        If it takes no images, or none of that size.
+    """
+    inputs = Inputs.from_spec(header.plan.inputs).to(dtype=_dtype_of(model))
+    if image_size is None:
+        return inputs
+    leaves = inputs.leaves()
+    if len(leaves) != 1 or not isinstance(leaves[0], torch.Tensor) or leaves[0].ndim != 4:
+        shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
+        raise InputError(f"--image-size {image_size}: {path} takes no images, but inputs of shape {shapes}")
+    shape = (*leaves[0].shape[:2], image_size, image_size)
+    images = Inputs.from_spec(inputs.map(lambda leaf: torch.empty(shape, dtype=leaf.dtype, device="meta")).spec())
+    _outputs(path, model, images)
+    return images
 
 
 def header_of(path: str, factory: str | None) -> tuple[Header, Callable[[], nn.Module] | None]:

@@ -21,6 +21,7 @@ from surgeon.processes import first, from_first
 from surgeon.tuning import Epoch, evaluate
 from surgeon.tuning.record import Step
 
+from .cuts import looks_at_images
 from .images import Batches
 from .models import asked_for
 from .output import Watch, emit_json, say, table, warn
@@ -52,6 +53,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     _check(subject, data, outputs)
     warn_of_classes(subject, data.classes)
     announce(subject, data)
+    looks_at_images(options["criterion"], options["heal"], trained=True)
     rows = _Rows(folder / _METRICS, subject.model, example)
     loaders = _loaders(options, data, subject, device)
     with resumable(), Watch() as watch:
@@ -67,7 +69,7 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
             schedule=options["schedule"],
             epochs_per_step=options["epochs"],
             final_epochs=options["final_epochs"],
-            tuning={**tuning_of(options, leave=("schedule",)), "device": device, "on_epoch": rows.on_epoch},
+            tuning={**_tuning(options, subject.model), "device": device, "on_epoch": rows.on_epoch},
             after_cut=_healer(options, loaders["rank"]),
             rewind=_early(options, device),
             directory=folder,
@@ -138,6 +140,14 @@ def _loaders(options: Mapping[str, Any], data: Data, subject: Subject, device: t
         "test": None if data.test is None else batches(data.test, made, size, workers=workers),
         "rank": Batches(rank.pixels, rank.labels, made, options["batch_size"], device),
     }
+
+
+def _tuning(options: Mapping[str, Any], dense: nn.Module) -> dict[str, Any]:
+    """Arguments of surgeon.tune; the dense model teaches where that was asked for."""
+    given = tuning_of(options, leave=("schedule",))
+    if options["teacher_weight"]:
+        given |= {"teacher": dense, "teacher_weight": options["teacher_weight"], "temperature": options["temperature"]}
+    return given
 
 
 def _early(options: Mapping[str, Any], device: torch.device) -> nn.Module | None:

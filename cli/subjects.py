@@ -38,6 +38,8 @@ class Subject:
         Makes the dense model of a file whose origin is not followed.
     compact:
         Whether the file holds masked or shared weights; they are plain ones in `model`.
+    random:
+        Whether the weights are drawn, and no training made them; None: only the user's factory knows.
     """
 
     model: nn.Module
@@ -49,6 +51,7 @@ class Subject:
     cuts: Plan | None = None
     make: Callable[[], nn.Module] | None = None
     compact: bool = False
+    random: bool | None = False
 
 
 def warn_of_classes(subject: Subject, classes: Sequence[str]) -> None:

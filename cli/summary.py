@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from .subjects import Subject
 
 
-def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_json: bool, with_plan: bool) -> None:
+def show(
+    subject: Subject, result: surgeon.Result, written: Path | None, *, as_json: bool, with_plan: bool, healed: bool
+) -> None:
     """What a person wants to know, on standard error; with `as_json` all there is, on standard output."""
     from torch import fx
 
@@ -60,6 +62,8 @@ def show(subject: Subject, result: surgeon.Result, written: Path | None, *, as_j
     say(_file_line(written, file_bytes, is_followed(subject.origin) or isinstance(result.model, fx.GraphModule)))
     if with_plan and not as_json:
         _show_plan(result.plan.removed.items())
+    if not healed:
+        say(_next_line(written))
 
 
 _COUNTS = (("filters", "convolution filters"), ("macs", "MACs (1 multiply-add = 1)"), ("params", "parameters"))
@@ -116,10 +120,19 @@ def _healing_line(layers: list[dict[str, Any]]) -> str:
 
 def _file_line(written: Path | None, file_bytes: int | None, alone: bool) -> str:
     if written is None:
-        return "dry run: nothing written"
+        return "dry run: no model written"
     factory = "" if alone else ", factory=...), a callable that makes the dense model"
     call = f"surgeon.load({str(written)!r}" + (factory or ")")
     return f"written: {written} ({size(file_bytes or 0)}); open it with {call}"
+
+
+def _next_line(written: Path | None) -> str:
+    """What to do about a model that was cut, and nothing else."""
+    seen = "" if written is None else f"; surgeon evaluate {written} --data DIR shows how accurate it is"
+    return (
+        "next: nothing made up for the cut yet: add --heal lstsq (no labels, no training), or train on --data DIR with "
+        f"--epochs N, in several --steps N{seen}"
+    )
 
 
 def _show_plan(removed: Any) -> None:

@@ -18,7 +18,7 @@ from surgeon.measure.layers import layer_latency
 from surgeon.tracing import Inputs
 
 from .files import is_file
-from .runtime import header_of, open_model
+from .runtime import header_of, inputs_of, open_model
 
 if TYPE_CHECKING:
     import torch
@@ -69,17 +69,17 @@ def _entry(
     name: str, against: str | None, first: str, factory: str | None, image_size: int | None, denses: dict[str, str]
 ) -> Iterator[Entry]:
     if is_file(name) and against is None:
-        yield from _pair(name, factory, denses)
+        yield from _pair(name, factory, image_size, denses)
     else:
         opened = open_model(name, factory, image_size, weights="none")
         yield Entry(name, opened.model, opened.inputs, against or (name if is_file(first) else first))
 
 
-def _pair(path: str, factory: str | None, denses: dict[str, str]) -> Iterator[Entry]:
+def _pair(path: str, factory: str | None, image_size: int | None, denses: dict[str, str]) -> Iterator[Entry]:
     """The file's model, and its dense one unless that is there; `denses`: what each is called, by what made it."""
     header, make = header_of(path, factory)
-    inputs = Inputs.from_spec(header.plan.inputs)
     small = surgeon.load(path, make)
+    inputs = inputs_of(path, header, small, image_size)
     dtype = next((p.dtype for p in small.parameters() if p.is_floating_point()), None)
     origin = {key: value for key, value in (header.origin or {"file": path}).items() if key not in _NO_MATTER}
     made = json.dumps([origin, header.class_name, str(dtype), header.plan.inputs], sort_keys=True, default=str)

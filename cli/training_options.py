@@ -34,6 +34,31 @@ _TRAINING = (
     click.option(
         "--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True, help="What trains."
     ),
+    click.option(
+        "--warmup-epochs",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        show_default=True,
+        metavar="N",
+        help="Of rising rate.",
+    ),
+    click.option(
+        "--label-smoothing",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        show_default=True,
+        metavar="R",
+        help="Share of the targets spread over all classes.",
+    ),
+    click.option(
+        "--ema",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        metavar="R",
+        help="Decay of a moving average of the weights, such as 0.999.",
+    ),
+    click.option(
+        "--clip", type=click.FloatRange(min=0, min_open=True), metavar="R", help="Greatest norm of the gradient."
+    ),
     click.option("--weight-decay", type=float, default=5e-4, show_default=True, metavar="R", help="Pull to zero."),
     click.option("--mixed-precision", type=click.Choice(["bf16", "fp16"]), help="Reduced precision where it is safe."),
     click.option(

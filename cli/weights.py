@@ -8,9 +8,9 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,45 @@ _WRAPPED = "module."
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 
+_RANDOM = (
+    "RANDOM WEIGHTS: the pretrained weights of {name} can't be reached ({why}). The ranking says nothing about a "
+    "trained model. Give --weights FILE, or --weights none to make random weights your choice."
+)
+
+
 class Unreachable(Exception):
     """Pretrained weights that can't be had now; the message says why."""
+
+
+class Found(NamedTuple):
+    """What became of `--weights`: what they are, in words, whether they are random, and the warnings."""
+
+    told: str
+    random: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def pretrained(name: str, weights: str | None, load: Callable[[], str]) -> Found:
+    """Follow a `--weights` that names no file.
+
+    `load` fills the model with pretrained ones, and says which.
+
+    Raises
+    ------
+    InputError
+        If pretrained ones were asked for and can't be had.
+    """
+    if weights is not None and weights.lower() == "none":
+        return Found("random (--weights none)", random=True)
+    try:
+        return Found(load())
+    except Unreachable as problem:  # what doesn't fit is another matter
+        if weights is not None:
+            raise InputError(
+                f"the pretrained weights of {name} can't be loaded ({problem}); go on with --weights none (random) or "
+                "--weights FILE"
+            ) from problem
+        return Found("random", random=True, warnings=(_RANDOM.format(name=name, why=problem),))
 
 
 def reach(url: str) -> None:

@@ -11,9 +11,11 @@ from surgeon.errors import (
     BusyError,
     CheckpointError,
     ConstantError,
+    DivergenceError,
     ExportError,
     HealingError,
     InexactError,
+    InexactExportError,
     InputError,
     ModelError,
     NothingToCutError,
@@ -46,12 +48,12 @@ __version__ = "0.1.0"
 logging.getLogger("surgeon").addHandler(logging.NullHandler())
 
 __all__ = [
-    "BudgetError", "BusyError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError", "Experiment",
-    "ExportError", "Exported", "Group", "GroupPenalty", "HealingError", "InexactError", "InputError", "Inputs",
-    "LayerHealing", "ModelError", "NothingToCutError", "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned",
-    "Report", "Result", "ScalePenalty", "ScoreError", "Scores", "SelectionError", "Sensitivity", "Streamed",
-    "SurgeonError", "Trace", "Trained", "Tuned", "TuningError", "Validation", "VerificationError", "channel_graph",
-    "compare", "evaluate", "export", "finegrained", "heal", "load", "load_shards", "make_plan", "prune",
-    "prune_and_tune", "prune_shards", "rewrite", "rewrite_optimizer", "save", "score", "score_all", "sensitivity",
-    "settle", "trace", "train", "tune", "verify", "write_report",
+    "BudgetError", "BusyError", "ChannelGraph", "Check", "CheckpointError", "Compared", "ConstantError",
+    "DivergenceError", "Experiment", "ExportError", "Exported", "Group", "GroupPenalty", "HealingError",
+    "InexactError", "InexactExportError", "InputError", "Inputs", "LayerHealing", "ModelError", "NothingToCutError",
+    "Pin", "Plan", "PlanError", "ProcessError", "PrunedAndTuned", "Report", "Result", "ScalePenalty", "ScoreError",
+    "Scores", "SelectionError", "Sensitivity", "Streamed", "SurgeonError", "Trace", "Trained", "Tuned", "TuningError",
+    "Validation", "VerificationError", "channel_graph", "compare", "evaluate", "export", "finegrained", "heal", "load",
+    "load_shards", "make_plan", "prune", "prune_and_tune", "prune_shards", "rewrite", "rewrite_optimizer", "save",
+    "score", "score_all", "sensitivity", "settle", "trace", "train", "tune", "verify", "write_report",
 ]  # fmt: skip

@@ -7,9 +7,17 @@ A message names the place (layer and source line), what came, what was expected 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 
 class SurgeonError(Exception):
-    """Base of every error that surgeon raises on purpose."""
+    """Base of every error that surgeon raises on purpose.
+
+    `failed` says whose it is: False where what was asked for or given can't be used, True where the work itself was
+    begun and failed. It is the exit code of the command line: 2 and 1.
+    """
+
+    failed: ClassVar[bool] = False
 
 
 class ModelError(SurgeonError, TypeError):
@@ -47,6 +55,8 @@ class ConstantError(PlanError):
 class VerificationError(SurgeonError, ArithmeticError):
     """The cut model differs from the dense one with the removed channels silenced."""
 
+    failed = True
+
 
 class InexactError(NothingToCutError, VerificationError):
     """The check found a cut that differs, and without the channels there the budget can't be kept, or nothing goes."""
@@ -65,12 +75,26 @@ class BusyError(SurgeonError, RuntimeError):
 
 
 class ExportError(SurgeonError, ValueError):
-    """A model that can't be written in a format, or that computes something else once it is."""
+    """A model that can't be written in a format, or whose outputs tell nothing of what was written."""
+
+
+class InexactExportError(ExportError):
+    """What was written doesn't run, or computes something else than the model; it was not kept."""
+
+    failed = True
 
 
 class TuningError(SurgeonError, ValueError):
-    """Training that can't be done as asked: an option, the data, or a loss that is not finite."""
+    """Training that can't be done as asked: an option, or the data."""
+
+
+class DivergenceError(TuningError, ArithmeticError):
+    """The loss of a training run is not finite any more."""
+
+    failed = True
 
 
 class ProcessError(SurgeonError, RuntimeError):
     """Several processes that were to work as one: another one failed or was lost, or they were given different work."""
+
+    failed = True

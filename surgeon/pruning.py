@@ -19,7 +19,7 @@ from surgeon.exclusive import alone, collecting_new
 from surgeon.healing import LEVELS, LayerHealing
 from surgeon.healing import heal as run_healing
 from surgeon.planning import Plan
-from surgeon.planning.steps import goals_of, remaining
+from surgeon.planning.steps import check_schedule, goals_of, remaining
 from surgeon.processes import agree, fingerprint, kept, together
 from surgeon.report import Report, make_report, sizes, tensor_bytes
 from surgeon.rewriting import fit, rewrite
@@ -123,7 +123,7 @@ def prune(
         If the call failed in another process, or the processes were given different models.
     """
     module, calibration = check_model(model), _repeatable(calibration)
-    _check_early(criterion, dataloader, steps)
+    _check_early(criterion, dataloader, steps, schedule)
     _check_healing(heal, dataloader if calibration is None else calibration)
     if as_graph:
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
@@ -240,7 +240,9 @@ def _repeatable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
     return kept(batches) if isinstance(batches, Iterator) else batches
 
 
-def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None, steps: Any) -> None:
+def _check_early(
+    criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None, steps: Any, schedule: str | None
+) -> None:
     """What would fail after minutes of work fails now."""
     name, chosen = find_criterion(criterion)
     if chosen.needs_data and dataloader is None:
@@ -249,6 +251,7 @@ def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Itera
         )
     if type(steps) is not int or steps < 1:
         raise BudgetError(f"steps={steps!r}: expected a positive whole number")
+    check_schedule(schedule)
 
 
 def _check_healing(level: str, batches: Iterable[Any] | None) -> None:

@@ -134,6 +134,17 @@ def test_each_condition_is_shown_when_it_is_done(pruned: Path, monkeypatch: pyte
     assert "stopped" in ran.err
 
 
+def test_a_file_is_timed_and_looked_at_with_images_of_the_size_that_is_asked_for(pruned: Path) -> None:
+    """The file remembers 16 pixels."""
+    words = ("--factory", SMALL, "--rounds", 1, "--device", "cpu", "--json")
+    for asked, size in (((), 16), (("--image-size", 24), 24)):
+        inputs = surgeon_cli("bench", pruned, *words, *asked).json["inputs"]
+        assert [spec["args"]["list"][0]["tensor"] for spec in inputs.values()] == [[1, 3, size, size]] * 2
+    against = ("--against", "tests.factories:two_classes", "--image-size", 24)
+    inputs = surgeon_cli("bench", pruned, *words, *against).json["inputs"]
+    assert [spec["args"]["list"][0]["tensor"] for spec in inputs.values()] == [[1, 3, 24, 24]] * 2
+
+
 def test_time_of_the_processor(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
     monkeypatch.setattr(time, "process_time", lambda: float(next(clock)))

@@ -177,7 +177,7 @@ def test_what_cannot_be_reached_is_told_by_the_options(words: tuple[object, ...]
         ("max_macs='50%', max_params=0.5: no", "--max-macs 50%, --max-params 0.5: no"),
         (
             "needs data: pass dataloader=..., or criterion='lamp', which",
-            "needs data: pass --data..., or --criterion lamp, which",
+            "needs data: pass --data DIR, or --criterion lamp, which",
         ),
         ("filters and max_macs exclude each other", "filters and --max-macs exclude each other"),
         ("use surgeon.prune(..., ratio=0.5) in Python", "use surgeon.prune(..., ratio=0.5) in Python"),

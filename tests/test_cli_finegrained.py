@@ -11,6 +11,7 @@ import torch
 import surgeon
 from surgeon import finegrained
 from surgeon.checkpoint import read_header
+from surgeon_cli.files import is_file
 from tests import factories
 from tests.cli_run import Ran, surgeon_cli
 from tests.pictures import draw
@@ -26,7 +27,8 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(command: str, *words: object, model: object = MODEL) -> Ran:
-    return surgeon_cli(command, "--model", model, "--image-size", 16, *words)
+    size = () if is_file(str(model)) else ("--image-size", 16)  # a file knows it
+    return surgeon_cli(command, "--model", model, *size, *words)
 
 
 def test_sparsify_writes_a_file_with_masks() -> None:
@@ -212,7 +214,8 @@ def test_bad_input_is_one_message_and_writes_nothing(case: str, tmp_path: Path) 
 def test_images_of_a_size_that_a_file_does_not_take_are_told() -> None:
     torch.manual_seed(0)
     finegrained.pack("own.safetensors", factories.flat(), example_inputs=torch.zeros(1, 3, 16, 16))
-    words = ("share", "--model", "own.safetensors", "--factory", "tests.factories:flat")
+    data = folder(Path("d"), cat=2, dog=2)
+    words = ("share", "--model", "own.safetensors", "--factory", "tests.factories:flat", "--data", data)
     assert surgeon_cli(*words).code == 0
     ran = surgeon_cli(*words, "--image-size", 20)
     assert ran.code == 2

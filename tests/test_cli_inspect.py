@@ -10,6 +10,7 @@ import torch
 
 import surgeon
 from surgeon_cli.commands.inspect import to_dot
+from tests import factories
 from tests.cli_run import surgeon_cli
 from tests.factories import Small
 
@@ -87,6 +88,13 @@ def test_a_file_from_elsewhere_asks_for_its_factory(tmp_path: Path) -> None:
     assert surgeon_cli("inspect", file, "--model", SMALL).code == 0
 
 
+@pytest.mark.parametrize("command", ["bench", "evaluate", "export", "inspect", "report"])
+def test_the_older_name_of_the_factory_is_in_no_help(command: str) -> None:
+    shown = surgeon_cli(command, "--help").out
+    assert "--factory package.module:factory" in shown
+    assert "--model" not in shown
+
+
 @pytest.mark.parametrize("option", ["--model", "--factory"])
 @pytest.mark.parametrize("command", ["inspect", "bench"])
 def test_a_factory_that_raises_is_told(command: str, option: str, tmp_path: Path) -> None:
@@ -110,6 +118,36 @@ def test_a_truncated_file_is_told_and_left(share: float, tmp_path: Path) -> None
         assert ran.code == 2
         assert "damaged" in ran.err
     assert file.read_bytes() == kept
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("bench", "--device", "cpu"), ("export", "--format", "pt2")])
+def test_images_of_another_size_go_into_a_file_or_are_refused(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, made, shape in (("flat", factories.flat(), (1, 3, 16, 16)), ("wide", torch.nn.Linear(4, 4), (1, 4))):
+        plan = surgeon.Plan.empty(surgeon.channel_graph(surgeon.trace(made.eval(), torch.zeros(shape))))
+        surgeon.save(f"{name}.safetensors", made, plan)
+    sized = (*command[1:], "--image-size", 20)
+    ran = surgeon_cli(command[0], "flat.safetensors", "--factory", "tests.factories:flat", *sized)
+    assert ran.code == 2
+    assert "flat.safetensors: its forward rejects images of shape (1, 3, 20, 20)" in ran.err
+    ran = surgeon_cli(command[0], "wide.safetensors", "--factory", "tests.test_cli_inspect:wide", *sized)
+    assert ran.code == 2
+    assert "--image-size 20: wide.safetensors takes no images, but inputs of shape [(1, 4)]" in ran.err
+
+
+def wide() -> torch.nn.Module:
+    return torch.nn.Linear(4, 4)
+
+
+def test_a_file_is_exported_for_images_of_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    file, target = tmp_path / "s.safetensors", tmp_path / "s.pt2"
+    words = ("--model", SMALL, "--image-size", 16, "--filters", 6, "--criterion", "magnitude", "--output", file)
+    assert surgeon_cli("prune", *words).code == 0
+    ran = surgeon_cli("export", file, "--factory", SMALL, "--format", "pt2", "--image-size", 24, "-o", target)
+    assert ran.code == 0, ran.err
+    assert torch.export.load(target).module()(torch.zeros(2, 3, 24, 24)).shape == (2, 5)
 
 
 def test_a_file_of_another_model_is_told(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 from surgeon import errors
 from surgeon_cli.main import cli, told
+from surgeon_cli.options import MODELS
 from tests.cli_run import commands
 
 COMMANDS = cli.list_commands(click.Context(cli))
@@ -33,6 +35,26 @@ def test_every_option_has_help(name: str) -> None:
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     assert options
     assert [option.name for option in options if not option.help] == []
+
+
+@pytest.mark.parametrize("width", [40, 100])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_stands_on_one_line_of_the_help(name: str, width: int) -> None:
+    command = commands().get_command(click.Context(commands()), name)
+    assert command is not None
+    written = re.search(r"Example: surgeon .*", command.help or "")
+    assert written is not None
+    for _ in range(2):  # whoever asks twice gets the same
+        shown = CliRunner().invoke(cli, [name, "--help"], terminal_width=width).output
+        assert [line.strip() for line in shown.splitlines() if "Example:" in line] == [written[0]]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_models_are_called_the_same_in_all_commands(name: str) -> None:
+    shown = " ".join(CliRunner().invoke(cli, [name, "--help"], terminal_width=100).output.split())
+    assert "{" not in shown
+    if "MODEL_OR_FILE" in shown or "--model MODEL" in shown:
+        assert MODELS in shown
 
 
 def test_unknown_command_suggests_the_nearest() -> None:
@@ -65,8 +87,17 @@ def test_version() -> None:
         (errors.BudgetError("too much"), 2),
         (errors.ModelError("no model"), 2),
         (errors.VerificationError("layer1 differs"), 1),
-        (errors.InexactError("layer1 differs, and is all there is"), 2),
-        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2),
+        (errors.InexactError("layer1 differs, and is all there is"), 1),
+        (errors.NothingToCutError("all is pinned"), 2),
+        (errors.TuningError("no such optimizer"), 2),
+        (errors.DivergenceError("the loss is not finite"), 1),
+        (errors.ExportError("nobody can write this"), 2),
+        (errors.InexactExportError("computes something else"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 1),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/data/x"), 1),
+        (OSError(errno.EIO, "Input/output error", "/data/x"), 1),
+        (OSError(errno.ENOENT, "No such file or directory", "/data/x"), 2),
+        (OSError("no number at all"), 2),
     ],
 )
 def test_errors_become_one_message_and_a_code(raised: Exception, code: int) -> None:

@@ -78,6 +78,7 @@ def test_dry_run_writes_nothing_and_shows_the_plan() -> None:
     ran = prune("--filters", 3, "--dry-run")
     assert ran.code == 0, ran.err
     assert "plan (group" in ran.err
+    assert "dry run: no model written" in ran.err
     assert not list(Path().glob("*.safetensors"))
 
 
@@ -114,6 +115,47 @@ def test_healing_is_told_and_goes_into_the_file(level: str) -> None:
     assert all(row["healed"] <= row["sliced"] for row in rows)
     models = [surgeon.load(f"{heal}.safetensors", factories.small) for heal in ("none", level)]
     assert not torch.equal(*(model.eval()(torch.ones(1, 3, 16, 16)) for model in models))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((), "surgeon evaluate small-pruned.safetensors --data DIR shows how accurate it is"),
+        (("--dry-run",), "in several --steps N"),
+        (("--heal", "bn"), None),
+    ],
+)
+def test_what_to_do_about_a_cut_that_nothing_made_up_for_is_the_last_line(
+    words: tuple[object, ...], told: str | None
+) -> None:
+    ran = prune("--filters", 3, *words)
+    assert ran.code == 0, ran.err
+    last = ran.err.strip().splitlines()[-1]
+    assert last.startswith("next: ") == (told is not None)
+    assert told is None or ("--heal lstsq" in last and last.endswith(told))
+
+
+def test_auto_draws_labels_where_there_are_none_as_the_library_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, found = folder(tmp_path / "d", cat=4, dog=4), list[tuple[bool, bool]]()
+
+    def stop(*_: object, dataloader: Any, loss_fn: object, **__: object) -> None:
+        found.append((isinstance(next(iter(dataloader)), torch.Tensor), loss_fn is None))
+        raise surgeon.errors.BudgetError("seen")
+
+    monkeypatch.setattr(surgeon, "prune", stop)
+    for criterion, model in (("auto", "small"), ("fisher", "small"), ("auto", "two_classes")):
+        words = ("--ratio", 0.3, "--criterion", criterion, "--data", data)
+        assert "seen" in prune(*words, model=f"tests.factories:{model}").err
+    assert found == [(True, True), (False, False), (False, False)]
+
+
+def test_auto_cuts_by_drawn_labels_and_says_so() -> None:
+    ran = prune("--ratio", 0.3, "--criterion", "auto", "--heal", "lstsq", "--samples", 16, "--batch-size", 4, "--json")
+    assert ran.code == 0, ran.err
+    assert "targets: drawn from the model's own predictions" in ran.json["report"]["notes"]
+    assert ran.json["report"]["check"]["status"] == "passed"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +298,7 @@ def test_images_that_nobody_looks_at_are_told(tmp_path: Path) -> None:
     data = folder(tmp_path / "d", cat=1, dog=1)
     ran = prune("--filters", 2, "--criterion", "random", "--data", data, "--dry-run")
     assert ran.code == 0, ran.err
-    assert "--data is not looked at" in ran.err
+    assert "--data and --samples are not looked at" in ran.err
 
 
 # ---------------------------------------------------------------- bad input
@@ -367,6 +409,6 @@ def test_a_full_disk_leaves_the_existing_file(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(surgeon, "save", full)
     ran = prune("--filters", 2)
-    assert ran.code == 2
+    assert ran.code == 1
     assert "No space left on device" in ran.err
     assert kept.read_bytes() == b"precious"

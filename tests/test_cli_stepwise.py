@@ -147,6 +147,12 @@ OTHERS: dict[str, tuple[object, ...]] = {
     "seed": ("--seed", 1),
     "criterion": ("--criterion", "random"),
     "lr": ("--lr", 0.5),
+    "warmup_epochs": ("--warmup-epochs", 0.5),
+    "label_smoothing": ("--label-smoothing", 0.1),
+    "ema": ("--ema", 0.9),
+    "clip": ("--clip", 1),
+    "teacher_weight": ("--teacher-weight", 0.5),
+    "temperature": ("--teacher-weight", 0.9, "--temperature", 2),
     "images": (),  # one was added
 }
 
@@ -208,6 +214,45 @@ def test_what_belongs_to_training_needs_epochs(words: tuple[object, ...], told: 
     ran = surgeon_cli("prune", "--model", MODEL, "--filters", 2, *words)
     assert ran.code == 2
     assert f"{told} for cuts with training between: give --epochs N" in " ".join(ran.err.split())
+
+
+def test_the_recipe_reaches_the_training_with_the_dense_model_as_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[object, dict[str, object]]] = []
+
+    def stop(model: nn.Module, *_: object, **options: object) -> None:
+        seen.append((model, dict(options["tuning"])))  # type: ignore[call-overload]  # as the command gives it
+        raise surgeon.errors.TuningError("seen")
+
+    monkeypatch.setattr(surgeon, "prune_and_tune", stop)
+    recipe = {"warmup_epochs": 1.0, "label_smoothing": 0.1, "ema": 0.9, "clip": 1.0}
+    words = [word for name, value in recipe.items() for word in (f"--{name.replace('_', '-')}", value)]
+    assert "seen" in prune("--filters", 3, *words, "--teacher-weight", 0.9, "--temperature", 3).err
+    assert "seen" in prune("--filters", 3).err
+    (dense, given), (_, plain) = seen
+    assert given["teacher"] is dense
+    assert {**recipe, "teacher_weight": 0.9, "temperature": 3.0}.items() <= given.items()
+    assert "teacher" not in plain
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--ema", 1), ("--clip", 0), ("--label-smoothing", 1), ("--warmup-epochs", -1), ("--teacher-weight", 1.5),
+     ("--temperature", 0)],
+)  # fmt: skip
+def test_a_recipe_that_makes_no_sense_is_told_before_anything_is_cut(words: tuple[object, ...]) -> None:
+    ran = prune("--filters", 3, *words)
+    assert ran.code == 2
+    assert f"Invalid value for '{words[0]}'" in ran.err
+    assert not Path("small").exists()
+
+
+def test_a_teacher_changes_what_is_trained() -> None:
+    losses = []
+    for name, words in (("alone", ()), ("taught", ("--teacher-weight", 0.9))):
+        ran = prune("--filters", 3, *words, "--run", name, "--json", steps=1)
+        assert ran.code == 0, ran.err
+        losses.append(ran.json["steps"][0]["history"][0]["train_loss"])
+    assert losses[0] != losses[1]
 
 
 def test_ranking_in_pieces_is_heeded_with_training_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,6 +109,44 @@ def test_a_torchvision_network_gets_a_head_for_the_folder() -> None:
     assert surgeon.load("net.safetensors")(torch.zeros(1, 3, 32, 32)).shape == (1, 2)
 
 
+@pytest.mark.parametrize(
+    ("words", "rate", "told"),
+    [
+        (("--model", MODEL), 0.1, "starts from random weights; --weights FILE, or DEFAULT"),
+        (("--model", MODEL, "--weights", "none"), 0.1, ""),
+        (("--model", MODEL, "--optimizer", "adamw", "--weights", "none"), None, ""),
+        (("--model", MODEL, "--lr", 0.3, "--weights", "none"), 0.3, ""),
+        (("--model", "tests.factories:two_classes"), None, "the rate is that of fine-tuning; from scratch: --lr 0.1"),
+        (("--model", "tests.factories:two_classes", "--lr", 0.3), 0.3, ""),
+        (("--model", "tests.factories:two_classes", "--weights", "random-no-more.pt"), None, ""),
+    ],
+)
+def test_the_rate_is_that_of_the_weights(
+    words: tuple[object, ...], rate: float | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(factories.two_classes().state_dict(), "random-no-more.pt")
+    asked: list[object] = []
+
+    def stop(*_: object, **options: object) -> None:
+        asked.append(options.get("lr"))
+        raise surgeon.TuningError("seen")
+
+    monkeypatch.setattr(surgeon, "train", stop)
+    ran = train(*words)
+    assert "seen" in ran.err
+    assert asked == [rate]
+    for line in ("starts from random weights", "the rate is that of fine-tuning"):
+        assert (line in ran.err) == (line in told)
+    assert told in ran.err
+
+
+def test_a_loss_that_is_lost_is_a_failure_and_no_mistake() -> None:
+    ran = train("--lr", 1e30, "--output", "net.safetensors", epochs=3)
+    assert ran.code == 1
+    assert "the loss is not finite" in ran.err
+    assert not Path("net.safetensors").exists()
+
+
 def test_cifar_from_a_local_copy() -> None:
     from tests.test_data import write_binary
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from packaging.requirements import Requirement
 from torch import Tensor, nn
 
 import surgeon
 from surgeon.errors import CheckpointError, SurgeonError, TuningError
 from surgeon.experiments import Cell, Compared, Experiment, Summary, running
 from surgeon.experiments.running import renew
+from surgeon_cli.grid import read
 from tests.cli_run import Ran, surgeon_cli
 from tests.factories import Small
 from tests.pictures import draw
@@ -278,6 +282,23 @@ def test_an_experiment_file(suffix: str) -> None:
                         *words)  # fmt: skip
         assert other.code == 2
         assert f"'{option}'" in other.err
+
+
+def test_toml_is_read_before_python_had_a_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 3.10 there is no tomllib, and tomli, which became it, is installed."""
+    reader: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    fields = ('criteria = ["magnitude"]', "budgets = [{ ratio = 0.5 }]", 'schedules = ["linear"]', "seeds = [3]")
+    text = "\n".join((*fields, "steps = 1", "epochs = 1"))
+    (tmp_path / "grid.toml").write_text(text, encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    monkeypatch.setitem(sys.modules, "tomli", reader)
+    assert read(tmp_path / "grid.toml").seeds == (3,)
+    wanted = (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    (told,) = reader.loads(wanted)["project"]["dependencies"][-1:]
+    assert told.startswith("tomli")
+    marker = Requirement(told).marker
+    assert marker is not None
+    assert [marker.evaluate({"python_version": version}) for version in ("3.10", "3.11")] == [True, False]
 
 
 @pytest.mark.usefixtures("photographs")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon import exporting
-from surgeon.errors import ExportError, InputError
+from surgeon.errors import ExportError, InexactExportError, InputError
 from surgeon.exporting.layers import constructor
 from surgeon.exporting.source import write_module
 from surgeon.tracing import as_graph
@@ -224,14 +224,18 @@ def test_what_gives_other_outputs_is_not_kept(tmp_path: Path, monkeypatch: pytes
     real = exporting.FORMATS["pt2"]
     wrong = exporting.Format(".pt2", real.write, lambda path, inputs: [out * 1.001 for out in real.run(path, inputs)])
     monkeypatch.setitem(exporting.FORMATS, "pt2", wrong)
-    with pytest.raises(ExportError, match=r"gives other outputs than the model \(relative error 1\.0e-03"):
+    with pytest.raises(InexactExportError, match=r"gives other outputs than the model \(relative error 1\.0e-03"):
         surgeon.export(small().model, tmp_path / "m.pt2", example_inputs=X)
+    assert list(tmp_path.iterdir()) == []
+    ran = surgeon_cli("export", "tests.factories:small", "--image-size", 8, "--format", "pt2", "-o", tmp_path / "m.pt2")
+    assert ran.code == 1
+    assert "gives other outputs than the model" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_source_that_fails_in_the_fresh_process_is_told(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("def load():\n    raise KeyError('weights')\n")
-    with pytest.raises(ExportError, match="doesn't run in a fresh process: KeyError: 'weights'"):
+    with pytest.raises(InexactExportError, match="doesn't run in a fresh process: KeyError: 'weights'"):
         exporting.FORMATS["python"].run(tmp_path / "m.py", [surgeon.Inputs((X,))])
 
 

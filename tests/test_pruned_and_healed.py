@@ -44,6 +44,12 @@ def test_a_model_healed_in_steps_is_saved_and_loaded(kind: Callable[[], nn.Modul
     assert torch.equal(loaded(x), result.model(x))
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_schedule_that_there_is_not_is_told_for_any_number_of_steps(steps: int) -> None:
+    with pytest.raises(surgeon.BudgetError, match=r"no schedule of steps called 'sudden'; .*per-step"):
+        surgeon.prune(Residual(), images(2)[0], ratio=0.3, criterion="magnitude", steps=steps, schedule="sudden")
+
+
 def test_one_step_is_no_steps_and_in_place_is_the_same() -> None:
     wanted: dict[str, Any] = {
         "ratio": 0.5,

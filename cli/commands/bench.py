@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..files import check_outputs, there, write_text
-from ..options import factory_option, image_size_option, json_option
+from ..options import factory_option, image_size_option, json_option, refuse_of_files, refuse_typed
 
 _MOST_LAYERS = 20
 _COLUMNS = ("model", "parameters", "median ms", "quartiles ms", "images/s", "speed-up (95 %)", "difference")
@@ -71,12 +71,14 @@ _COLUMNS = ("model", "parameters", "median ms", "quartiles ms", "images/s", "spe
 def command(models: tuple[str, ...], **options: Any) -> None:
     """Time models side by side: interleaved rounds, medians, quartiles, ratio of paired medians.
 
-    MODEL_OR_FILE is a torchvision name, timm:NAME, package.module:factory, or a pruned file, which is timed against the
-    dense model that it came from. Several devices, back ends and batch sizes are timed one after the other, each shown
-    as soon as it is done.
+    MODEL_OR_FILE is a {MODELS}, which is timed against the dense model that it came from. Several devices, back ends
+    and batch sizes are timed one after the other, each shown as soon as it is done.
 
     Example: surgeon bench surgeon-demo/small.safetensors --batch-size 1 --batch-size 32
     """
+    refuse_of_files([*models, options["against"]])
+    if "eager" not in options["backends"]:
+        refuse_typed(["layers"], "for the back end that runs one layer after the other: add --backend eager")
     check_outputs([options["markdown"], options["html"]], models)
     from ..output import emit_json, say
     from ..runtime import about

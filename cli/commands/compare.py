@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..cuts import SAMPLES, SAMPLES_WITH_DATA
 from ..files import check_outputs, run_folder
-from ..options import json_option, one_cut_options, refuse_typed
+from ..options import json_option, one_cut_options, refuse_of_cifar, refuse_of_files, refuse_typed, warn_typed
 from ..training_options import training_names, training_options
-from .prune import SAMPLES, SAMPLES_WITH_DATA
 from .prune import command as prune
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def command(criteria: str, as_json: bool, experiment: Path | None, **options: An
 
     Example: surgeon compare --model resnet18 --criteria taylor,fisher-mac,lamp --ratio 0.3
     """
+    refuse_of_files([options["model"]])
+    refuse_of_cifar(options["data"])
     if experiment is not None:
         refuse_typed(
             (*_BUDGETS, "scope", "criteria"), "said by the experiment: leave --experiment out, or write it there"
@@ -194,6 +196,8 @@ def _material(
     from ..images import batches, drawn, photographs
 
     if not any(CRITERIA[name].needs_data for name in names):
+        vain = ("data", "data_root", "samples", "batch_size")
+        warn_typed(vain, f"not looked at: --criteria {','.join(names)} needs no images")
         return None, None
     samples = options["samples"] or (SAMPLES if source is None else SAMPLES_WITH_DATA)
     if source is None:

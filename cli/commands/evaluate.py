@@ -7,8 +7,16 @@ from typing import Any
 
 import click
 
-from ..files import check_outputs, there
-from ..options import DATA, factory_option, image_size_option, json_option
+from ..files import check_outputs, is_file, there
+from ..options import (
+    DATA,
+    factory_option,
+    image_size_option,
+    json_option,
+    refuse_of_cifar,
+    refuse_of_files,
+    refuse_typed,
+)
 from ..training_options import data_root_option
 
 
@@ -56,11 +64,15 @@ from ..training_options import data_root_option
 def command(models: tuple[str, ...], **options: Any) -> None:
     """Show what models and files are worth side by side: top-1 and top-5, loss, MACs, parameters, zeros, bytes.
 
-    MODEL_OR_FILE is a torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's, such as
-    those that surgeon prune --steps leaves after each step. How long they take says surgeon bench.
+    MODEL_OR_FILE is a {MODELS}, such as those that surgeon prune --steps leaves after each step. How long they take
+    says surgeon bench.
 
     Example: surgeon evaluate surgeon-demo/small.safetensors --data digits --layers
     """
+    refuse_of_files(models)
+    refuse_of_cifar(options["data"])
+    if all(map(is_file, models)):
+        refuse_typed(["weights"], "for models by name: files bring theirs")
     check_outputs([options["csv_file"]], models, plots=[options["plot"], options["histograms"]])
     from ..evaluating import run
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_outputs, stem_of, there
-from ..options import factory_option, image_size_option, json_option
+from ..options import factory_option, image_size_option, json_option, refuse_of_files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,11 +45,12 @@ def command(
 ) -> None:
     """Write a model for other runtimes, or as readable source, and compare what was written with the model.
 
-    MODEL_OR_FILE is a pruned file, a torchvision name, timm:NAME or package.module:factory. onnx: for ONNX Runtime.
-    pt2: torch.export's archive, for torch.export.load. python: plain PyTorch, beside weights in safetensors.
+    MODEL_OR_FILE is a {MODELS}. onnx: for ONNX Runtime. pt2: torch.export's archive, for torch.export.load. python:
+    plain PyTorch, beside weights in safetensors.
 
     Example: surgeon export surgeon-demo/small.safetensors --format onnx --fold-bn
     """
+    refuse_of_files([model_or_file])
     target = output or _default(model_or_file, kind)
     from surgeon.exporting import check_format, export
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_outputs, there, write_text
-from ..options import factory_option, image_size_option, json_option
+from ..options import factory_option, image_size_option, json_option, refuse_of_files
 
 if TYPE_CHECKING:
     import networkx
@@ -41,10 +41,11 @@ def command(
 ) -> None:
     """Show which layers share channels, how many can go, and what is left whole and why.
 
-    MODEL_OR_FILE is a torchvision name, timm:NAME, package.module:factory, or a pruned file.
+    MODEL_OR_FILE is a {MODELS}.
 
     Example: surgeon inspect resnet18 --dot resnet18.dot
     """
+    refuse_of_files([model_or_file])
     check_outputs([dot], [model_or_file], plots=[filters])
     graph, about = _graph(model_or_file, factory, image_size)
     if filters is not None:

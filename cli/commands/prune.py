@@ -11,9 +11,12 @@ from ..cuts import SAMPLES, SAMPLES_WITH_DATA, Options
 from ..files import amount, amounts, check_outputs, ratios, step, there
 from ..options import (
     DATA,
+    MODELS,
     file_factory_option,
     ignore_option,
     image_size_option,
+    refuse_of_cifar,
+    refuse_of_files,
     refuse_typed,
     scope_option,
     seed_option,
@@ -24,7 +27,7 @@ from ..training_options import split_training, training_names, training_options
 #: Several processes share the work.
 SEVERAL = True
 #: Options that only a run with --epochs looks at, and that only one without it does.
-_TRAINS = (training_names() - {"data_root"}) | {"train_batch_size", "rewind"}
+_TRAINS = (training_names() - {"data_root"}) | {"train_batch_size", "rewind", "teacher_weight", "temperature"}
 _ONE_CUT = {"latency_batch_size"}
 
 
@@ -34,7 +37,7 @@ _ONE_CUT = {"latency_batch_size"}
     required=True,
     callback=there,
     metavar="MODEL",
-    help="torchvision name, cifar:NAME, timm:NAME, package.module:factory, or a file of surgeon's.",
+    help=f"{MODELS}.",
 )
 @file_factory_option
 @click.option("--filters", type=int, metavar="N", help="Remove this many convolution filters.")
@@ -187,6 +190,22 @@ _ONE_CUT = {"latency_batch_size"}
     metavar="FILE",
     help="After each cut go on from these weights of the dense model (surgeon train --keep-epoch); needs --epochs.",
 )
+@click.option(
+    "--teacher-weight",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="R",
+    help="Share of the training loss that asks for what the dense model says; 0.9 behind --heal, 0: none.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    default=4.0,
+    show_default=True,
+    metavar="T",
+    help="Divides the scores of both for that; above 1 the classes that are less likely count more.",
+)
 @click.option("--strict", is_flag=True, help="Refuse what would else be a warning: broken images, layers left whole.")
 @click.option(
     "--as-graph",
@@ -197,7 +216,7 @@ _ONE_CUT = {"latency_batch_size"}
 @click.option(
     "--report", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page that shows what was done."
 )
-@click.option("--dry-run", is_flag=True, help="Show the plan and what it would give; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and what it would give; write no model (a --report is).")
 @click.option("--json", "as_json", is_flag=True, help="The report and the plan as JSON on standard output.")
 def command(**options: Any) -> None:
     """Cut filters out of a model, check the result and save it.
@@ -212,8 +231,12 @@ def command(**options: Any) -> None:
     chosen = Options(**own, training=training)
     if chosen.epochs or chosen.final_epochs:
         refuse_typed(_ONE_CUT, "for one cut: leave --epochs out")
+        if not chosen.teacher_weight:
+            refuse_typed(["temperature"], "for what the dense model teaches: give --teacher-weight R")
     else:
         refuse_typed(_TRAINS, "for cuts with training between: give --epochs N")
+    refuse_of_files([chosen.model, chosen.rewind])
+    refuse_of_cifar(chosen.data)
     run(chosen)
 
 

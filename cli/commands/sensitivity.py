@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_outputs, named_after, write_text
-from ..options import DATA, refuse_typed
+from ..options import DATA, refuse_of_cifar, refuse_of_files, refuse_typed
 from ..training_options import check_folder, data_root_option
 from .compare import as_in_prune
 
@@ -97,7 +97,9 @@ def command(**options: Any) -> None:
     if options["what"] == "weights":
         refuse_typed(["criterion"], "for --what filters: weights go by their size")
     if options["data"] is None:
-        refuse_typed(["part", "data_root"], "for images of your own: give --data DIR")
+        refuse_typed(["part"], "for images of your own: give --data DIR")
+    refuse_of_cifar(options["data"])
+    refuse_of_files([options["model"]])
     run(options)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..options import ignore_option, one_cut_options, scope_option, seed_option
+from ..options import ignore_option, one_cut_options, refuse_typed, scope_option, seed_option
 
 if TYPE_CHECKING:
     import surgeon
@@ -52,6 +52,8 @@ def command(**options: Any) -> None:
     """
     if options["ratio"] is None and options["max_params"] is None and options["max_macs"] is None:
         raise click.UsageError("say how much: --ratio R, --max-params AMOUNT or --max-macs AMOUNT")
+    if options["inputs"] is not None:
+        refuse_typed(["tokens"], "for text: leave --inputs out")
     run(options)
 
 

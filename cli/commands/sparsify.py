@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..finegrained import common_options, open_model, tell, write
+from ..options import refuse_typed
 
 if TYPE_CHECKING:
     from surgeon.finegrained import Sparsity
@@ -78,6 +79,8 @@ def command(**options: Any) -> None:
     if len(given) != 1:
         told = " and ".join(given) if given else "nothing"
         raise click.UsageError(f"{told} given: give exactly one of --amount, --threshold and --std")
+    if options["amount"] is None:
+        refuse_typed(["of", "scope"], "for a share of the weights: give --amount")
     if options["by"] == "gradient" and options["data"] is None:
         raise click.UsageError("--by gradient needs images: give --data DIR")
     from surgeon import finegrained

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..files import check_outputs, is_file, named_after, run_folder, there
-from ..options import DATA
+from ..options import DATA, MODELS, refuse_of_cifar, refuse_of_files
 from ..several import joined
 from ..training_options import (
     announce,
@@ -41,8 +41,7 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
     required=True,
     callback=there,
     metavar="MODEL",
-    help="cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...; torchvision name, timm:NAME, package.module:factory, or "
-    "a file of surgeon's.",
+    help=f"{MODELS}; for small images cifar:resnet20, cifar:vgg16_bn, cifar:wrn16-4, ...",
 )
 @click.option(
     "--data",
@@ -74,17 +73,6 @@ _PHASES = {"frozen": "head alone", "all": "all layers"}
     show_default=True,
     help="How the rate goes.",
 )
-@click.option("--warmup-epochs", type=float, default=0.0, show_default=True, metavar="N", help="Of rising rate.")
-@click.option(
-    "--label-smoothing",
-    type=float,
-    default=0.0,
-    show_default=True,
-    metavar="R",
-    help="Share of the targets spread over all classes.",
-)
-@click.option("--ema", type=float, metavar="R", help="Decay of a moving average of the weights, such as 0.999.")
-@click.option("--clip", type=float, metavar="R", help="Greatest norm of the gradient.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),
@@ -111,6 +99,10 @@ def command(**options: Any) -> None:
 
     Example: surgeon train --model cifar:vgg7_bn --image-size 8 --data digits --crop 1 --no-flip --epochs 10
     """
+    refuse_of_files([options["model"]])
+    refuse_of_cifar(options["data"])
+    if (last := max(options["keep_epochs"], default=0)) > options["epochs"]:
+        raise click.UsageError(f"--keep-epoch {last}: there are {options['epochs']} epochs")
     run(options)
 
 
@@ -143,6 +135,7 @@ def _run(options: Mapping[str, Any]) -> None:
     subject, new = _subject(options, len(data.classes))
     try_forward(subject.model.to(device), subject, device)
     announce(subject, data, new)
+    tuning = _tuning(options, subject)
     with resumable(), Watch() as watch:
         trained = surgeon.train(
             subject.model,
@@ -161,7 +154,7 @@ def _run(options: Mapping[str, Any]) -> None:
             seed=options["seed"],
             device=device,
             progress=watch,
-            **_tuning(options),
+            **tuning,
         )
     for note in trained.notes:
         warn(note)
@@ -187,13 +180,20 @@ def _made(subject: Subject) -> str:
     return "" if is_followed(subject.origin) else f" --factory {maker_named_in(subject.origin)}"
 
 
-def _tuning(options: Mapping[str, Any]) -> dict[str, Any]:
+def _tuning(options: Mapping[str, Any], subject: Subject) -> dict[str, Any]:
+    """Arguments of surgeon.tune; where no rate is given, that of new weights or of trained ones, which is told."""
     from surgeon.tuning.optimizers import FROM_SCRATCH
 
+    from ..output import say
+
     given = tuning_of(options)
-    scratch = (_weights(options) or "").lower() == "none"
-    if scratch and given["optimizer"] in FROM_SCRATCH:
-        given.setdefault("lr", FROM_SCRATCH[given["optimizer"]])
+    fresh = FROM_SCRATCH.get(given["optimizer"])
+    if subject.random and options["weights"] is None:
+        say("it starts from random weights; --weights FILE, or DEFAULT for pretrained ones, starts from trained ones")
+    if subject.random and fresh is not None:
+        given.setdefault("lr", fresh)
+    elif subject.random is None and fresh is not None and "lr" not in given:
+        say(f"its weights are taken for trained ones, and the rate is that of fine-tuning; from scratch: --lr {fresh}")
     return given
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from surgeon.agreement import distance
 from surgeon.checkpoint import load, read_header
-from surgeon.errors import ExportError, InputError
+from surgeon.errors import ExportError, InexactExportError, InputError
 from surgeon.exclusive import alone
 from surgeon.exporting.inputs import Sizes, other_size, run, sizes_of
 from surgeon.exporting.modules import run_python, write_python
@@ -130,7 +130,9 @@ def export(
     Raises
     ------
     ExportError
-        If the model can't be written in this format, or what was written gives other outputs; nothing is left behind.
+        If the model can't be written in this format; nothing is left behind.
+    InexactExportError
+        If what was written doesn't run or gives other outputs; nothing is left behind.
     InputError
         For an unknown format, options that contradict each other, or missing example inputs.
     CheckpointError
@@ -220,7 +222,7 @@ def _compare(
                 "written is right; it was not kept"
             )
         if error > allowed:
-            raise ExportError(
+            raise InexactExportError(
                 f"what was written as {name} gives other outputs than the model (relative error {error:.1e}, allowed "
                 f"{allowed:.0e}); it was not kept"
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.checkpoint import write_tensors
-from surgeon.errors import ExportError
+from surgeon.errors import InexactExportError
 from surgeon.exporting.inputs import Sizes
 from surgeon.exporting.source import write_module
 from surgeon.tracing import Inputs, as_graph
@@ -40,7 +40,7 @@ def run_python(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
 
     Raises
     ------
-    ExportError
+    InexactExportError
         If it fails; the last line of its traceback is in the message.
     """
     tensors: dict[str, Tensor] = {}
@@ -55,7 +55,7 @@ def run_python(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
-            raise ExportError(f"the source that was written doesn't run in a fresh process: {last}")
+            raise InexactExportError(f"the source that was written doesn't run in a fresh process: {last}")
         outputs = load_file(results)
     return [_numbered(outputs, f"{number}.") for number in range(len(calls))]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import ExportError
+from surgeon.errors import ExportError, InexactExportError
 from surgeon.exporting.inputs import Sizes, other_size
 from surgeon.tracing import Inputs
 
@@ -115,7 +115,8 @@ def run_onnx(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         return [_fed(session, given) for given in inputs]
     except Exception as problem:  # onnxruntime's errors have no common base of their own
-        raise ExportError(f"ONNX Runtime can't run what was written: {type(problem).__name__}: {problem}") from problem
+        told = f"{type(problem).__name__}: {problem}"
+        raise InexactExportError(f"ONNX Runtime can't run what was written: {told}") from problem
 
 
 def _fed(session: Any, inputs: Inputs) -> list[Tensor]:

@@ -15,6 +15,7 @@ __all__ = [
     "BUDGETS",
     "PER_STEP",
     "STEPS",
+    "check_schedule",
     "cubic",
     "equal_ratio",
     "explicit",
@@ -84,6 +85,19 @@ STEPS: Mapping[str, Callable[[float, int, float], tuple[float, ...]]] = {
     "equal-ratio": equal_ratio,
     "one-shot": one_shot,
 }
+
+
+def check_schedule(schedule: str | None) -> None:
+    """Refuse a name that no schedule has; None is the budget's own.
+
+    Raises
+    ------
+    BudgetError
+        If it is one.
+    """
+    if schedule is not None and schedule not in (*STEPS, PER_STEP):
+        names = ", ".join((*STEPS, PER_STEP))
+        raise BudgetError(f"no schedule of steps called {schedule!r}; there are: {names}")
 
 
 def shares(schedule: str, final: float, steps: int, initial: float = 0.0) -> tuple[float, ...]:

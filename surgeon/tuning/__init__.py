@@ -132,7 +132,9 @@ def tune(
     Raises
     ------
     TuningError
-        For an option out of range, data that the loss can't use, or a loss that is not finite.
+        For an option out of range, or data that the loss can't use.
+    DivergenceError
+        If the loss is not finite any more.
     CheckpointError
         If `resume_dir` holds another run, or a damaged one.
     BusyError

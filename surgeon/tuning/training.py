@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.errors import TuningError
+from surgeon.errors import DivergenceError, TuningError
 from surgeon.processes import from_first, total
 from surgeon.tracing import in_mode
 from surgeon.tuning.averaging import copy_into, snapshot
@@ -203,7 +203,7 @@ def _length(loader: Iterable[Any]) -> int:
 
 def _check_finite(loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
-        raise TuningError(
+        raise DivergenceError(
             f"the loss is not finite ({loss}) in epoch {epoch}; lower lr, add warmup_epochs or clip, or check the data"
         )
 
