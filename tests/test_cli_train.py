@@ -42,6 +42,22 @@ def train(*words: object, model: str = MODEL, epochs: int = 1, data: str = "phot
     )
 
 
+def test_norms_of_a_file_are_settled_first(tmp_path: Path) -> None:
+    assert train("--output", "net.safetensors").code == 0
+    model = surgeon.load("net.safetensors")
+    norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    with torch.no_grad():  # as a regression leaves it: what arrives is not what the statistics are of
+        norm.running_var.mul_(100)  # type: ignore[union-attr]
+    header = read_header("net.safetensors")
+    surgeon.save("healed.safetensors", model, header.plan, header.origin)
+    assert train("--lr", 1e-9, "--output", "again.safetensors", model="healed.safetensors").code == 0
+    again = surgeon.load("again.safetensors")
+    x = torch.randn(4, 3, 32, 32)
+    small = next(module for module in again.modules() if isinstance(module, nn.BatchNorm2d))
+    assert float(small.running_var.mean()) < 0.1 * float(norm.running_var.mean())  # type: ignore[union-attr]
+    torch.testing.assert_close(again.eval()(x), model.eval()(x), rtol=0.2, atol=0.1)
+
+
 def test_from_scratch_to_a_file_that_knows_its_images() -> None:
     ran = train("--lr", 0.02, "--output", "net.safetensors", "--json", epochs=2)
     assert ran.code == 0, ran.err

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Several processes share the work.
 SEVERAL = True
+#: Training images that the norms of a file's model are settled on before it is trained.
+_SETTLED = 512
 _PHASES = {"frozen": "head alone", "all": "all layers"}
 
 
@@ -136,6 +138,7 @@ def _run(options: Mapping[str, Any]) -> None:
     try_forward(subject.model.to(device), subject, device)
     announce(subject, data, new)
     tuning = _tuning(options, subject)
+    _settle(subject, data, options)
     with resumable(), Watch() as watch:
         trained = surgeon.train(
             subject.model,
@@ -169,6 +172,16 @@ def _run(options: Mapping[str, Any]) -> None:
         emit_json(_facts(trained, target, subject))
     _tell(trained)
     say(f"written: {target}; use it as --model {target}{_made(subject)}, its epochs are in {folder / 'metrics.jsonl'}")
+
+
+def _settle(subject: Subject, data: surgeon.data.Data, options: Mapping[str, Any]) -> None:
+    """A file may hold a healed model: what its norms compute in eval mode they are to compute in train mode, too."""
+    import surgeon
+    from surgeon.data import batches
+
+    if is_file(options["model"]):
+        images = data.checked().train.drawn(_SETTLED, options["seed"])
+        surgeon.settle(subject.model, batches(images, subject.preprocess, options["batch_size"]))
 
 
 def _made(subject: Subject) -> str:
