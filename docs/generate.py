@@ -36,7 +36,12 @@ STOPPED = {
     ),
     "`bench`": ("each device, back end and batch size is shown as soon as it is done; the same command starts again"),
     "`shards`": "nothing: the new folder is complete or not there, and the same command starts again",
-    "`demo`, `evaluate`, `export`, `inspect`, `report`, `share`, `sparsify`, `prune` without training": (
+    "`prune` without training": (
+        "nothing: it starts again. One cut takes seconds to a few minutes; `--criterion auto`, `--heal lstsq` and "
+        "large images make it minutes to an hour"
+    ),
+    "`share`, `sparsify`": "nothing: they start again, after minutes with `--heal`, a minute or less without",
+    "`demo`, `evaluate`, `export`, `inspect`, `report`": (
         "nothing: they take a minute or less for most networks, and start again"
     ),
 }

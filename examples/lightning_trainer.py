@@ -52,6 +52,7 @@ print(f"whole network: {fit(dense, 4):.1%} right")
 
 some = next(iter(test))[0]
 result = surgeon.prune(dense.net, some[:1], max_macs=0.4, dataloader=train, heal="lstsq")
+surgeon.settle(result.model, train)  # healed by lstsq: its batch norms have to be made ready for train mode
 held = dense.optimizers()
 assert isinstance(held, lightning.pytorch.core.optimizer.LightningOptimizer)
 small = Classifier(result.model, surgeon.rewrite_optimizer(held.optimizer, result.plan, dense.net, result.model))

@@ -19,6 +19,7 @@ from tests.test_cli_prune import folder
 from tests.test_data import write_binary
 
 MODEL = "tests.factories:two_classes"
+CODEBOOK = "second.parametrizations.weight.original"
 
 
 @pytest.fixture(autouse=True)
@@ -111,13 +112,28 @@ def test_one_image_cannot_both_heal_and_judge(tmp_path: Path) -> None:
     assert not list(Path().glob("*.safetensors"))
 
 
+def test_a_seed_draws_random_weights_and_images_alike_each_time(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(factories.two_classes().state_dict(), "w.pt")
+    data = folder(tmp_path / "d", cat=8, dog=8)
+    drawn = ("--weights", "w.pt", "--data", data, "--samples", 3, "--heal", "lstsq")
+    for words in ((), drawn):  # random weights; the same weights, healed on images that are drawn
+        values = []
+        for seed in (1, 1, 2):
+            ran = run("share", "-k", 4, *words, "--seed", seed, "--output", "shared")
+            assert ran.code == 0, ran.err
+            values.append(finegrained.unpack("shared", factories.two_classes).get_parameter(CODEBOOK))
+        assert torch.equal(values[0], values[1])
+        assert not torch.equal(values[0], values[2])
+
+
 def test_share_writes_a_file_with_codebooks() -> None:
     ran = run("share", "-k", 4, "--json")
     assert ran.code == 0, ran.err
     assert [row["values"] for row in ran.json["layers"]] == [4, 4, 4]
     assert ran.json["rate"] > 5
     model = finegrained.unpack("two_classes-shared.safetensors", factories.two_classes)
-    assert model.get_parameter("second.parametrizations.weight.original").shape == (4,)
+    assert model.get_parameter(CODEBOOK).shape == (4,)
 
 
 def test_training_keeps_masks_and_trains_shared_values_as_such() -> None:

@@ -31,15 +31,20 @@ def fake_time(models: dict[str, nn.Module], inputs: Any, *, rounds: int) -> Comp
     return took(1e-6 * sizes[1], dense=1e-6 * sizes[0])
 
 
-@pytest.fixture(autouse=True)
-def known_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SURGEON_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+def pretend(monkeypatch: pytest.MonkeyPatch, cache: Path, step: int) -> None:
+    """Let the device be one whose every cost is known."""
+    monkeypatch.setenv("SURGEON_CACHE", str(cache))
     monkeypatch.setattr(tables_module, "_OPEN", {})
-    monkeypatch.setattr(planning, "open_table", lambda place: Staircase(16))
-    monkeypatch.setattr(planning, "channel_step", lambda table: 16)
+    monkeypatch.setattr(planning, "open_table", lambda place: Staircase(step))
+    monkeypatch.setattr(planning, "channel_step", lambda table: step)
     monkeypatch.setattr(cutting, "latency", fake_time)
     monkeypatch.setattr("surgeon.cost.latency.Latency._time_dense", lambda self: 2 * self.dense)
+
+
+@pytest.fixture(autouse=True)
+def known_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, tmp_path / "cache", step=16)
+    monkeypatch.chdir(tmp_path)
 
 
 def prune(*words: object) -> Ran:

@@ -83,8 +83,9 @@ def test_dry_run_writes_nothing_and_shows_the_plan() -> None:
 
 
 def test_a_seed_makes_a_run_repeatable() -> None:
-    plans = [prune("--filters", 5, "--seed", seed, "--dry-run", "--json").json["plan"] for seed in (1, 1)]
-    assert plans[0] == plans[1]
+    words = ("--filters", 5, "--criterion", "random", "--dry-run", "--json", "--seed")
+    plans = [prune(*words, seed).json["plan"]["removed"] for seed in (1, 1, 2)]
+    assert plans[0] == plans[1] != plans[2]
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "random"])
@@ -100,21 +101,6 @@ def test_criteria(criterion: str) -> None:
     assert ran.code == 0, ran.err
     assert ran.json["report"]["filters_after"] < 20
     assert ("photographs" in ran.err) == (criterion == "taylor")
-
-
-@pytest.mark.parametrize("level", ["bn", "bias", "gram", "lstsq"])
-def test_healing_is_told_and_goes_into_the_file(level: str) -> None:
-    plain, healed = (
-        prune("--ratio", 0.5, "--criterion", "obs-mac", "--heal", heal, "--output", f"{heal}.safetensors", "--json")
-        for heal in ("none", level)
-    )
-    assert (plain.code, healed.code) == (0, 0), healed.err
-    assert "two photographs: give --data" in healed.err
-    rows = healed.json["report"]["healing"]
-    assert ("healed: " in healed.err) == bool(rows) == (level != "bn")
-    assert all(row["healed"] <= row["sliced"] for row in rows)
-    models = [surgeon.load(f"{heal}.safetensors", factories.small) for heal in ("none", level)]
-    assert not torch.equal(*(model.eval()(torch.ones(1, 3, 16, 16)) for model in models))
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
+import statistics
 import subprocess
 import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 import surgeon
+from surgeon.rules import reasons
 from surgeon_cli import files
 from tests.cli_run import commands
 
@@ -41,17 +47,21 @@ def surgeon_lines() -> list[str]:
     return [part for part in parts if part.startswith("surgeon ")]
 
 
+#: How README says that it is tested.
+TESTED = "python -m pip install '.[test]' && python -m pytest -q"
+
+
 def test_the_first_commands() -> None:
-    assert shell_lines()[:3] == [
+    assert shell_lines()[:2] == [
         "python -m pip install . && surgeon demo",
         "python -m pip install . && surgeon prune --model vgg16_bn --filters 512",
-        "python -m pip install '.[test]' && python -m pytest -q",
     ]
+    assert TESTED in shell_lines()
 
 
 def test_the_release_check_runs_the_readmes_test_command() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    install, test = shell_lines()[2].split(" && ")
+    install, test = TESTED.split(" && ")
     assert install.replace("install ", "install --quiet ") in script
     assert f"{test} | tee" in script
 
@@ -125,6 +135,109 @@ def test_generated_pages_are_current() -> None:
     """In a process of its own: click remembers how a command was last asked for help."""
     ran = subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_tables_are_those_of_the_results() -> None:
+    """Every marked table is what its file under benchmarks/results makes of it."""
+    script = ROOT / "benchmarks" / "readme.py"
+    ran = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def results(name: str) -> dict[str, Any]:
+    found = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def test_what_the_criteria_are_said_to_give_is_measured() -> None:
+    """The table of "Which one?": the mean over the seeds."""
+    rows = results("accuracy")["rows"]
+    network = ""
+    table = re.findall(
+        r"^\|(.*)\| `([a-z-]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page("criteria.md"), re.MULTILINE
+    )
+    assert len(table) == 12
+    for title, criterion, *told in table:
+        network = title.strip() or network
+        name, times, dense = re.fullmatch(r"([\w-]+), ([\d.]+)x \(dense ([\d.]+)\)", network).groups()  # type: ignore[union-attr]
+        seeds = [row["top1"] for key, row in rows.items() if key.startswith(f"{name}/{times}x/surgeon/{criterion}/")]
+        means = [statistics.fmean(top1[level] for top1 in seeds) for level in ("none", "bn", "lstsq")]
+        assert told == [f"{mean:.2f}" for mean in means], (network, criterion)
+        assert dense == f"{rows[f'{name}/1x/dense/-/0']['top1']['none']:.2f}"
+
+
+def test_figures_of_the_questions_are_measured() -> None:
+    told = " ".join(page("questions.md").split())
+    for batch in (1, 256):
+        found = [
+            side["speed_up"]["ratio"]
+            for key, row in results("latency-cuda")["rows"].items() if f"/{batch}/" in f"{key}/"
+            for side in row["rows"].values()
+        ]  # fmt: skip
+        assert f"{min(found):.2f}x to {max(found):.2f}x at batch {batch}" in told
+    surgery = results("surgery")["rows"]["resnet50"]
+    ours = surgery["times"]["surgeon"]["wall_s"]["median"]
+    assert f"ResNet-50: {surgery['verification']['wall_s']:.1f} s beside {ours:.1f} s" in told
+    assert round(ours / surgery["times"]["forward"]["wall_s"]["median"]) == 5  # "as long as five of its forwards"
+    large = results("large")["rows"]["7b"]
+    others = sum(seconds for stage, seconds in large["seconds"].items() if stage != "verify")
+    assert f"{large['params'] / 1e9:.1f} billion parameters" in told
+    assert f"{large['seconds']['verify'] / 60:.0f} minutes beside {others / 60:.0f}" in told
+
+
+def test_every_reason_to_stay_is_explained() -> None:
+    rows = re.findall(r"^\| `([^`|]+)` \| [^|]+ \| [^|]*\|$", page("questions.md"), re.MULTILINE)
+    node = types.SimpleNamespace(target="NAME", meta={})
+    given = [
+        reasons.without_rule("NAME"), reasons.closed("NAME"), reasons.beside("LAYER"), reasons.mixes(node),  # type: ignore[arg-type]
+        *(value for name, value in vars(reasons).items() if name.isupper()),
+    ]  # fmt: skip
+    assert [reason for reason in given if reason not in rows] == []
+    assert reasons.constant(node).startswith("constant in ")  # type: ignore[arg-type]
+    assert "constant in FILE:LINE" in rows
+    assert len(rows) >= len(given) + 1
+
+
+#: Scripts that train what was healed and need not settle it.
+NO_NORMS = {"huggingface_trainer.py": "a vision transformer has no batch norms"}
+
+
+def python() -> Iterator[tuple[str, str]]:
+    """Every block of a page, and every script."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        found = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+        yield from ((f"{path.name}:{number}", code) for number, code in enumerate(found))
+    yield from ((path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "examples").glob("*.py")))
+
+
+@pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in python() if name not in NO_NORMS])
+def test_what_is_healed_is_settled_before_it_is_trained(code: str) -> None:
+    healed = list(re.finditer(r'heal="lstsq"|\.heal\(', code))
+    if not healed:
+        return
+    behind = code[healed[-1].end() :]
+    trained = re.search(r"\.tune\(|\bfit\(|\.train\(", behind)
+    if trained is not None:
+        assert "surgeon.settle(" in behind[: trained.start()]
+
+
+def anchors(text: str) -> set[str]:
+    """Of every heading, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))])
+def test_links_into_pages_lead_to_a_heading(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", text):
+        other = (ROOT / path).parent / target if target else ROOT / path
+        assert anchor in anchors(other.read_text(encoding="utf-8")), f"{target}#{anchor}"
 
 
 def test_every_page_is_in_the_readme() -> None:

@@ -26,6 +26,7 @@ from surgeon_cli import weights as sources
 from tests.cli_run import commands, surgeon_cli
 from tests.factories import Small
 from tests.pictures import draw
+from tests.test_cli_latency import pretend
 from tests.test_streaming import Decoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +52,6 @@ SHORTER_COMMANDS: tuple[tuple[str, str], ...] = (
 #: In Python blocks.
 SHORTER_PYTHON: tuple[tuple[str, str], ...] = (
     (r"filters=512", "filters=3"),
-    (r"max_latency=", "max_macs="),  # timings are not for tests
     (r"epochs=\d+", "epochs=1"),
     (r"(steps|epochs_per_step|final_epochs)=\d+", r"\1=1"),
     (r"seeds=\(0, 1, 2\)", "seeds=(0,)"),
@@ -63,7 +63,6 @@ SHORTER_PYTHON: tuple[tuple[str, str], ...] = (
 
 #: Commands that are read by the parser and not run, and why.
 NOT_RUN: dict[str, str] = {
-    "surgeon prune --model resnet50 --max-latency 60%": "depends on the clock; tests/test_cli_latency.py runs its like",
     "surgeon device": "takes a minute; tests/test_cli_latency.py runs it",
     "surgeon device --threads 1": "the same",
     "surgeon bench small.safetensors other.safetensors --against resnet50 --backend eager --backend compile --layers": (
@@ -157,6 +156,12 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def known_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where time is planned with, a multiplication takes a microsecond."""
+    pretend(monkeypatch, tmp_path / "cache", step=1)
+
+
 @pytest.fixture
 def inside(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder as the current one, and no network."""
@@ -176,11 +181,33 @@ def test_a_command_runs(line: str, inside: Path) -> None:
     if line in NOT_RUN:
         pytest.skip(NOT_RUN[line])
     words = shlex.split(shorter(line, SHORTER_COMMANDS))[1:]
+    before = stamps(inside)
     if "--resume" in words:  # what there is to go on with
         assert surgeon_cli(*(word for word in words if word != "--resume")).code == 0
     ran = surgeon_cli(*words)
     assert ran.code == 0, f"{' '.join(words)}\n{ran.err}"
-    assert any(inside.iterdir())
+    written, after = named_files(words, ran.err), stamps(inside)
+    assert written or words[0] not in WRITERS or "--sweep" in words
+    for name in written:
+        assert after.get(inside / name, 0) > before.get(inside / name, 0), f"{name} wasn't written\n{ran.err}"
+
+
+#: Commands that always write something, but for a sweep.
+WRITERS = ("demo", "export", "prune", "report", "share", "shards", "sparsify", "train")
+#: Options that name what to write.
+FILES = ("--csv", "--dot", "--histograms", "--html", "--output", "--plot", "--report", "-o")
+
+
+def named_files(words: list[str], told: str) -> set[str]:
+    """What a command was asked to write, and what it says that it has written."""
+    asked = {words[at + 1] for at, word in enumerate(words) if word in FILES}
+    return asked | set(re.findall(r"^ *(?:written|report): ([^\s;]+)", told, re.MULTILINE))
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    """When each file was written; of a folder, when any file in it was."""
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    return {path: max(time for other, time in times.items() if other.is_relative_to(path)) for path in times}
 
 
 def test_what_is_not_run_is_still_said_somewhere() -> None:
@@ -209,5 +236,7 @@ def make() -> nn.Module:
 
 @pytest.mark.parametrize("code", python_blocks())
 def test_a_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "from transformers" in code:
+        pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     exec(compile(shorter(code, SHORTER_PYTHON), "docs", "exec"), namespace())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,77 @@ def test_every_writer_goes_through_write_beside() -> None:
 
 def _writes_beside(node: ast.AST) -> bool:
     return isinstance(node, ast.With) and any("write_beside" in ast.unparse(item) for item in node.items)
+
+
+#: What would pickle, or unpickle more than tensors: by the ends of full names.
+PICKLERS = (
+    "torch.save", "torch.serialization.save", "torch.package.PackageExporter", "torch.package.PackageImporter",
+    "numpy.save", "numpy.savez", "numpy.savez_compressed", "gather_object", "_object_list", "read_pickle", "to_pickle",
+)  # fmt: skip
+PICKLES = ("pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+#: The one name in them that may be used: torch raises it for what it doesn't unpickle.
+ERROR = "pickle.UnpicklingError"
+#: Unpicklers that read tensors alone, if they are called with `weights_only=True`.
+LOADERS = ("torch.load", "torch.serialization.load", "torch.hub.load_state_dict_from_url")
+
+
+def test_nothing_is_pickled_and_only_state_dicts_are_unpickled() -> None:
+    for folder in ("surgeon", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert list(pickling(path.read_text(encoding="utf-8"))) == [], path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import torch\ntorch.save(model, path)",
+        "from torch import save as keep\nkeep(model, path)",
+        "import torch\ntorch.load(path)",
+        "import torch as t\nt.load(path, weights_only=False)",
+        "from torch import load\nload(path, weights_only=chosen)",
+        "import torch\nread = torch.load",
+        "import torch\ntorch.hub.load_state_dict_from_url(url)",
+        "import numpy as np\nnp.load(path, allow_pickle=True)",
+        "import numpy as np\nnp.savez(path, array)",
+        "import pickle\npickle.loads(data)",
+        "from pickle import loads",
+        "import torch.distributed as dist\ndist.broadcast_object_list(things)",
+    ],
+)
+def test_what_pickles_is_found(code: str) -> None:
+    assert list(pickling(code))
+
+
+def pickling(code: str) -> Iterator[str]:
+    """What in a module pickles, or unpickles more than a state dict."""
+    tree = ast.parse(code)
+    known = imported(tree)
+    yield from (full for full in known.values() if full.startswith(tuple(f"{name}." for name in PICKLES)))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    words = {id(node.func): {word.arg: ast.unparse(word.value) for word in node.keywords} for node in calls}
+    yield from (str(found) for found in words.values() if found.get("allow_pickle", "False") != "False")
+    for node in ast.walk(tree):
+        full = full_name(node, known) if isinstance(node, ast.Attribute | ast.Name) else ""
+        safe = words.get(id(node), {}).get("weights_only") == "True"
+        unpickles = full.partition(".")[0] in PICKLES and full not in ("pickle", ERROR)
+        if full.endswith(PICKLERS) or unpickles or (full in LOADERS and not safe):
+            yield full
+
+
+def imported(tree: ast.AST) -> dict[str, str]:
+    """Full names by the names under which a module knows them."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                found[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def full_name(node: ast.AST, known: dict[str, str]) -> str:
+    """What a name or an attribute stands for, as far as imports say."""
+    first, dot, rest = ast.unparse(node).partition(".")
+    return known.get(first, first) + dot + rest

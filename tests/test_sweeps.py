@@ -353,6 +353,16 @@ def test_the_command_without_labels_measures_agreement() -> None:
     assert "agreement with the dense model" in ran.err
 
 
+def test_the_command_ranks_at_random_alike_for_the_same_seed() -> None:
+    thresholds = []
+    for seed in (1, 1, 2):
+        ran = surgeon_cli("sensitivity", "--model", "tests.factories:small", "--image-size", 16, "--samples", 4,
+                          "--ratios", "0.5", "--criterion", "random", "--seed", seed, "--json")  # fmt: skip
+        assert ran.code == 0, ran.err
+        thresholds.append([point["threshold"] for curve in ran.json["curves"] for point in curve["points"]])
+    assert thresholds[0] == thresholds[1] != thresholds[2]
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -22,7 +22,7 @@ from surgeon.criteria.pieces import pieces
 from surgeon.errors import ScoreError
 from surgeon.processes import gathered, seed_of, share, total
 from surgeon.products import Product, find_products
-from surgeon.tracing import Inputs, Replay, Trace, plain_call, record
+from surgeon.tracing import Inputs, Replay, Trace, Unfinished, plain_call, record
 
 Floats = NDArray[np.float64]
 #: Rows of inputs per reader, and inputs beyond which the places of a channel are taken together (behind a flatten).
@@ -201,7 +201,13 @@ def _read(
     inputs = Inputs.from_batch(batch, graph.trace.inputs).to(device)
     known_for = recordings.get(inputs.key)
     if known_for is None:
-        trace = record(graph.trace.model, inputs)
+        try:
+            trace = record(graph.trace.model, inputs)
+        except Unfinished as stop:
+            raise ScoreError(
+                f"the model's forward rejects a batch of the dataloader: {stop.__cause__}; pass batches of what it "
+                "takes, or (inputs, targets)"
+            ) from stop.__cause__
         known_for = trace, {product.node: product for product in find_products(trace) if _reads(product)}
         if trace.reusable:
             recordings[inputs.key] = known_for

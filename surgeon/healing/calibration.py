@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
-from surgeon.errors import HealingError
+from surgeon.errors import HealingError, SurgeonError
 from surgeon.healing.outlook import Goal, find_outlook
 from surgeon.healing.sites import Site, find_sites
 from surgeon.planning import Plan
@@ -167,7 +167,15 @@ def read_batches(
 
 
 def _fit(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
-    graph = channel_graph(trace(dense, inputs, real=True))
+    try:
+        graph = channel_graph(trace(dense, inputs, real=True))
+    except SurgeonError:
+        raise
+    except Exception as problem:
+        raise HealingError(
+            f"the model's forward rejects a batch: {type(problem).__name__}: {problem}; pass batches of what it takes, "
+            "or (inputs, targets), or say with inputs_of (of prune: calibration) what it takes of them"
+        ) from problem
     try:
         return fit_recording(graph, record(small, inputs, graph.trace), plan.kept(graph))
     except Misfit as misfit:
@@ -182,7 +190,15 @@ def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) 
     if inputs_of is not None:
         return Inputs.of(inputs_of(batch))
     takes = plan.inputs or {"args": {"list": [None]}, "kwargs": {"dict": {}}}
-    return Inputs.from_batch(batch, Inputs(tuple(takes["args"]["list"]), takes["kwargs"]["dict"]))
+    like = Inputs(tuple(map(_container, takes["args"]["list"])), takes["kwargs"]["dict"])
+    return Inputs.from_batch(batch, like)
+
+
+def _container(described: Any) -> Any:
+    """An empty list or tuple for a list or tuple, None for all else."""
+    if not isinstance(described, Mapping) or "list" not in described:
+        return None
+    return () if described.get("tuple") else []
 
 
 def example_of(plan: Plan, batches: Sequence[tuple[int, Inputs]]) -> Inputs:

@@ -57,13 +57,19 @@ class Inputs:
     def from_batch(cls, batch: Any, like: Inputs) -> Inputs:
         """What a model that takes inputs `like` these is given of a batch of a data loader.
 
-        All of it, or, of ``(inputs, targets)``, the first part; of a dict the entries that `like` names.
+        All of it, or, of ``(inputs, targets)``, the first part; of a dict the entries that `like` names. A list holds
+        the arguments, as loaders collate them, unless the model takes one list.
         """
-        if isinstance(batch, Mapping) and like.kwargs and not like.args:
-            return cls((), {name: batch[name] for name in like.kwargs if name in batch})
-        if isinstance(batch, tuple | list) and len(batch) == 2 and len(like.args) == 1:
-            batch = batch[0]
-        return cls.of(tuple(batch) if isinstance(batch, list) else batch)
+        given = batch[0] if _has_targets(batch, like) else batch
+        if isinstance(given, Mapping) and like.kwargs and not like.args:
+            return cls((), {name: given[name] for name in like.kwargs if name in given})
+        if isinstance(given, list):
+            return cls((given,) if like._takes_a_list else tuple(given))
+        return cls.of(given)
+
+    @property
+    def _takes_a_list(self) -> bool:
+        return len(self.args) == 1 and isinstance(self.args[0], list)
 
     def leaves(self) -> list[Any]:
         """All leaves of args and kwargs, in a fixed order."""
@@ -114,6 +120,21 @@ class Inputs:
             return cls(tuple(build(spec["args"])), dict(build(spec["kwargs"])))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as problem:
             raise PlanError(f"the plan's description of the example inputs can't be read: {problem}") from problem
+
+
+def _has_targets(batch: Any, like: Inputs) -> bool:
+    """Whether a batch is ``(inputs, targets)``: a pair whose first part is all that a model takes."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        return False
+    first = batch[0]
+    if isinstance(first, Inputs):
+        return True
+    if not like.args:
+        return isinstance(first, Mapping)
+    if len(like.args) == 1:
+        return isinstance(first, list) or not like._takes_a_list
+    lists = isinstance(like.args[0], tuple | list)
+    return isinstance(first, tuple | list) and len(first) == len(like.args) and not lists
 
 
 def _describe(value: Any) -> Any:
