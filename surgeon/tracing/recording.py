@@ -78,7 +78,7 @@ class Trace:
     @property
     def results(self) -> list[fx.Node]:
         """The nodes that the forward's return value is made of."""
-        last: fx.Node = next(reversed(self.graph.nodes))
+        last: fx.Node = next(iter(reversed(self.graph.nodes)))  # no iterator before torch 2.9
         return last.all_input_nodes
 
     @property
