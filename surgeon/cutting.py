@@ -277,7 +277,7 @@ def _without(plan: Plan, difference: Difference) -> ChannelGraph:
 def read_graph(module: nn.Module, example_inputs: Any, *, real: bool = False) -> ChannelGraph:
     """The channel graph of a model; a forward that rejects its inputs is the caller's error."""
     try:
-        return channel_graph(trace(module, Inputs.of(example_inputs), real=real))
+        recording = trace(module, Inputs.of(example_inputs), real=real)
     except SurgeonError:
         raise
     except Exception as problem:
@@ -286,6 +286,7 @@ def read_graph(module: nn.Module, example_inputs: Any, *, real: bool = False) ->
             f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
             "pass example_inputs that model(*args, **kwargs) runs on"
         ) from problem
+    return channel_graph(recording)
 
 
 def _refuse_pinned(graph: ChannelGraph) -> None:

@@ -26,14 +26,14 @@ def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return follow(node, args, kwargs)
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
-    if packet in _VIEWS:
+    if target in _VIEWS:
         return args[0].reshape(args[1])
     value = target(*args, **kwargs)
     return value.zero_() if packet in _SCRATCH else value
 
 
 _aten = torch.ops.aten
-_VIEWS = frozenset({_aten.view, _aten._unsafe_view})
+_VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default})
 _SCRATCH = frozenset({_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.new_empty_strided})
 
 
