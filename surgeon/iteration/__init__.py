@@ -12,9 +12,11 @@ from torch import nn
 from surgeon.errors import ModelError, TuningError
 from surgeon.files import locked
 from surgeon.iteration.running import AfterCut, OnStep, PrunedAndTuned, Run, graph_of
+from surgeon.planning import Plan
 from surgeon.planning.steps import BUDGETS, goals_of
 from surgeon.processes import fingerprint, first, start, together
 from surgeon.report import sizes
+from surgeon.rewriting import fit
 from surgeon.tracing import check_model, named_tensors, outside_inference_mode
 from surgeon.tuning.record import Asked, Step, plain
 
@@ -101,6 +103,8 @@ def prune_and_tune(
     module = check_model(model)
     budget = {name: options.pop(name) for name in BUDGETS if options.get(name) is not None}
     dense = graph_of(module, example_inputs)
+    if rewind is not None:  # whether it is such a model, before anything is cut
+        fit(rewind, Plan.empty(dense), example_inputs)
     amounts = sizes(dense)
     goals = goals_of(budget, schedule, steps, amounts)
     options = {"dataloader": train_loader, **options, "ignored_layers": _names(module, options.get("ignored_layers"))}
