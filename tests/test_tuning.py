@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import surgeon
 import surgeon.iteration.running
 from surgeon.composition import compose
-from surgeon.errors import BudgetError, CheckpointError, PlanError, TuningError
+from surgeon.errors import BudgetError, CheckpointError, TuningError
 from surgeon.files import LOCK
 from surgeon.planning.steps import cubic, equal_ratio, explicit, goals_of, linear, one_shot, per_step, shares, targets
 from surgeon.rewriting import fit
@@ -985,13 +985,17 @@ def test_what_a_cut_leaves_starts_again_from_early_weights(tmp_path: Path) -> No
         iterate(tmp_path, epochs_per_step=0, final_epochs=0)
 
 
-def test_early_weights_of_a_model_that_takes_what_a_plan_cannot_describe(tmp_path: Path) -> None:
+def test_early_weights_of_a_model_that_takes_what_a_plan_cannot_describe() -> None:
     box, data = Box(torch.randn(2, 8)), [(Box(torch.randn(8, 8)), torch.randint(4, (8,)))]
     options: dict[str, Any] = {"steps": 1, "ratio": 0.3, "criterion": "magnitude", "epochs_per_step": 0}
     result = surgeon.prune_and_tune(Unboxing(), box, data, rewind=Unboxing(), **options)
     assert result.model(box).shape == (2, 4)
-    with pytest.raises(PlanError):
-        surgeon.prune_and_tune(Unboxing(), box, data, rewind=nn.Linear(8, 4), directory=tmp_path / "run", **options)
+    assert result.plan.removed
+
+
+def test_early_weights_of_another_model_are_refused_before_anything_is_cut(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=r"rewind: \S+ has shape .* there and .* in the model; pass the dense model"):
+        iterate(tmp_path / "run", rewind=nn.Linear(8, 4), epochs_per_step=0, final_epochs=0)
     assert not (tmp_path / "run").exists()
 
 

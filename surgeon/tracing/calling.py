@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class _Buffers:
                     buffer.copy_(numbers)
 
 
-def _has_numbers(buffer: Tensor | None) -> bool:
+def _has_numbers(buffer: Tensor | None) -> TypeGuard[Tensor]:
     if buffer is None or isinstance(buffer, UninitializedBuffer):
         return False
     return buffer.layout is torch.strided and buffer.device.type != "meta"
