@@ -272,8 +272,3 @@ def open_table(place: Place) -> Table:
     if key not in _OPEN:
         _OPEN[key] = Table.open(place)
     return _OPEN[key]
-
-
-def described(place: Place) -> Mapping[str, Any]:
-    """JSON-able."""
-    return asdict(place)
