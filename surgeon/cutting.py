@@ -282,11 +282,12 @@ def read_graph(module: nn.Module, example_inputs: Any, *, real: bool = False) ->
         raise
     except Exception as problem:
         where = error_site(problem, {id(m): name for name, m in module.named_modules()})
-        raise InputError(
-            f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
-            "pass example_inputs that model(*args, **kwargs) runs on"
-        ) from problem
-    return channel_graph(recording)
+        told = f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
+        raise InputError(f"{told}pass example_inputs that model(*args, **kwargs) runs on") from problem
+    graph = channel_graph(recording)
+    if recording.by_shapes and graph.structure.labels.failed:  # real kernels may refuse what those without numbers take
+        return read_graph(module, example_inputs, real=True)
+    return graph
 
 
 def _refuse_pinned(graph: ChannelGraph) -> None:
