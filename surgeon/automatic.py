@@ -19,17 +19,15 @@ from torch import Tensor, nn
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints
-from surgeon.contents import tensors_in
 from surgeon.criteria import Scores, score_all
 from surgeon.criteria.gradients import expected_loss, has_targets
 from surgeon.criteria.table import mixture
 from surgeon.errors import BudgetError, NothingToCutError
-from surgeon.exclusive import alone
 from surgeon.healing import heal
 from surgeon.planning import make_plan
 from surgeon.processes import Own, kept, share, total
 from surgeon.rewriting import rewrite
-from surgeon.tracing import Inputs, in_mode
+from surgeon.tracing import Inputs, results_of
 
 #: How much coupled channels (residual streams) count against others; None: they go last.
 COUPLINGS = (None, 3.0, 1.0)
@@ -166,18 +164,16 @@ def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: 
     """
     summed, count = 0.0, 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with in_mode(model, False), in_mode(small, False):
-        for _, batch in share(batches):
-            inputs = Inputs.from_batch(batch, like).to(device)
-            pairs = zip(_outputs(model, inputs), _outputs(small, inputs), strict=True)
-            summed, count = summed + sum(_apart(a, b) for a, b in pairs), count + 1
+    for _, batch in share(batches):
+        inputs = Inputs.from_batch(batch, like).to(device)
+        pairs = zip(_outputs(model, inputs), _outputs(small, inputs), strict=True)
+        summed, count = summed + sum(_apart(a, b) for a, b in pairs), count + 1
     (sums,) = total(torch.tensor([summed, count], dtype=torch.float64))
     return float(sums[0] / sums[1].clamp_min(1))
 
 
-@alone
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    return [tensor for tensor in tensors_in(model(*inputs.args, **inputs.kwargs)) if tensor.is_floating_point()]
+    return [tensor for tensor in results_of(model, inputs) if tensor.is_floating_point()]
 
 
 def _apart(dense: Tensor, small: Tensor) -> float:

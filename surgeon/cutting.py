@@ -277,15 +277,17 @@ def _without(plan: Plan, difference: Difference) -> ChannelGraph:
 def read_graph(module: nn.Module, example_inputs: Any, *, real: bool = False) -> ChannelGraph:
     """The channel graph of a model; a forward that rejects its inputs is the caller's error."""
     try:
-        return channel_graph(trace(module, Inputs.of(example_inputs), real=real))
+        recording = trace(module, Inputs.of(example_inputs), real=real)
     except SurgeonError:
         raise
     except Exception as problem:
         where = error_site(problem, {id(m): name for name, m in module.named_modules()})
-        raise InputError(
-            f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
-            "pass example_inputs that model(*args, **kwargs) runs on"
-        ) from problem
+        told = f"the model's forward rejects the example inputs at {where}: {type(problem).__name__}: {problem}; "
+        raise InputError(f"{told}pass example_inputs that model(*args, **kwargs) runs on") from problem
+    graph = channel_graph(recording)
+    if recording.by_shapes and graph.structure.labels.failed:  # real kernels may refuse what those without numbers take
+        return read_graph(module, example_inputs, real=True)
+    return graph
 
 
 def _refuse_pinned(graph: ChannelGraph) -> None:

@@ -245,10 +245,20 @@ def as_fast(
         seconds.
     time:
         Times "dense" and "small" side by side.
+
+    Raises
+    ------
+    BudgetError, NothingToCutError
+        If not even the first could be made.
     """
     goal, best, tried = None, None, 0
     for _ in range(_FAST_TRIES):
-        made, predicted = make(goal)
+        try:
+            made, predicted = make(goal)
+        except (BudgetError, NothingToCutError):
+            if best is None:
+                raise
+            break
         found, tried = Candidate(made, predicted, share, (time(made),)), tried + 1
         stuck = best is not None and predicted["small"] >= best.predicted["small"]
         if best is None or found.use < best.use:

@@ -5,7 +5,7 @@ What stands in front of what is read off a recording of the forward, not guessed
 
 from __future__ import annotations
 
-import copy
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -17,8 +17,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from surgeon.agreement import distance
 from surgeon.errors import ModelError
-from surgeon.exclusive import ALONE
-from surgeon.tracing import Inputs, Trace, check_model, in_mode, operator_name, outside_inference_mode, trace
+from surgeon.exclusive import alone
+from surgeon.tracing import Inputs, Trace, check_model, copied, operator_name, outside_inference_mode, results_of, trace
 
 __all__ = ["fold_batch_norms"]
 
@@ -64,17 +64,17 @@ def fold_batch_norms(model: nn.Module, example_inputs: Any) -> nn.Module:
     """
     module, inputs = check_model(model), Inputs.of(example_inputs)
     folds = _folds(trace(module, inputs))
-    copied = copy.deepcopy(module)
-    for part in copied.modules():
+    folded = copied(module, {})
+    for part in folded.modules():
         part.training = False
-    norms = {name: copied.get_submodule(name) for name in folds}
+    norms = {name: folded.get_submodule(name) for name in folds}
     for name, layers in folds.items():
         for layer in layers:
-            _absorb(copied.get_submodule(layer), norms[name])
-    _drop(copied, norms.values())
+            _absorb(folded.get_submodule(layer), norms[name])
+    _drop(folded, norms.values())
     if folds:
-        _compare(module, copied, inputs)
-    return copied
+        _compare(module, folded, inputs)
+    return folded
 
 
 def _folds(recording: Trace) -> dict[str, tuple[str, ...]]:
@@ -191,6 +191,11 @@ def _compare(model: nn.Module, folded: nn.Module, inputs: Inputs) -> None:
         ) from problem
     error = distance(expected, found)
     epsilon = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
+    if math.isnan(error):
+        raise ModelError(
+            f"{type(model).__name__}: its outputs are all zero, or not finite, on these inputs: nothing tells whether "
+            "it computes the same with its batch norms folded; go on without folding them"
+        )
     if error > epsilon**0.5:  # half of the digits
         raise ModelError(
             f"{type(model).__name__} computes something else with its batch norms folded (relative error {error:.1e}); "
@@ -198,7 +203,8 @@ def _compare(model: nn.Module, folded: nn.Module, inputs: Inputs) -> None:
         )
 
 
-def _run(model: nn.Module, inputs: Inputs) -> Any:
-    with ALONE, in_mode(model, False), torch.no_grad(), torch.random.fork_rng():
+@alone
+def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    with torch.random.fork_rng():
         torch.manual_seed(0)
-        return model(*inputs.args, **inputs.kwargs)
+        return results_of(model, inputs)

@@ -36,7 +36,7 @@ def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
     """
     module = unwrap(model)
     known = plan.fitted
-    if known is not None and known.graph.trace.model is module and _still_holds(known, plan, module):
+    if known is not None and known.graph.trace.model is module and _still_holds(known, plan, module, example_inputs):
         return known
     if example_inputs is None:
         if plan.inputs is None:
@@ -70,8 +70,10 @@ def _trace_by_plan(module: nn.Module, inputs: Inputs) -> Trace:
         ) from problem
 
 
-def _still_holds(known: Fit, plan: Plan, module: nn.Module) -> bool:
-    """Whether a remembered fit is that of this very plan, and of the module as it is now."""
+def _still_holds(known: Fit, plan: Plan, module: nn.Module, example_inputs: Any) -> bool:
+    """Whether a remembered fit is that of this very plan, on such inputs, and of the module as it is now."""
+    if example_inputs is not None and Inputs.of(example_inputs).key != known.graph.trace.inputs.key:
+        return False
     shapes = {name: tensor.shape for name, tensor in named_tensors(module).items()}
     same = all(shapes.get(n, t.shape) == t.shape for n, t in known.graph.trace.tensors.items())
     return same and bool((plan.kept(known.graph) == known.kept).all())

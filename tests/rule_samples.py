@@ -252,6 +252,8 @@ def _movement() -> list[Sample]:
         Sample("view", lambda x, y: x @ y, "2c 3c 4c, 4c 5c", "product of batches"),
         Sample("_unsafe_view", lambda x: aten._unsafe_view(x, [2, -1]), "6b"),
         direct("_reshape_alias", lambda x: aten._reshape_alias(x, [2, len(x) // 2], [len(x) // 2, 1]), "6b"),
+        Sample("view.dtype", lambda x: x.view(torch.int64).view(torch.float64), "3c 4c", "and back"),
+        Sample("view.dtype", lambda x: x.view(torch.float32), "3p 4p", "in halves"),
         Sample("permute", lambda x: x.permute(2, 0, 1), "3c 4c 2c"),
         Sample("transpose", lambda x: x.transpose(0, 2), "3c 4c 2c"),
         Sample("t", lambda x: x.t() * 1, "3c 4c"),

@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 import surgeon
 from surgeon.channels import ChannelGraph, layer_of
-from surgeon.rules import reasons
+from surgeon.rules import TABLE, Ledger, Marked, reasons
 from tests.test_zoo import build
 from tests.zoo import ZOO
 from tests.zoo.base import conv
@@ -293,3 +293,57 @@ def test_labels_count_as_often_as_they_are_there(index: int) -> None:
         times = np.broadcast_to(surgeon.channels.structure._times(base, counts), places.shape)
     each = np.broadcast_to(counts, places.shape).tolist()
     assert times.tolist() == [int(base) * count % 2**64 for count in each]
+
+
+def _no_list(ledger: Ledger, x: Marked) -> Marked:
+    """Notes this and that, then fails."""
+    ledger.fresh(3)
+    ledger.couple(x.planes[0], x.planes[0])
+    raise TypeError("an extension's mistake")
+
+
+def _only_wide(_: Ledger, x: Marked) -> Marked:
+    if x.shape[1] < 8:
+        raise TypeError("too few")
+    return x
+
+
+@pytest.mark.parametrize("rule", [_no_list, lambda *_: None], ids=["raises", "gives nothing"])
+def test_where_a_rule_fails_channels_stay(
+    rule: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(TABLE, "relu", rule)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3)).eval()
+    result = surgeon.prune(model, torch.randn(1, 3, 12, 12), filters=4, criterion="magnitude")
+    assert result.model[0].out_channels == 8  # type: ignore[index]  # it is a Sequential still
+    assert result.model[2].out_channels == 4  # type: ignore[index]  # likewise
+    assert ("0", "operator relu: its rule failed") in {(pin.layer, pin.reason) for pin in result.report.pinned}
+    assert "the rule of relu failed at 1" in caplog.text
+
+
+def test_where_a_rule_fails_on_fewer_channels_they_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TABLE, "relu", _only_wide)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3)).eval()
+    result = surgeon.prune(model, torch.randn(1, 3, 12, 12), filters=4, criterion="magnitude")
+    assert result.model[0].out_channels == 8  # type: ignore[index]  # it is a Sequential still
+    assert result.model[2].out_channels == 4  # type: ignore[index]  # likewise
+
+
+@pytest.mark.parametrize("where", ["input", "middle"])
+def test_bits_read_as_another_type_and_back_are_the_same_channels(where: str) -> None:
+    class Bits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.view(torch.int32).view(torch.float32) if where == "input" else x
+            x = torch.relu(self.conv(x))
+            x = x.view(torch.int32).view(torch.float32) if where == "middle" else x
+            y: Tensor = self.out(x)
+            return y
+
+    result = surgeon.prune(Bits().eval(), torch.randn(1, 3, 8, 8), filters=4, criterion="magnitude")
+    assert result.report.check is not None
+    assert result.report.check.status == "passed"
+    assert result.model.conv.out_channels == 4  # type: ignore[union-attr]  # it is a convolution

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon import checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.tracing import Inputs
 from tests import factories
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
@@ -334,3 +335,28 @@ def test_origins_that_are_not_followed(name: str, file: Path) -> None:
 def test_a_factory_must_give_a_module(file: Path) -> None:
     with pytest.raises(TypeError, match="int"):
         surgeon.load(file, factories.no_module)  # type: ignore[arg-type]  # the mistake under test
+
+
+class Asking(factories.Small):
+    """Its forward asks for a number, so that it runs with numbers or not at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The small one's."""
+        y: Tensor = super().forward(x)
+        return y if float(x.detach().sum()) < 1e9 else -y
+
+
+def test_inputs_may_be_on_any_device(tmp_path: Path) -> None:
+    """They come to the CPU, where the model is."""
+
+    class Elsewhere(Inputs):
+        def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Inputs:
+            asked.append(device)
+            return super().to(device, dtype)
+
+    asked = list[Any]()
+    result = cut(Asking().eval())
+    surgeon.save(tmp_path / "s.safetensors", result.model, result.plan)
+    found = surgeon.load(tmp_path / "s.safetensors", Asking, example_inputs=Elsewhere((X,)))
+    assert torch.equal(found(X), result.model(X))
+    assert "cpu" in asked

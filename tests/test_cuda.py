@@ -23,6 +23,7 @@ from surgeon.criteria import CRITERIA
 from surgeon.healing import LayerHealing
 from surgeon.tracing import Inputs
 from surgeon.tuning import Epoch
+from tests.test_checkpoint import Asking
 from tests.test_families import FAMILIES, Family
 from tests.test_finegrained_healing import images, network
 from tests.test_healing_zoo import GAINS, drawn, error
@@ -229,3 +230,11 @@ def test_planned_by_the_time_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.report.check.status == "passed"
     assert result.report.timing is not None
     assert result.report.timing.predicted["small"] < result.report.timing.predicted["dense"]
+
+
+def test_a_file_is_opened_with_inputs_that_are_on_the_device(tmp_path: Path) -> None:
+    model, x = Asking().eval().to(DEVICE), torch.randn(2, 3, 16, 16, device=DEVICE)
+    result = surgeon.prune(model, x, filters=6, criterion="magnitude")
+    surgeon.save(tmp_path / "s.safetensors", result.model, result.plan)
+    found = surgeon.load(tmp_path / "s.safetensors", Asking, example_inputs=x)
+    torch.testing.assert_close(found(x.cpu()), result.model(x).cpu())

@@ -305,3 +305,37 @@ def test_the_command_refuses_before_it_works(file: Path, tmp_path: Path) -> None
     ran = surgeon_cli("export", file, "--format", "pt2", "--model", "tests.factories:small", "-o", where)
     assert ran.code == 2
     assert "no such folder" in ran.err
+
+
+# ---------------------------------------------------------------- what a fresh process is given
+
+
+class Two(nn.Module):
+    """Adds what it is given, if it is to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, a: Tensor, b: Tensor, *, how: Any = None) -> Tensor:
+        """A layer of the sum."""
+        y: Tensor = self.fc(a + b)
+        return y
+
+
+def test_one_tensor_may_be_given_twice_to_source(tmp_path: Path) -> None:
+    x = torch.randn(2, 8)
+    assert surgeon.export(Two(), tmp_path / "two.py", example_inputs=(x, x)).error < 1e-6
+    assert surgeon.export(Two(), tmp_path / "part.py", example_inputs=(x, x[:1])).error < 1e-6
+
+
+def test_source_that_cannot_be_given_its_inputs_is_told(tmp_path: Path) -> None:
+    given = surgeon.Inputs((torch.randn(2, 8),) * 2, {"how": {"by": object()}})
+    with pytest.raises(ExportError, match=r"kwargs\['how'\]\['by'\] is of type object, which can't be given"):
+        surgeon.export(Two(), tmp_path / "two.py", example_inputs=given)
+
+
+def test_source_that_does_not_finish_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting.modules, "_SECONDS", 0.01)
+    with pytest.raises(ExportError, match=r"doesn't finish in 0.01 s"):
+        surgeon.export(Two(), tmp_path / "two.py", example_inputs=(torch.randn(2, 8),) * 2)

@@ -258,3 +258,20 @@ def test_what_is_compared_and_what_is_not() -> None:
     for nothing in (3, torch.zeros(2), torch.tensor([float("nan")])):
         value = distance(nothing, nothing)
         assert value != value  # NaN
+
+
+def test_the_largest_error_of_what_says_something_counts() -> None:
+    one, zero, nan = torch.tensor([1.0, 2.0]), torch.zeros(2), torch.tensor([1.0, float("nan")])
+    assert distance([one, zero], [one * 1.01, zero]) == pytest.approx(0.01, rel=1e-4)
+    assert distance([nan, one], [nan, one]) == 0
+    assert distance([zero, torch.tensor([1])], [zero, torch.tensor([2])]) == float("inf")
+    assert distance([one, zero], [one, one]) == float("inf")
+    assert distance(one, nan) == float("inf")
+
+
+def test_a_comparison_that_says_nothing_is_refused() -> None:
+    model = shaken(Announced())
+    for parameter in (model.get_parameter("norm.weight"), model.get_parameter("norm.bias")):
+        nn.init.zeros_(parameter)
+    with pytest.raises(ModelError, match=r"all zero, or not finite, on these inputs.*go on without folding"):
+        fold_batch_norms(model, IMAGES)

@@ -115,3 +115,17 @@ def test_help_of_every_command_loads_nothing_heavy() -> None:
     assert {f"surgeon_cli.commands.{path.stem}" for path in (ROOT / "cli" / "commands").glob("*.py")} <= {
         *loaded, "surgeon_cli.commands.__init__",
     }  # fmt: skip
+
+
+#: Who may call ``copy.deepcopy``: what copies modules, and what copies the state of optimizers, which holds none.
+COPIERS = {"surgeon/tracing/copying.py", "surgeon/tuning/optimizers.py", "surgeon/tuning/sharded.py"}
+
+
+def test_models_are_copied_by_one_function() -> None:
+    """``copy.deepcopy`` refuses locks, open files and tensors with a history; ``tracing.copied`` takes them."""
+    found = set()
+    for path in (*(ROOT / "surgeon").rglob("*.py"), *(ROOT / "cli").rglob("*.py")):
+        named = {node.attr for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Attribute)}
+        if "deepcopy" in named or any(name == "copy.deepcopy" for name in imports(path)):
+            found.add(path.relative_to(ROOT).as_posix())
+    assert found == COPIERS

@@ -512,3 +512,25 @@ def test_where_time_cannot_follow_the_fastest_is_taken() -> None:
     found, tries = as_fast(0.5, lambda goal: (0.7, {"dense": 1.0, "small": 0.7}), lambda share: took(share))
     assert found.use == pytest.approx(1.4)
     assert tries == 2
+
+
+def test_a_later_try_that_cannot_be_planned_leaves_the_earlier_one() -> None:
+    def make(goal: float | None) -> tuple[float, dict[str, float]]:
+        if goal is not None:
+            raise BudgetError("out of reach")
+        return 0.9, {"dense": 1.0, "small": 0.9}
+
+    found, tries = as_fast(0.5, make, lambda share: took(share))
+    assert (found.made, tries) == (0.9, 1)
+    with pytest.raises(BudgetError, match="out of reach"):
+        as_fast(0.5, lambda _: make(0.5), lambda share: took(share))
+
+
+def test_measuring_draws_nothing_of_the_callers() -> None:
+    table = Table(here(), timer=lambda call: float(torch.rand(1)) + 1)
+    graph = graph_of()
+    state = torch.get_rng_state()
+    Latency(graph, table, dense_seconds=1.0)
+    steps_of(table, ["linear"])
+    assert table.measured > 0
+    assert torch.equal(torch.get_rng_state(), state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -95,8 +96,10 @@ def test_mode_and_threads_are_set_and_put_back() -> None:
     model = Timed(clock, 0.1)
     model.inner.eval()
     before = torch.get_num_threads()
-    latency({"m": model}, torch.zeros(1), rounds=1, threads=1, clock=clock)
-    assert model.modes == {(False, True, 1)}
+    seen: list[Any] = []  # the model forgets what it noted
+    note = lambda *_: seen.extend(model.modes)  # noqa: E731
+    latency({"m": model}, torch.zeros(1), rounds=1, threads=1, clock=clock, progress=note)
+    assert seen == [(False, True, 1)]
     assert model.training
     assert not model.inner.training
     assert torch.get_num_threads() == before
@@ -189,6 +192,32 @@ def test_a_back_end_is_one_entry_and_is_compared_with_the_models_own_forward(mon
     monkeypatch.setitem(BACKENDS, "half as much again", Backend(wrong))
     measured = latency({"m": nn.Identity()}, torch.ones(2), rounds=1, backend="half as much again")
     assert measured.differences == {"m": 0.5}
+
+
+@pytest.mark.parametrize(("given", "told"), [(float("nan"), math.inf), (1, math.inf)])
+def test_a_back_end_that_gives_no_such_numbers_is_told(
+    given: float, told: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.zeros(2, dtype=torch.int64) if given == 1 else torch.ones(2)
+    monkeypatch.setitem(BACKENDS, "wrong", Backend(lambda model, inputs: lambda: torch.full_like(x, given)))
+    assert latency({"m": nn.Identity()}, x, rounds=1, backend="wrong").differences == {"m": told}
+
+
+def test_a_back_end_is_compared_on_inputs_that_nobody_wrote_to() -> None:
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mul_(2) + 1
+
+    def slow(model: nn.Module, inputs: Inputs) -> Callable[[], Tensor]:
+        return lambda: model(*inputs.args)
+
+    BACKENDS["slow"] = Backend(slow)
+    try:
+        assert latency({"a": Doubling(), "b": Doubling()}, torch.ones(2), rounds=1, backend="slow").differences == {
+            "a": 0, "b": 0,
+        }  # fmt: skip
+    finally:
+        del BACKENDS["slow"]
 
 
 def test_onnxruntime_computes_what_the_model_does() -> None:

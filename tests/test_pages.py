@@ -21,6 +21,7 @@ from surgeon.pages.lanes import lanes
 from surgeon.report.groups import histogram
 from tests import factories, pages
 from tests.cli_run import surgeon_cli
+from tests.test_streaming import Box, Unboxing
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
 
@@ -193,3 +194,12 @@ def test_report_of_a_file(result: surgeon.Result, tmp_path: Path) -> None:
     refused = surgeon_cli("report", tmp_path / "s.safetensors", "-o", tmp_path / "no" / "r.html")
     assert refused.code == 2
     assert "no such folder" in refused.err
+
+
+def test_a_file_whose_inputs_a_plan_cannot_describe(tmp_path: Path) -> None:
+    box = Box(torch.randn(2, 8))
+    result = surgeon.prune(Unboxing().eval(), box, ratio=0.3, criterion="magnitude")
+    surgeon.save(tmp_path / "s.safetensors", result.model, result.plan)
+    surgeon.write_report(tmp_path / "r.html", tmp_path / "s.safetensors", factory=Unboxing, example_inputs=box)
+    found = surgeon.pages.report_of_file(tmp_path / "s.safetensors", Unboxing, box)
+    assert found.params_after == result.report.params_after

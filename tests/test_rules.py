@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from surgeon.channels import ChannelGraph, Guide, Labels, Mismatch, Structure, analyse, label
 from surgeon.channels.structure import Flags, Ints, flat
 from surgeon.rules import TABLE, Ledger, Marked, Rule, algebra, layout
-from surgeon.tracing import Inputs, Replay, Trace, Unfinished, record
+from surgeon.tracing import Inputs, Replay, Trace, Unfinished, operator_name, record
 from surgeon.trial.alignment import align
 from surgeon.verification import Silencer
 from tests.rule_samples import SAMPLES, UNREACHABLE, Sample
@@ -274,7 +274,7 @@ def check(sample: Sample) -> None:
 
 def recorded(sample: Sample) -> set[str]:
     trace = recording(sample, operands_of(sample))
-    return {node.target.overloadpacket.__name__ for node in trace.calls}  # type: ignore[union-attr]  # calls are OpOverloads
+    return {operator_name(node) for node in trace.calls}
 
 
 def carried(reading: Reading, node: fx.Node, channel: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon import rewriting, streaming
-from surgeon.errors import CheckpointError, InputError, ScoreError, VerificationError
+from surgeon.errors import BudgetError, CheckpointError, InputError, PlanError, ScoreError, VerificationError
 from surgeon.streaming import INDEX, PLAN, SINGLE, Shards, load_shards, prune_shards
 from tests.cli_run import surgeon_cli
 
@@ -233,6 +234,9 @@ def test_what_cannot_be_done_is_said_first(folder: Path) -> None:
         prune_shards(Steered, TOKENS, folder, folder.parent / "small", ratio=0.4)
     with pytest.raises(FileNotFoundError, match="make it first"):
         prune_shards(Decoder, TOKENS, folder, folder.parent / "no" / "small", ratio=0.4)
+    for amounts in ({"max_latency": "80%"}, {"max_macs": 0.8, "round_to": "auto"}):
+        with pytest.raises(BudgetError, match=r"on the meta device.*give max_macs or max_params"):
+            cut(folder, ratio=None, **amounts)
     (folder.parent / "small").mkdir()
     with pytest.raises(FileExistsError, match="is there already"):
         cut(folder)
@@ -255,3 +259,33 @@ def test_the_command_does_the_same(folder: Path) -> None:
 
 def raises() -> None:
     raise OSError("no text")
+
+
+@dataclass
+class Box:
+    """What a plan can't describe."""
+
+    x: Tensor
+
+
+class Unboxing(nn.Module):
+    """Two layers; takes a box."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, box: Box) -> Tensor:
+        """Two layers."""
+        y: Tensor = self.two(torch.relu(self.one(box.x)))
+        return y
+
+
+def test_inputs_that_a_plan_cannot_describe_are_given_again(tmp_path: Path) -> None:
+    dense, box = tmp_path / "dense", Box(torch.randn(2, 8))
+    dense.mkdir()
+    save_file(Unboxing().state_dict(), dense / SINGLE)
+    prune_shards(Unboxing, box, dense, tmp_path / "small", ratio=0.3)
+    with pytest.raises(PlanError, match="type Box can't be made again; pass example_inputs"):
+        load_shards(tmp_path / "small", Unboxing)
+    assert load_shards(tmp_path / "small", Unboxing, example_inputs=box)(box).shape == (2, 4)

@@ -38,6 +38,7 @@ from surgeon.tuning import distillation_loss, evaluate, rate
 from surgeon.tuning.averaging import Average
 from surgeon.tuning.state import FILE
 from tests import factories
+from tests.test_streaming import Box, Unboxing
 
 X = torch.randn(24, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 Y = (X.mean((1, 2, 3)) > 0).long()
@@ -982,6 +983,20 @@ def test_what_a_cut_leaves_starts_again_from_early_weights(tmp_path: Path) -> No
     assert same(result.model, surgeon.rewrite(early, dataclasses.replace(result.plan, fitted=None)))
     with pytest.raises(CheckpointError, match="rewind"):
         iterate(tmp_path, epochs_per_step=0, final_epochs=0)
+
+
+def test_early_weights_of_a_model_that_takes_what_a_plan_cannot_describe() -> None:
+    box, data = Box(torch.randn(2, 8)), [(Box(torch.randn(8, 8)), torch.randint(4, (8,)))]
+    options: dict[str, Any] = {"steps": 1, "ratio": 0.3, "criterion": "magnitude", "epochs_per_step": 0}
+    result = surgeon.prune_and_tune(Unboxing(), box, data, rewind=Unboxing(), **options)
+    assert result.model(box).shape == (2, 4)
+    assert result.plan.removed
+
+
+def test_early_weights_of_another_model_are_refused_before_anything_is_cut(tmp_path: Path) -> None:
+    with pytest.raises(TuningError, match=r"rewind: \S+ has shape .* there and .* in the model; pass the dense model"):
+        iterate(tmp_path / "run", rewind=nn.Linear(8, 4), epochs_per_step=0, final_epochs=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_steps_are_told() -> None:

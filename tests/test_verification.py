@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import surgeon
+from surgeon import rewriting
 from surgeon.errors import VerificationError
 from surgeon.planning import Plan
 from surgeon.tracing import named_tensors
@@ -316,3 +317,25 @@ def test_a_difference_that_looks_like_rounding_is_one() -> None:
         named_tensors(small)["first.weight"].view(-1)[0] *= 1 + 1e-6
     with pytest.raises(VerificationError, match="own weights"):
         surgeon.verify(model, small, plan, X.float())
+
+
+def test_it_is_run_on_the_inputs_that_are_given() -> None:
+    """Also where the plan still knows the recording that it was made from."""
+    model = small_model()
+    graph = surgeon.channel_graph(surgeon.trace(model, X))
+    plan = surgeon.make_plan(graph, surgeon.score(graph, "magnitude"), ratio=0.3)
+    small = surgeon.rewrite(model, plan)
+    assert surgeon.verify(model, small, plan, X).status == "passed"
+    assert surgeon.verify(model, small, plan, X[:, :, :6, :6].contiguous()).status == "passed"
+    assert surgeon.verify(model, small, plan, torch.full_like(X, float("nan"))).status == "unproven"
+    with pytest.raises(RuntimeError, match="conv2d"):
+        surgeon.verify(model, small, plan, torch.zeros(1, dtype=torch.float64))
+
+
+def test_a_fit_is_one_on_the_inputs_that_are_given() -> None:
+    model = small_model()
+    graph = surgeon.channel_graph(surgeon.trace(model, X))
+    plan = surgeon.make_plan(graph, surgeon.score(graph, "magnitude"), ratio=0.3)
+    other = X[:, :, :6, :6].contiguous()
+    assert rewriting.fit(model, plan, X) is plan.fitted
+    assert rewriting.fit(model, plan, other).graph.trace.inputs.args[0] is other

@@ -2,8 +2,9 @@
 
 from surgeon.channels.bundles import Bundle, Link
 from surgeon.channels.graph import ChannelGraph, Group, Member, channel_graph
-from surgeon.channels.labelling import Guide, Labels, Mismatch, Space, label
+from surgeon.channels.labelling import Guide, Labels, Mismatch, label
 from surgeon.channels.pins import Pin
+from surgeon.channels.space import Space
 from surgeon.channels.structure import Structure, analyse, layer_of
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import logging
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +14,12 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from surgeon.channels.labelled import is_kernel, is_labelled
+from surgeon.channels.space import Space
 from surgeon.rules import POINTWISE, TABLE, Ledger, Marked, Plane, compact, reasons
 from surgeon.rules.marks import replace
 from surgeon.tracing import Trace, is_copy, operator_name
 
+_log = logging.getLogger("surgeon")
 #: Example planes use negative numbers, so they can never be mistaken for labels.
 _FIRST_EXAMPLE = -1
 
@@ -29,45 +31,6 @@ class Mismatch(Exception):
         super().__init__(f"{node.meta.get('site')}: {why}")
         self.node = node
         self.why = why
-
-
-@dataclass
-class Space:
-    """The numbering of labels: every position of every labelled axis of every floating-point parameter or buffer.
-
-    Attributes
-    ----------
-    starts, sizes:
-        First label and number of labels of each place; a place is a ``(tensor name, axis)``.
-    index:
-        Number of each place.
-    """
-
-    places: list[tuple[str, int]] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    planes: dict[str, tuple[Plane, ...]] = field(default_factory=dict)
-    total: int = 1
-    index: dict[tuple[str, int], int] = field(default_factory=dict)
-
-    def add(self, name: str, axis: int, size: int) -> Tensor:
-        """Number `size` new labels for axis `axis` of tensor `name`."""
-        self.index[name, axis] = len(self.places)
-        self.places.append((name, axis))
-        self.starts.append(self.total)
-        self.sizes.append(size)
-        self.total += size
-        return torch.arange(self.total - size, self.total)
-
-    def place_of(self, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Index into :attr:`places` of each label; -1 of :data:`FIXED`."""
-        found: np.ndarray[Any, Any] = self._place[labels]
-        return found
-
-    @functools.cached_property
-    def _place(self) -> np.ndarray[Any, Any]:
-        """The place of every label, once all are numbered."""
-        return np.concatenate([[-1], np.repeat(np.arange(len(self.sizes)), self.sizes)])
 
 
 #: Calls whose result has the axes of their operands: one that was stretched is so still.
@@ -85,6 +48,8 @@ class Labels:
     ledger: Ledger
     marks: Mapping[fx.Node, Marked]
     axes: Mapping[fx.Node, Arrangement]
+    failed: frozenset[fx.Node] = frozenset()
+    """Calls that their rules couldn't take."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +65,8 @@ class Guide:
 class LabelPass(fx.Interpreter):
     """Runs a graph on :class:`Marked` values.
 
-    ``run_node`` dispatches ``get_attr`` -> :meth:`_parameter`, a call -> its rule in the table, or, without one,
-    :meth:`_unknown`; then :meth:`_finish` finds out which axes the labels vary along.
+    ``run_node`` dispatches ``get_attr`` -> :meth:`_parameter`, a call -> its rule in the table, or, where there is none
+    or it fails, :meth:`_unknown`; then :meth:`_finish` finds out which axes the labels vary along.
 
     Parameters
     ----------
@@ -121,31 +86,52 @@ class LabelPass(fx.Interpreter):
         self._ledger = Ledger(number=self._space.add)
         self._axes: dict[fx.Node, Arrangement] = {}
         self._marks: dict[fx.Node, Marked] = {}
+        self._failed: set[fx.Node] = set()
 
     def label(self) -> Labels:
         """Run the pass."""
         self.run(*[None] * sum(node.op == "placeholder" for node in self._trace.graph.nodes))
-        return Labels(self._trace, self._space, self._ledger, self._marks, self._axes)
+        return Labels(self._trace, self._space, self._ledger, self._marks, self._axes, frozenset(self._failed))
 
     def run_node(self, n: fx.Node) -> Any:
         """Mark one node."""
         self._ledger.node, self._ledger.dense = n, self._dense(n)
         try:
             return self._mark(n)
-        except (RuntimeError, IndexError, ValueError) as problem:
+        except Mismatch:
+            raise
+        except Exception as problem:
             if self._guide is None:
                 raise
             raise Mismatch(self._ledger.dense, str(problem)) from problem
 
     def _mark(self, n: fx.Node) -> Any:
         if n.op == "placeholder":
-            result: Any = self._input(n)
-        elif n.op == "get_attr":
-            result = self._parameter(n)
-        elif n.op == "output":
+            return self._finished(n, self._input(n))
+        if n.op == "get_attr":
+            return self._finished(n, self._parameter(n))
+        if n.op == "output":
             return self._output(n)
-        else:
-            result = self._call(n)
+        return self._finished(n, self._call(n)) if self._guide is not None else self._tried(n)
+
+    def _tried(self, n: fx.Node) -> Any:
+        """A call of the dense pass. A rule may be anybody's: where one fails, it is as if there were none."""
+        noted, places = self._ledger.counts(), len(self._space.places)
+        try:
+            return self._finished(n, self._call(n))
+        except Exception as problem:  # noqa: BLE001
+            told = f"the rule of {operator_name(n)} failed at {n.meta.get('site')}: {type(problem).__name__}: {problem}"
+            _log.warning("%s; the channels there stay whole", told, extra={"stage": "trace"})
+            _log.debug(told, exc_info=problem, extra={"stage": "trace"})
+        self._ledger.forget(noted)
+        self._space.shrink(places)
+        self._failed.add(n)
+        return self._finished(n, self._call(n))
+
+    def _finished(self, n: fx.Node, result: Any) -> Any:
+        """The result of a node with its numbers and axes."""
+        if "shape" in n.meta and not isinstance(result, Marked):
+            raise TypeError(f"the rule of {operator_name(n)} gave {type(result).__name__}, expected Marked")
         if isinstance(result, Marked) and isinstance(n.meta.get("value"), Tensor):
             result = replace(result, value=self._value(n))
         if isinstance(result, Marked) and "shape" in n.meta:
@@ -197,18 +183,21 @@ class LabelPass(fx.Interpreter):
 
     def _call(self, node: fx.Node) -> Any:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
+        name = operator_name(node)
+        if self._ledger.dense in (self._failed if self._guide is None else self._guide.dense.failed):
+            return self._unknown(reasons.failed_rule(name), args, kwargs)
         if node.target is operator.getitem:
             return args[0][args[1]] if isinstance(args[0], list | tuple) else Marked((), ())
-        rule = TABLE.get(operator_name(node))
+        rule = TABLE.get(name)
         if rule is None:
-            return self._unknown(node, args, kwargs)
+            return self._unknown(reasons.without_rule(name), args, kwargs)
         return rule(self._ledger, *args, **kwargs)
 
-    def _unknown(self, node: fx.Node, args: Any, kwargs: Any) -> Marked:
-        """No rule: everything that flows in is pinned, by the operator's name."""
+    def _unknown(self, why: str, args: Any, kwargs: Any) -> Marked:
+        """No rule: everything that flows in is pinned."""
         operands = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Marked)]
         for operand in operands:
-            self._ledger.pin(operand.planes, reasons.without_rule(operator_name(node)))
+            self._ledger.pin(operand.planes, why)
         return Marked((), (), constant=bool(operands) and all(o.constant for o in operands))
 
     def _output(self, node: fx.Node) -> None:

@@ -34,22 +34,14 @@ from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
 from surgeon.report import tensor_bytes
 from surgeon.rewriting import rewrite
+from surgeon.tracing import Inputs
 
 _log = logging.getLogger("surgeon")
 
 __all__ = [
-    "FORMAT",
-    "Header",
-    "build_origin",
-    "check_origin",
-    "is_followed",
-    "load",
-    "load_dense",
-    "read_header",
-    "save",
-    "write_beside",
-    "write_tensors",
-]
+    "FORMAT", "Header", "build_origin", "check_origin", "is_followed", "load", "load_dense", "read_header", "save",
+    "write_beside", "write_tensors",
+]  # fmt: skip
 
 
 def save(
@@ -146,7 +138,8 @@ def load(
         operators of torch alone; for other models the file's name of a torchvision model, or of one of
         :mod:`surgeon.models`, is followed.
     example_inputs:
-        What the dense model's forward takes, where the plan can't describe it (arguments that are no tensors).
+        What the dense model's forward takes, where the plan can't describe it (arguments that are no tensors); on any
+        device.
 
     Raises
     ------
@@ -158,6 +151,7 @@ def load(
     header = read_header(path)
     if header.graph is not None and factory is None:
         return _built(path, header)
+    example_inputs = None if example_inputs is None else Inputs.of(example_inputs).to("cpu")  # where the model will be
     dense = _dense(path, header, factory, numbers=False)
     compare_dense(path, header, state_of(dense))
     try:

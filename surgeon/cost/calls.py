@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints
-from surgeon.exclusive import ALONE
-from surgeon.tracing import Inputs, Trace, in_mode, moves_numbers, operator_name
+from surgeon.tracing import Trace, moves_numbers, operator_name, running
 
 #: Calls whose time grows with the product of their variables; that of all others grows with the bytes they move.
 CONTRACTIONS = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm"})
@@ -223,9 +222,8 @@ def in_place_calls(trace: Trace) -> set[fx.Node]:
     occurs another number of times are taken to be out of place.
     """
     seen: dict[str, list[bool]] = {}
-    inputs: Inputs = trace.inputs
-    with ALONE, in_mode(trace.model, False), torch.no_grad(), torch.random.fork_rng(devices=[]), _Names(seen):
-        trace.model(*inputs.args, **inputs.kwargs)
+    with running(trace.model, trace.inputs) as call, torch.no_grad(), _Names(seen):
+        call()
     found: set[fx.Node] = set()
     for name, flags in seen.items():
         nodes = [n for n in trace.calls if operator_name(n) == name and not n.meta.get("extra")]

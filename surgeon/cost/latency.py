@@ -15,9 +15,8 @@ from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
 from surgeon.cost.calls import Calls, TimedCall
 from surgeon.cost.tables import Place, Table, open_table
-from surgeon.exclusive import ALONE
 from surgeon.processes import from_first
-from surgeon.tracing import in_mode
+from surgeon.tracing import running
 
 #: Shares of a variable's dense size at which contractions are measured, and all other calls.
 GRID = (0.25, 0.5, 0.75, 1.0)
@@ -183,8 +182,8 @@ class Latency:
     def _time_dense(self) -> float:
         """Seconds of the dense model's forward, timed as the table's entries are."""
         model, inputs = self.graph.trace.model, self.graph.trace.inputs
-        with ALONE, in_mode(model, False):
-            return from_first(lambda: self.table.timer(lambda: model(*inputs.args, **inputs.kwargs)))
+        with running(model, inputs) as call:
+            return from_first(lambda: self.table.timer(call))
 
 
 def _covers(sizes: tuple[int, ...], others: tuple[int, ...]) -> bool:

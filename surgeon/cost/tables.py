@@ -6,6 +6,7 @@ threads, number type, memory layout and version of torch: what was measured unde
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -159,17 +160,24 @@ class Table:
             return self.entries[key]
 
     def _time(self, build: Callable[[], Callable[[], Any]]) -> float:
-        try:
-            return self.timer(build())
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return math.inf
+        with self._own_randomness():
+            try:
+                return self.timer(build())
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                return math.inf
+
+    def _own_randomness(self) -> contextlib.AbstractContextManager[None]:
+        """What is drawn to be timed, or while it is, is drawn aside: whether all was known must change nothing."""
+        device = torch.device(self.place.device)
+        return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
     @alone
     def least(self, builds: Mapping[str, Callable[[], Callable[[], Any]]], passes: int) -> dict[str, float]:
         """The least time of each of several pieces of work that are compared with each other, over several passes."""
-        missing = {key: build() for key, build in builds.items() if key not in self.entries}
-        self.measured += len(missing)
-        self.entries |= from_first(lambda: self._least(missing, passes)) if missing else {}
+        with self._own_randomness():
+            missing = {key: build() for key, build in builds.items() if key not in self.entries}
+            self.measured += len(missing)
+            self.entries |= from_first(lambda: self._least(missing, passes)) if missing else {}
         return {key: self.entries[key] for key in builds}
 
     def _least(self, calls: Mapping[str, Callable[[], Any]], passes: int) -> dict[str, float]:
@@ -264,8 +272,3 @@ def open_table(place: Place) -> Table:
     if key not in _OPEN:
         _OPEN[key] = Table.open(place)
     return _OPEN[key]
-
-
-def described(place: Place) -> Mapping[str, Any]:
-    """JSON-able."""
-    return asdict(place)

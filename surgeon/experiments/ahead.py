@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from surgeon.experiments.running import renew
 from surgeon.planning import make_plan
 from surgeon.planning.steps import goals_of, remaining
 from surgeon.report import sizes
-from surgeon.tracing import Inputs, trace
+from surgeon.tracing import Inputs, copied, trace
 from surgeon.tuning.order import own_randomness
 
 __all__ = ["check_cells"]
@@ -61,7 +60,7 @@ def _check_rates(cells: Iterable[Key], rates: Any) -> None:
 def _check_new_weights(model: nn.Module) -> None:
     """A small model has the layers of the dense one."""
     with own_randomness(next((p.device for p in model.parameters()), torch.device("cpu"))):
-        renew(copy.deepcopy(model))
+        renew(copied(model, {}))
 
 
 def _check_budget(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from surgeon.iteration import prune_and_tune
 from surgeon.measure import latency
 from surgeon.pruning import prune
 from surgeon.report import sizes
-from surgeon.tracing import Inputs, trace
+from surgeon.tracing import Inputs, copied, trace
 from surgeon.tuning import evaluate, tune
 from surgeon.tuning.optimizers import FROM_SCRATCH
 from surgeon.tuning.order import own_randomness
@@ -58,7 +57,7 @@ class Runner:
     def _trained(self, key: Key) -> nn.Module:
         folder = None if self.directory is None else self.directory / key.folder
         if key.schedule in (DENSE, SCRATCH):
-            start = copy.deepcopy(self.dense) if key.schedule == DENSE else self._anew(key)
+            start = copied(self.dense, {}) if key.schedule == DENSE else self._anew(key)
             tune(
                 start, self.train_loader, self.val_loader, epochs=key.epochs, resume_dir=folder, seed=key.seed,
                 progress=self.progress, **(self.tuning if key.schedule == DENSE else self._from_scratch()),

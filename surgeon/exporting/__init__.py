@@ -7,7 +7,6 @@ is put where the user wants it.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import math
 import os
@@ -25,12 +24,12 @@ from surgeon.agreement import distance
 from surgeon.checkpoint import load, read_header
 from surgeon.errors import ExportError, InexactExportError, InputError
 from surgeon.exclusive import alone
-from surgeon.exporting.inputs import Sizes, other_size, run, sizes_of
+from surgeon.exporting.inputs import Sizes, other_size, sizes_of
 from surgeon.exporting.modules import run_python, write_python
 from surgeon.exporting.programs import run_onnx, run_pt2, write_onnx, write_pt2
 from surgeon.files import write_beside
 from surgeon.folding import fold_batch_norms
-from surgeon.tracing import Inputs, check_model, outside_inference_mode
+from surgeon.tracing import Inputs, check_model, copied, outside_inference_mode, results_of
 
 __all__ = ["FORMATS", "Exported", "Format", "check_format", "export"]
 
@@ -193,14 +192,14 @@ def _subject(
     header = read_header(model_or_file)
     model = load(model_or_file, factory, example_inputs=example_inputs)
     if example_inputs is not None:
-        return model, Inputs.of(example_inputs)
+        return model, Inputs.of(example_inputs).to("cpu")
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     return model, Inputs.from_spec(header.plan.inputs).to(dtype=dtype)
 
 
 def _prepared(model: nn.Module, inputs: Inputs, *, fold_bn: bool, channels_last: bool) -> nn.Module:
     """The model to write, in eval mode; the one that was given stays as it is."""
-    prepared = fold_batch_norms(model, inputs) if fold_bn else copy.deepcopy(model)
+    prepared = fold_batch_norms(model, inputs) if fold_bn else copied(model, {})
     for part in prepared.modules():
         part.training = False
     return prepared.to(memory_format=torch.channels_last) if channels_last else prepared
@@ -215,7 +214,7 @@ def _compare(
     allowed = max((_TOLERANCES.get(dtype, 1e-4) for dtype in dtypes), default=1e-4)
     worst = 0.0
     for one, outputs in zip(given, again(given), strict=True):
-        error = distance(run(model, one), outputs)
+        error = distance(results_of(model, one), outputs)
         if math.isnan(error):
             raise ExportError(
                 "the model's outputs are all zero, or not finite, on these inputs: nothing tells whether what was "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from surgeon.tracing import Inputs
+from surgeon.tracing import Inputs, results_of
 
-__all__ = ["Sizes", "other_size", "run", "sizes_of"]
+__all__ = ["Sizes", "other_size", "sizes_of"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,9 @@ def sizes_of(model: nn.Module, inputs: Inputs, *, probe: bool = True) -> Sizes:
 def _runs(model: nn.Module, inputs: Inputs, count: int) -> bool:
     """Whether the forward gives results of so many examples."""
     try:
-        outputs = run(model, inputs)
+        leaves = results_of(model, inputs)
     except Exception:  # noqa: BLE001  # the user's own forward may refuse in any way
         return False
-    leaves = [leaf for leaf in Inputs((outputs,)).leaves() if isinstance(leaf, Tensor)]
     return bool(leaves) and all(leaf.ndim and leaf.shape[0] == count for leaf in leaves)
 
 
@@ -52,9 +50,3 @@ def other_size(inputs: Inputs, count: int) -> Inputs:
         )
 
     return inputs.map(resized)
-
-
-def run(model: nn.Module, inputs: Inputs) -> Any:
-    """The outputs of a model in eval mode."""
-    with torch.no_grad():
-        return model(*inputs.args, **inputs.kwargs)

@@ -24,6 +24,8 @@ from surgeon.tracing import Inputs, as_graph
 __all__ = ["run_python", "write_python"]
 
 _SECONDS = 600
+#: What an argument may be made of: tensors go in a file, the others as JSON.
+_SENT = (Tensor, bool, int, float, str, type(None))
 
 
 def write_python(model: nn.Module, inputs: Inputs, sizes: Sizes, path: Path) -> None:  # noqa: ARG001  # any batch
@@ -42,6 +44,8 @@ def run_python(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
     ------
     InexactExportError
         If it fails; the last line of its traceback is in the message.
+    ExportError
+        If it takes too long, or can't be given the inputs.
     """
     tensors: dict[str, Tensor] = {}
     calls = [_described(given, number, tensors) for number, given in enumerate(inputs)]
@@ -50,9 +54,15 @@ def run_python(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
         write_tensors(tensors, given, {"format": "pt"})
         words = [sys.executable, "-c", _RUNNER, str(path), str(given), str(results)]
         told = json.dumps({"calls": calls, "threads": torch.get_num_threads()})
-        done = subprocess.run(  # noqa: S603  # our own words
-            words, input=told, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=folder
-        )
+        try:
+            done = subprocess.run(  # noqa: S603  # our own words
+                words, input=told, capture_output=True, text=True, timeout=_SECONDS, check=False, cwd=folder
+            )
+        except subprocess.TimeoutExpired:
+            raise ExportError(
+                f"the source that was written doesn't finish in {_SECONDS} s in a fresh process; pass smaller "
+                "example_inputs"
+            ) from None
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
             raise InexactExportError(f"the source that was written doesn't run in a fresh process: {last}")
@@ -62,9 +72,16 @@ def run_python(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
 
 def _described(inputs: Inputs, number: int, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """One call as JSON; its tensors go into `tensors`, under ``NUMBER.PLACE``."""
-    leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
-    places = {f"{number}.{i}": leaf for i, leaf in enumerate(leaves)}
-    tensors |= {place: leaf.cpu().contiguous() for place, leaf in places.items() if isinstance(leaf, Tensor)}
+    leaves, structure = pytree.tree_flatten_with_path((inputs.args, dict(inputs.kwargs)))
+    places = {f"{number}.{i}": leaf for i, (_, leaf) in enumerate(leaves)}
+    for path, leaf in leaves:
+        if not isinstance(leaf, _SENT):
+            name = f"{('args', 'kwargs')[path[0].idx]}{pytree.keystr(path[1:])}"  # type: ignore[attr-defined]
+            raise ExportError(
+                f"example_inputs: {name} is of type {type(leaf).__name__}, which can't be given to the fresh process "
+                "that the source is compared in; format 'python' takes tensors, numbers, strings and containers of them"
+            )
+    tensors |= {place: leaf.cpu().contiguous().clone() for place, leaf in places.items() if isinstance(leaf, Tensor)}
     others = {place: leaf for place, leaf in places.items() if not isinstance(leaf, Tensor)}
     return {"others": others, "structure": pytree.treespec_dumps(structure)}
 

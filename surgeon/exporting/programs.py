@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from surgeon.errors import ExportError, InexactExportError
 from surgeon.exporting.inputs import Sizes, other_size
-from surgeon.tracing import Inputs
+from surgeon.tracing import Inputs, copied_inputs
 
 __all__ = ["run_onnx", "run_pt2", "write_onnx", "write_pt2"]
 
@@ -89,7 +89,7 @@ def run_pt2(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about itself
         model = torch.export.load(path).module()
-        return [model(*given.args, **given.kwargs) for given in inputs]
+        return [model(*own.args, **own.kwargs) for own in map(copied_inputs, inputs)]
 
 
 def write_onnx(model: nn.Module, inputs: Inputs, sizes: Sizes, path: Path) -> None:

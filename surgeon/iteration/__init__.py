@@ -101,6 +101,8 @@ def prune_and_tune(
     module = check_model(model)
     budget = {name: options.pop(name) for name in BUDGETS if options.get(name) is not None}
     dense = graph_of(module, example_inputs)
+    if rewind is not None:
+        _check_rewind(check_model(rewind), module)
     amounts = sizes(dense)
     goals = goals_of(budget, schedule, steps, amounts)
     options = {"dataloader": train_loader, **options, "ignored_layers": _names(module, options.get("ignored_layers"))}
@@ -134,6 +136,17 @@ def _check_tuning(steps: int, tuning: Mapping[str, Any], after_cut: AfterCut | N
         raise TuningError(f"lr lists {len(rates)} rates for {steps} steps: give one for each, or one for all")
     if rewind is not None and after_cut is not None:
         raise TuningError("rewind gives the small model early weights, so nothing can be healed: leave after_cut out")
+
+
+def _check_rewind(early: nn.Module, model: nn.Module) -> None:
+    """Whether these can be early weights of the model; it would be found out after the first cut."""
+    theirs, ours = ({n: list(t.shape) for n, t in named_tensors(one).items()} for one in (early, model))
+    for name in (*ours, *theirs):
+        if theirs.get(name) != ours.get(name):
+            raise TuningError(
+                f"rewind: {name} has shape {theirs.get(name)} there and {ours.get(name)} in the model; pass the dense "
+                "model itself, with the weights that it had early in its training"
+            )
 
 
 def _digest(model: nn.Module) -> str:

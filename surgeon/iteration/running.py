@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +22,7 @@ from surgeon.processes import first, from_first
 from surgeon.pruning import prune
 from surgeon.report import layer_rows, sizes
 from surgeon.rewriting import fit, rewrite
-from surgeon.tracing import Inputs, trace
+from surgeon.tracing import Inputs, copied, trace
 from surgeon.tuning import Tuned, evaluate, rewrite_optimizer, tune
 from surgeon.tuning.objectives import Objective
 from surgeon.tuning.order import own_randomness, seed_epoch
@@ -142,7 +141,7 @@ class Run:
         assert self.directory is not None
         path = self.directory / f"step-{number}-cut.safetensors"
         plan = read_header(path).plan
-        small = load(path, lambda: copy.deepcopy(self.dense), example_inputs=self.example_inputs)
+        small = load(path, lambda: copied(self.dense, {}), example_inputs=self.example_inputs)
         device = next((p.device for p in self.dense.parameters()), torch.device("cpu"))
         return small.to(device), dataclasses.replace(plan, inputs=nothing.inputs)
 
@@ -152,7 +151,7 @@ class Run:
         """The model after the step's cut, all cuts so far as one plan, and the optimizer for it."""
         budget = self._budget(goal, before, number)
         optimizer = tuned.optimizer if tuned is not None and self.carry_optimizer else None
-        small = before if tuned is not None else copy.deepcopy(before)
+        small = before if tuned is not None or budget else copied(before, {})
         if budget:
             loader = self.options["dataloader"]
             with own_randomness(next((p.device for p in before.parameters()), torch.device("cpu"))):
@@ -167,7 +166,7 @@ class Run:
             plan = dataclasses.replace(plan, budget=result.plan.budget, criterion=result.plan.criterion)
             optimizer = None if optimizer is None else rewrite_optimizer(optimizer, fitted, before, small)
             if self.rewind is not None:
-                early = rewrite(self.rewind, dataclasses.replace(plan, fitted=None))
+                early = rewrite(self.rewind, dataclasses.replace(plan, fitted=None), self.example_inputs)
                 small.load_state_dict(early.state_dict())
         if self.directory is not None and first():
             save(self.directory / f"step-{number}-cut.safetensors", small, plan, self.origin)

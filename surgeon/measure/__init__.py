@@ -5,7 +5,7 @@ slows down slows all of them. A speed-up is the ratio of medians over the same r
 a measurement whose spread is above :data:`NOISY` says so.
 """
 
-from surgeon.measure.backends import BACKENDS, Backend, difference, exported
+from surgeon.measure.backends import BACKENDS, Backend, exported
 from surgeon.measure.clocks import Stopwatch, calibrate, stopwatch_for
 from surgeon.measure.conditions import DTYPES, LAYOUTS, Conditions, batched
 from surgeon.measure.footprint import Footprint, file_bytes, footprint
@@ -14,6 +14,6 @@ from surgeon.measure.timing import interleave, latency, rounds_for, versions
 
 __all__ = [
     "BACKENDS", "DTYPES", "LAYOUTS", "NOISY", "Backend", "Comparison", "Conditions", "Footprint", "Latency", "SpeedUp",
-    "Stopwatch", "batched", "calibrate", "compare", "difference", "exported", "file_bytes",
+    "Stopwatch", "batched", "calibrate", "compare", "exported", "file_bytes",
     "footprint", "interleave", "latency", "rounds_for", "stopwatch_for", "versions",
 ]  # fmt: skip

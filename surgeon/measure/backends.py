@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.contents import tensors_in
 from surgeon.errors import InputError
-from surgeon.tracing import Inputs
+from surgeon.tracing import Inputs, copied_inputs
 
 #: Runs the model once on the inputs that it was made for; gives its outputs.
 Run = Callable[[], Any]
@@ -48,14 +47,15 @@ def eager(model: nn.Module, inputs: Inputs) -> Run:
 def compiled(model: nn.Module, inputs: Inputs) -> Run:
     """``torch.compile`` with its default settings; compiled before anything is timed."""
     run: Any = torch.compile(model)
+    first = copied_inputs(inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own, about itself
         try:
-            run(*inputs.args, **inputs.kwargs)
+            run(*first.args, **first.kwargs)
         except (RuntimeError, ImportError) as problem:
-            first = (str(problem).splitlines() or [""])[0]
+            told = (str(problem).splitlines() or [""])[0]
             raise InputError(
-                f"backend 'compile' can't compile {type(model).__name__}: {first}; torch.compile needs a C++ "
+                f"backend 'compile' can't compile {type(model).__name__}: {told}; torch.compile needs a C++ "
                 "compiler on CPU and Triton on CUDA; backend 'eager' needs neither"
             ) from problem
     return lambda: run(*inputs.args, **inputs.kwargs)
@@ -133,22 +133,3 @@ def find_backend(name: str) -> Backend:
             f"backend {name!r} needs {', '.join(missing)}: pip install 'filter-surgeon[onnx]' (or {' '.join(missing)})"
         )
     return backend
-
-
-def difference(one: Any, other: Any) -> float:
-    """Largest difference between two results, relative to the largest number in `one`; infinite where shapes differ."""
-    pairs = zip(_numbers(one), _numbers(other), strict=False)
-    if len(_numbers(one)) != len(_numbers(other)):
-        return float("inf")
-    worst = 0.0
-    for a, b in pairs:
-        if a.shape != b.shape:
-            return float("inf")
-        scale = float(a.abs().max()) if a.numel() else 0.0
-        gap = float((a - b).abs().max()) if a.numel() else 0.0
-        worst = max(worst, gap / scale if scale else gap)
-    return worst
-
-
-def _numbers(value: Any) -> list[Tensor]:
-    return [tensor.detach().double().cpu() for tensor in tensors_in(value) if tensor.is_floating_point()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from surgeon.agreement import distance
 from surgeon.errors import InputError
 from surgeon.folding import fold_batch_norms
-from surgeon.measure.backends import Run, difference, eager, find_backend
-from surgeon.tracing import Inputs
+from surgeon.measure.backends import Run, find_backend
+from surgeon.tracing import Inputs, copied, copied_inputs, results_of
 
 #: Number types that a model can be timed in.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -77,7 +77,7 @@ class Conditions:
         if self.fold_bn:
             model = fold_batch_norms(model, inputs.to(dtype=_dtype_of(model)))
         elif self.dtype is not None or self.layout is not None:
-            model = copy.deepcopy(model)
+            model = copied(model, {})
         if self.dtype is not None:
             model = model.to(dtype=DTYPES[self.dtype])
         if self.layout is not None:
@@ -85,10 +85,13 @@ class Conditions:
         return model.eval()
 
     def run(self, model: nn.Module, inputs: Inputs) -> tuple[Run, float | None]:
-        """The call to time, and how far what it gives is from the model's own forward (None: it is that forward)."""
+        """The call to time, and how far what it gives is from the model's own forward (None: it is that forward).
+
+        Each model gets inputs of its own: what another one writes there is nothing to it.
+        """
         backend = find_backend(self.backend)
-        run = backend.prepare(model, inputs)
-        return run, None if backend.exact else difference(eager(model, inputs)(), run())
+        run = backend.prepare(model, copied_inputs(inputs))
+        return run, None if backend.exact else distance(results_of(model, inputs), run())
 
     def to_dict(self, inputs: Inputs) -> dict[str, Any]:
         """JSON-able; what was left as it was is read off the inputs."""

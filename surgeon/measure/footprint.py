@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from surgeon.exclusive import alone
-from surgeon.tracing import Inputs, in_mode
+from surgeon.tracing import Inputs, running
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def footprint(model: nn.Module, example_inputs: Any) -> Footprint:
     """
     inputs = Inputs.of(example_inputs)
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    with in_mode(model, False), torch.inference_mode(False), torch.no_grad():
-        with FlopCounterMode(display=False) as flops:
-            model(*inputs.args, **inputs.kwargs)
+    with torch.inference_mode(False), torch.no_grad():
+        with running(model, inputs) as call, FlopCounterMode(display=False) as flops:
+            call()
         made, peak = memory(model, inputs)
     return Footprint(
         flops.get_total_flops() // 2,
@@ -75,15 +75,16 @@ def footprint(model: nn.Module, example_inputs: Any) -> Footprint:
 
 
 def memory(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
-    """Bytes that one forward makes, and the most of them alive at one time."""
+    """Bytes that one forward in eval mode makes, and the most of them alive at one time."""
     device = next((leaf.device for leaf in inputs.leaves() if isinstance(leaf, Tensor)), torch.device("cpu"))
     cuda = device.type == "cuda"
     before = 0
-    if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    with _Storages(model, inputs) as storages:
-        model(*inputs.args, **inputs.kwargs)
+    with running(model, inputs) as call:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+        with _Storages(model, inputs) as storages:
+            call()
     peak = torch.cuda.max_memory_allocated(device) - before if cuda else storages.peak
     return storages.made, peak
 

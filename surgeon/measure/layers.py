@@ -15,7 +15,7 @@ from torch import nn
 from surgeon.errors import InputError
 from surgeon.exclusive import alone
 from surgeon.measure.timing import quiet
-from surgeon.tracing import Inputs
+from surgeon.tracing import Inputs, copied_inputs
 
 __all__ = ["layer_latency"]
 
@@ -56,10 +56,11 @@ def layer_latency(
         raise InputError(f"rounds={rounds}: expected at least 1")
     inputs = Inputs.of(example_inputs)
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-    with quiet(models, threads), torch.inference_mode():
+    given = {name: copied_inputs(inputs) for name in models}
+    with quiet(models, inputs, threads), torch.inference_mode():
         for number in range(warmup + rounds):
             for name, model in models.items():
-                found = _one(model, inputs, clock)
+                found = _one(model, given[name], clock)
                 if number >= warmup:
                     samples[name].append(found)
     return {

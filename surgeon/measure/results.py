@@ -93,8 +93,9 @@ class Comparison:
     conditions:
         How: ``backend``, ``dtype``, ``layout``, ``batch_size``, ``fold_bn``, ``versions``; the same for all models.
     differences:
-        Largest difference between each model as it was timed and as it was given, relative to the largest output;
-        only models that a back end or folding made anew.
+        Largest difference between each model as it was timed and as it was given, relative to the largest number of
+        each output (:func:`surgeon.agreement.distance`: NaN where all are zero or not finite); only models that a back
+        end or folding made anew.
     """
 
     latencies: tuple[Latency, ...]

@@ -16,7 +16,7 @@ from surgeon.measure.backends import BACKENDS
 from surgeon.measure.clocks import Call, Stopwatch, calibrate, stopwatch_for
 from surgeon.measure.conditions import Conditions
 from surgeon.measure.results import Comparison, Latency
-from surgeon.tracing import Inputs, in_mode
+from surgeon.tracing import Inputs, as_before
 
 _SAMPLE_SECONDS = 0.02
 #: Fast models get at most so many rounds, to fill so many seconds.
@@ -93,7 +93,7 @@ def latency(
     conditions.check()
     inputs = conditions.inputs(Inputs.of(example_inputs))
     device = next(leaf.device for leaf in inputs.leaves() if isinstance(leaf, torch.Tensor))
-    with quiet(models, threads):
+    with quiet(models, inputs, threads):
         models = {name: conditions.model(model, inputs) for name, model in models.items()}
         with torch.inference_mode():
             calls, differences = _prepared(conditions, models, inputs)
@@ -149,12 +149,12 @@ def interleave(
 
 
 @contextlib.contextmanager
-def quiet(models: Mapping[str, nn.Module], threads: int | None) -> Iterator[None]:
-    """Eval mode and a fixed number of threads; both as before afterwards, module by module."""
+def quiet(models: Mapping[str, nn.Module], inputs: Inputs, threads: int | None) -> Iterator[None]:
+    """Eval mode and a fixed number of threads; these and the models are as before afterwards."""
     before = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         for model in models.values():
-            stack.enter_context(in_mode(model, False))
+            stack.enter_context(as_before(model, inputs))
         try:
             if threads is not None:
                 torch.set_num_threads(threads)

@@ -40,6 +40,7 @@ def write_report(
     accuracy: Mapping[str, float] | None = None,
     about: Mapping[str, str] | None = None,
     factory: Callable[[], nn.Module] | None = None,
+    example_inputs: Any = None,
 ) -> None:
     """Write a report as one HTML file.
 
@@ -58,8 +59,8 @@ def write_report(
         What was measured, by its name: ``{"dense, top-1": 0.918, "cut": 0.703, "healed": 0.886}``, as shares of 1.
     about:
         Lines for the foot of the page, such as the command.
-    factory:
-        Makes the dense model of a file, as for :func:`surgeon.load`.
+    factory, example_inputs:
+        Makes the dense model of a file, and what its forward takes, as for :func:`surgeon.load`.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def write_report(
     OSError
         If `path` can't be written.
     """
-    report, name = _report(what, factory)
+    report, name = _report(what, factory, example_inputs)
     timed = [] if report is None or report.timing is None else [report.timing.measured]
     facts = {
         "title": title or name,
@@ -122,18 +123,20 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html")
 
 
-def _report(what: Any, factory: Callable[[], nn.Module] | None) -> tuple[Report | None, str]:
+def _report(what: Any, factory: Callable[[], nn.Module] | None, example_inputs: Any) -> tuple[Report | None, str]:
     if what is None or isinstance(what, Report):
         return what, "surgeon"
     if isinstance(getattr(what, "report", None), Report):
         return what.report, type(what.model).__name__
     if isinstance(what, str | os.PathLike):
-        return report_of_file(what, factory), Path(what).name
+        return report_of_file(what, factory, example_inputs), Path(what).name
     raise InputError(f"a report is made of a result, a report or a file; got {type(what).__name__}")
 
 
 @outside_inference_mode
-def report_of_file(path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None) -> Report:
+def report_of_file(
+    path: str | os.PathLike[str], factory: Callable[[], nn.Module] | None = None, example_inputs: Any = None
+) -> Report:
     """What the plan in a file did to the dense model; scores, the check and the images it was made with are not in it.
 
     Raises
@@ -142,7 +145,7 @@ def report_of_file(path: str | os.PathLike[str], factory: Callable[[], nn.Module
         As :func:`surgeon.load`.
     """
     header = read_header(path)
-    small = load(path, factory)
+    small = load(path, factory, example_inputs=example_inputs)
     note = "made from the file: what the channels scored and what the check found is not kept in it"
     if header.graph is not None and factory is None:
         model, kept_all = small, True  # the dense graph is not in the file
@@ -150,7 +153,8 @@ def report_of_file(path: str | os.PathLike[str], factory: Callable[[], nn.Module
     else:
         model, kept_all = load_dense(path, factory), False
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    graph = channel_graph(trace(model, Inputs.from_spec(header.plan.inputs).to(dtype=dtype)))
+    given = Inputs.from_spec(header.plan.inputs).to(dtype=dtype) if example_inputs is None else example_inputs
+    graph = channel_graph(trace(model, Inputs.of(given).to("cpu")))
     kept = graph.structure.count * [True] if kept_all else header.plan.kept(graph)
     report = make_report(graph, torch.as_tensor(kept).numpy(), None, (note,))
     return dataclasses.replace(report, bytes_after=tensor_bytes(small))

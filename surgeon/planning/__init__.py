@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from surgeon.channels import ChannelGraph
@@ -194,11 +195,22 @@ def timing_of(
     timed = TIME in limited
     if latency is None and round_to != AUTO and not timed:
         return Device(None, 1 if round_to is None else int(round_to))
-    table = latency.table if latency is not None else open_table(Place.of(graph.trace.inputs))
+    table = latency.table if latency is not None else open_table(_place_of(graph))
     step = round_to if isinstance(round_to, int) else channel_step(table)
     if not limited:
         return Device(None, step)
     return Device(latency or Latency(graph, table, step=max(step, 8), progress=progress), step)
+
+
+def _place_of(graph: ChannelGraph) -> Place:
+    """Where the model runs; a kernel without numbers takes no time that means anything."""
+    place = Place.of(graph.trace.inputs)
+    if torch.device(place.device).type == "meta":
+        raise BudgetError(
+            f"{TIME} and round_to={AUTO!r} need the model to run, and on the meta device it has no numbers to run on: "
+            "give max_macs or max_params, and round_to a number"
+        )
+    return place
 
 
 def share_of(graph: ChannelGraph, asked: Mapping[str, Any]) -> float:

@@ -176,6 +176,19 @@ class Ledger:
     number: Callable[[str, int, int], Tensor] = None  # type: ignore[assignment]  # numbers new labels; set likewise
     made: Counter[str] = field(default_factory=Counter)
 
+    def counts(self) -> dict[str, int]:
+        """How much has been noted of each kind."""
+        return {name: len(found) for name, found in vars(self).items() if isinstance(found, list | dict)}
+
+    def forget(self, since: dict[str, int]) -> None:
+        """Drop what was noted after these counts were taken; labels that were numbered meanwhile belong to nobody."""
+        for name, count in since.items():
+            found = getattr(self, name)
+            for key in list(found)[count:] if isinstance(found, dict) else ():
+                del found[key]
+            if isinstance(found, list):
+                del found[count:]
+
     def fresh(self, size: int) -> Tensor:
         """New labels for `size` places that the forward makes itself, in the size that it needs."""
         name = f"_made_in_{self.dense.name}"

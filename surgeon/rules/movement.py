@@ -50,6 +50,16 @@ def view(ledger: Ledger, value: Marked, size: Sequence[int], *_: Any) -> Marked:
     return result
 
 
+@rule("view.dtype")
+def view_as_type(ledger: Ledger, value: Marked, *_: Any) -> Marked:
+    """The same bits as another type: one of the same width makes one number of each, any other several, or a part."""
+    source = ledger.dense.all_input_nodes[0]
+    if ledger.dense.meta["dtype"].itemsize == source.meta["dtype"].itemsize:
+        return replace(value, value=None)
+    ledger.pin(value.planes, reasons.mixes(ledger.node))
+    return Marked((), (), constant=value.constant)
+
+
 def _mover(name: str) -> None:
     packet = getattr(torch.ops.aten, name)
 
@@ -88,13 +98,14 @@ def slice_(
     size = x.shape[dim]
     first, last, _ = slice(start, end, step).indices(size)
     source = ledger.node.args[0]
+    moved = move(ledger, torch.ops.aten.slice, x, dim, start, end, step)
     for plane in x.planes:
         if dim % len(x.shape) in plane.axes and step == 1 and not plane.example and last - first < size:
             part = plane.labels.narrow(dim, first, last - first)
             ledger.keep_part(part)
             seen = ledger.slices.setdefault((source, dim % len(x.shape)), [])  # type: ignore[arg-type]
             seen.append((first, last, part, ledger.node))
-    return move(ledger, torch.ops.aten.slice, x, dim, start, end, step)
+    return moved
 
 
 @rule("split", "split_with_sizes", "unbind", "unsafe_split")

@@ -30,6 +30,11 @@ def without_rule(name: str) -> str:
     return f"operator without rule {name}"
 
 
+def failed_rule(name: str) -> str:
+    """The rule of the operator `name` can't take this call."""
+    return f"operator {name}: its rule failed"
+
+
 def closed(kind: str) -> str:
     """A result of this type is an iterator, a generator, a closure: it may go on computing when the forward is over."""
     return f"a result of type {kind}, which may compute more than was recorded"

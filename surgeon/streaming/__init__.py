@@ -156,8 +156,20 @@ def prune_shards(
     return Streamed(target, replace(plan, fitted=None), report, small, left)
 
 
-def load_shards(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> nn.Module:
+def load_shards(
+    folder: str | os.PathLike[str], factory: Callable[[], nn.Module], *, example_inputs: Any = None
+) -> nn.Module:
     """Open a folder that :func:`prune_shards` wrote: the cut model with its weights, on the CPU, in eval mode.
+
+    Parameters
+    ----------
+    folder:
+        The folder.
+    factory:
+        Makes the dense model, as in :func:`prune_shards`.
+    example_inputs:
+        What the dense model's forward takes, where the plan can't describe it (arguments that are no tensors); on any
+        device.
 
     Raises
     ------
@@ -171,7 +183,8 @@ def load_shards(folder: str | os.PathLike[str], factory: Callable[[], nn.Module]
     with blamed(path, _ADVICE):
         plan = Plan.read(fields)
     model, buffers = empty_model(factory)
-    small = rewrite(model, plan) if plan.removed else model
+    given = None if example_inputs is None else Inputs.of(example_inputs).to("meta")  # where the model is
+    small = rewrite(model, plan, given) if plan.removed else model
     source = Weights(small, Shards(folder), buffers)
     missing = [name for name in named_tensors(small) if name not in source]
     if missing:

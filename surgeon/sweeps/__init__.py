@@ -6,7 +6,6 @@ layer that shows no loss because nothing was done to it would look robust, and i
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from surgeon.sweeps.filters import FilterSweep, tried
 from surgeon.sweeps.judging import Judge
 from surgeon.sweeps.results import WHOLE, Curve, Point, Sensitivity
 from surgeon.sweeps.weights import sweep_weights
-from surgeon.tracing import Inputs, check_model, outside_inference_mode, trace
+from surgeon.tracing import Inputs, check_model, copied, outside_inference_mode, trace
 from surgeon.tuning.objectives import Objective
 
 __all__ = ["RATIOS", "WHOLE", "Curve", "Point", "Sensitivity", "sensitivity"]
@@ -94,7 +93,7 @@ def sensitivity(
     # The dense model's loss stands for its weights and for the data.
     judge.goes_on({"what": what, "criterion": criterion, "seed": seed, "loss": f"{dense.loss:.6g}"})
     if what == "weights":
-        curves = sweep_weights(copy.deepcopy(module), chosen, tuple(layers), judge)
+        curves = sweep_weights(copied(module, {}), chosen, tuple(layers), judge)
         return Sensitivity(what, "magnitude", dense, tuple(curves))
     graph = tried(channel_graph(trace(module, Inputs.of(example_inputs))), seed)
     scores = score(

@@ -1,5 +1,6 @@
 """Trace: one forward of any eager module, recorded as a ``torch.fx.Graph`` of ATen calls."""
 
+from surgeon.tracing.calling import as_before, copied_inputs, results_of, running
 from surgeon.tracing.copying import copied
 from surgeon.tracing.decisions import MASKS
 from surgeon.tracing.graphs import as_graph
@@ -12,7 +13,8 @@ from surgeon.tracing.source import Site, Source, error_site, is_copy, moves_numb
 from surgeon.tracing.tracing import trace
 
 __all__ = [
-    "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_graph", "check_model",
-    "copied", "error_site", "in_mode", "is_copy", "modules", "moves_numbers", "named_modules", "named_parameters",
-    "named_tensors", "operator_name", "outside_inference_mode", "plain_call", "record", "trace", "unwrap",
+    "MASKS", "Call", "Inputs", "Replay", "Site", "Source", "Trace", "Unfinished", "as_before", "as_graph",
+    "check_model", "copied", "copied_inputs", "error_site", "in_mode", "is_copy", "modules", "moves_numbers",
+    "named_modules", "named_parameters", "named_tensors", "operator_name", "outside_inference_mode", "plain_call",
+    "record", "results_of", "running", "trace", "unwrap",
 ]  # fmt: skip

@@ -26,14 +26,14 @@ def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         return follow(node, args, kwargs)
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
-    if packet in _VIEWS:
+    if target in _VIEWS:
         return args[0].reshape(args[1])
     value = target(*args, **kwargs)
     return value.zero_() if packet in _SCRATCH else value
 
 
 _aten = torch.ops.aten
-_VIEWS = frozenset({_aten.view, _aten._unsafe_view})
+_VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default})
 _SCRATCH = frozenset({_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.new_empty_strided})
 
 
@@ -48,14 +48,19 @@ class Replay(fx.Interpreter):
         Values of the ``get_attr`` targets, each asked for when its turn comes; missing ones are taken from the trace.
     call:
         Runs each operator call; may change its operands or its result.
+
+    Attributes
+    ----------
+    tensors, call:
+        As given; others may be set between two runs.
     """
 
     def __init__(self, trace: Trace, tensors: Mapping[str, Tensor] | None = None, call: Call = plain_call) -> None:
         super().__init__(nn.Module(), graph=trace.graph)
         self.extra_traceback = False  # the recorded graph has no source text of its own
         self._trace = trace
-        self._tensors = tensors or {}
-        self._call = call
+        self.tensors = tensors or {}
+        self.call = call
 
     def forward(self, inputs: Inputs | None = None) -> Any:
         """Run on `inputs` (default: the example's) and give back the forward's own structure."""
@@ -79,7 +84,7 @@ class Replay(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002  # fx's signature
         """The parameter, buffer or constant of that name."""
-        found = self._tensors if target in self._tensors else self._trace.tensors
+        found = self.tensors if target in self.tensors else self._trace.tensors
         return found[target]
 
     def run_node(self, n: fx.Node) -> Any:
@@ -87,7 +92,7 @@ class Replay(fx.Interpreter):
         if n.op != "call_function":
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return self._call(n, args, kwargs)
+        return self.call(n, args, kwargs)
 
     def _leaves(self, inputs: Inputs | None) -> list[Tensor]:
         return [leaf for leaf in (inputs or self._trace.inputs).leaves() if isinstance(leaf, Tensor)]

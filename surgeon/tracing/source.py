@@ -31,11 +31,18 @@ _MODULE_CALL = nn.Module._call_impl.__code__
 _COPIES = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
 
 
+#: What goes by the name of others without being one of them: it reads the same bits as another type.
+_NAMED_IN_FULL = frozenset({torch.ops.aten.view.dtype})
+
+
 def operator_name(node: fx.Node) -> str:
     """The name of a recorded call, without its overload: ``"convolution"``; of other nodes what they stand for.
 
-    Operators from elsewhere than torch and torchvision bring their namespace: ``"mylib::gate"``.
+    Operators from elsewhere than torch and torchvision bring their namespace: ``"mylib::gate"``. An overload that does
+    something else than its namesakes keeps its own name: ``"view.dtype"``.
     """
+    if node.target in _NAMED_IN_FULL:
+        return str(node.target).removeprefix("aten.")
     target = getattr(node.target, "overloadpacket", node.target)
     name, space = str(getattr(target, "__name__", target)), getattr(node.target, "namespace", "aten")
     return name if space in _OWN_SPACES else f"{space}::{name}"

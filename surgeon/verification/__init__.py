@@ -16,6 +16,7 @@ from surgeon.planning import Plan
 from surgeon.rules import reasons
 from surgeon.tracing import (
     Inputs,
+    Trace,
     Unfinished,
     check_model,
     named_tensors,
@@ -95,9 +96,9 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
     dense, other = check_model(model), unwrap(small)
     inputs = Inputs.of(example_inputs)
     fitted = _read(dense, other, plan, inputs)
-    _runs_freely(fitted, other)
+    _runs_freely(fitted, other, inputs)
     own = {**fitted.graph.trace.tensors, **named_tensors(dense)}, fitted.small.labels.trace.tensors
-    return check_fit(fitted, own, lambda draw: _twins(fitted, seed + draw))
+    return check_fit(fitted, own, lambda draw: _twins(fitted, seed + draw), inputs)
 
 
 def check_fit(fitted: Fit, own: Pair, twins: Callable[[int], Pair], inputs: Inputs | None = None) -> Check:
@@ -127,10 +128,10 @@ def check_fit(fitted: Fit, own: Pair, twins: Callable[[int], Pair], inputs: Inpu
 def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
     """Fit the real small model: its own forward is recorded, whatever the trial said."""
     known = plan.fitted.graph if plan.fitted is not None else None
-    if known is None or known.trace.model is not dense:
+    if known is None or known.trace.model is not dense or not _holds_for(known.trace, inputs):
         known = channel_graph(trace(dense, inputs, real=True))
     try:
-        recording = record(small, known.trace.inputs, known.trace)
+        recording = record(small, inputs, known.trace)
         if known.trace.by_shapes and not same_calls(recording.graph, known.trace.graph):
             raise VerificationError("the forward runs otherwise than its shapes alone said")
         return fit_recording(known, recording, plan.kept(known))
@@ -141,13 +142,24 @@ def _read(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit
         raise VerificationError(f"the cut model differs from the dense one at {site}: {misfit.why}") from misfit
 
 
-def _runs_freely(fitted: Fit, small: nn.Module) -> None:
+def _holds_for(known: Trace, inputs: Inputs) -> bool:
+    """Whether a recording is one of these inputs: of the same, or of others whose numbers have no say in it."""
+    if known.inputs.key != inputs.key:
+        return False
+    return known.reusable or all(
+        mine is theirs or torch.equal(mine, theirs)
+        for mine, theirs in zip(known.inputs.leaves(), inputs.leaves(), strict=True)
+        if isinstance(mine, Tensor)
+    )
+
+
+def _runs_freely(fitted: Fit, small: nn.Module, inputs: Inputs) -> None:
     """Let the cut model decide for itself on the example, as it will: it may come where the dense one didn't."""
     dense = fitted.graph.trace
     if not dense.decisions:
         return
     try:
-        record(small, dense.inputs)
+        record(small, inputs)
     except Unfinished as stop:
         node = next_call(stop.graph, dense.graph) or dense.calls[-1]
         why = f"the cut model fails on its own decisions at {_describe(node)}: {stop.__cause__}"
