@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.checkpoint import write_tensors
-from surgeon.errors import InexactExportError
+from surgeon.errors import ExportError, InexactExportError
 from surgeon.exporting.inputs import Sizes
 from surgeon.exporting.source import write_module
 from surgeon.tracing import Inputs, as_graph
