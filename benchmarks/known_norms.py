@@ -21,7 +21,7 @@ def tell_norms(model: nn.Module) -> None:
     for module in model.modules():
         name = type(module).__name__
         truth = KNOWN.get(name)
-        if truth is None and hasattr(module, "variance_epsilon") and name.endswith("Norm"):
+        if truth is None and hasattr(module, "variance_epsilon") and name.endswith("RMSNorm"):
             truth = rms  # transformers writes one for each model
         if truth is not None:
             module.silenced = functools.partial(truth, module)  # type: ignore[assignment]  # an attribute of ours
@@ -54,7 +54,8 @@ def response(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     own = x.norm(p=2, dim=norm.spatial_dim, keepdim=True)
     mean = (own * mask).sum(norm.channel_dim, keepdim=True) / mask.sum()
     weight, bias = norm.weight.view(norm.wb_shape), norm.bias.view(norm.wb_shape)
-    return x + bias + weight * x * own / (mean + norm.eps)
+    result: Tensor = x + bias + weight * x * own / (mean + norm.eps)
+    return result
 
 
 def standardised(conv: Any, x: Tensor, mask: Tensor) -> Tensor:
@@ -87,6 +88,7 @@ def padded(conv: Any, x: Tensor) -> Tensor:
 #: Models that take a mean over what may be cut outside of any module of its own: surgeon's is over what is kept.
 UNKNOWN: dict[str, str] = {"EfficientViM": "its head takes the mean over states"}
 KNOWN: dict[str, Truth] = {
+    "T5LayerNorm": rms,
     "SimpleNorm": by_deviation,
     "SimpleNorm2d": by_deviation_2d,
     "GlobalResponseNorm": response,
