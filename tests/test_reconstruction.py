@@ -16,6 +16,7 @@ import surgeon
 from surgeon.criteria import reconstruction
 from surgeon.criteria.filters import channel_macs
 from surgeon.errors import ScoreError
+from surgeon.products import Moments
 from tests.networks import redraw
 
 Floats = NDArray[np.float64]
@@ -247,3 +248,46 @@ def test_what_no_weight_reads_is_neither_first_nor_last() -> None:
     values = surgeon.score(graph, "obs", batches()).raw[graph.structure.along("values.weight", 0)]
     np.testing.assert_allclose(found, np.median(values))
     assert (found > 0).all()
+
+
+def test_rows_are_shared_out_over_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, a reader is given no more of them."""
+    rows: list[int] = []
+    add = Moments.add
+
+    def told(self: Moments, x: Tensor, y: Tensor) -> None:
+        rows.append(x.shape[1])
+        add(self, x, y)
+
+    monkeypatch.setattr(Moments, "add", told)
+    monkeypatch.setattr(reconstruction, "_MOST_ROWS", 800)
+    graph = surgeon.channel_graph(surgeon.trace(made(OneReader), batches()[0]))  # two convolutions read something
+    many = [x for _ in range(20) for x in batches()]
+    for given, parts in ((many, None), (many, 30), (Uncounted(many), None)):
+        rows.clear()
+        surgeon.score(graph, "obs", given, micro_batch=parts)
+        assert 1500 < sum(rows) <= 1600
+    rows.clear()
+    surgeon.score(graph, "obs", batches())
+    assert sum(rows) == 800  # a quarter of them from each at most
+
+
+class Uncounted:
+    """Batches that can be gone through again, and don't say how many they are."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        self.given = given
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.given
+
+
+def test_single_precision_is_near_enough() -> None:
+    """Moments are taken around the means, so that a mean that is far off costs no digits."""
+    model = made(OneReader)
+    with torch.no_grad():
+        model.first.bias += 0.5
+    exact = scored(model)[1]
+    graph = surgeon.channel_graph(surgeon.trace(model.float(), batches()[0].float()))
+    found = surgeon.score(graph, "obs", [x.float() for x in batches()]).raw[graph.structure.along("first.weight", 0)]
+    np.testing.assert_allclose(found, exact, rtol=1e-3)
