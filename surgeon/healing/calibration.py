@@ -181,8 +181,7 @@ def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) 
     """What the model takes of a batch."""
     if inputs_of is not None:
         return Inputs.of(inputs_of(batch))
-    takes = plan.inputs or {"args": {"list": [None]}, "kwargs": {"dict": {}}}
-    return Inputs.from_batch(batch, Inputs(tuple(takes["args"]["list"]), takes["kwargs"]["dict"]))
+    return Inputs.from_batch(batch, Inputs.outline(plan.inputs) if plan.inputs else Inputs((None,)))
 
 
 def example_of(plan: Plan, batches: Sequence[tuple[int, Inputs]]) -> Inputs:
