@@ -50,6 +50,13 @@ def test_outputs_are_equal_to_the_bit(factory: Callable[[], nn.Module], tmp_path
     assert type(back) is type(result.model)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapped_model_is_saved_as_itself(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    result = cut(factories.small().eval(), 4)
+    surgeon.save(tmp_path / "s", wrap(result.model), result.plan)
+    assert torch.equal(surgeon.load(tmp_path / "s", factories.small)(X), result.model(X))
+
+
 def test_a_tied_tensor_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
     result = cut(factories.tied(), 4)
     surgeon.save(tmp_path / "s", result.model, result.plan)

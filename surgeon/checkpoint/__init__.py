@@ -34,6 +34,7 @@ from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
 from surgeon.report import tensor_bytes
 from surgeon.rewriting import rewrite
+from surgeon.tracing import unwrap
 
 _log = logging.getLogger("surgeon")
 
@@ -87,6 +88,7 @@ def save(
     OSError
         If the file can't be written (no such folder, no space, no permission).
     """
+    model = unwrap(model)  # load() makes the model itself, whose class and names these are
     graph = describe(model) if isinstance(model, fx.GraphModule) else None
     tensors, aliases = distinct(state_of(model) | (kept_outside(model) if graph else {}))
     header = {
