@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torchvision.utils import make_grid
 
-from surgeon.checkpoint import write_beside
 from surgeon.errors import InputError
 from surgeon.experiments import Compared
+from surgeon.files import write_beside
 from surgeon.finegrained.layers import find_weights
 from surgeon.sweeps import WHOLE, Sensitivity
 from surgeon.trainer import Row

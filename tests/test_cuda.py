@@ -18,11 +18,12 @@ import torchvision
 from torch import Tensor, nn
 
 import surgeon
-from surgeon import finegrained
+from surgeon import finegrained, plots
 from surgeon.criteria import CRITERIA
 from surgeon.healing import LayerHealing
 from surgeon.tracing import Inputs
 from surgeon.tuning import Epoch
+from tests import factories
 from tests.test_families import FAMILIES, Family
 from tests.test_finegrained_healing import images, network
 from tests.test_healing_zoo import drawn
@@ -225,3 +226,8 @@ def test_planned_by_the_time_it_takes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert result.report.check.status == "passed"
     assert result.report.timing is not None
     assert result.report.timing.predicted["small"] < result.report.timing.predicted["dense"]
+
+
+def test_weights_become_a_picture(tmp_path: Path) -> None:
+    plots.weight_histograms({"there": factories.small().to(DEVICE)}, tmp_path / "weights.png")
+    assert (tmp_path / "weights.png").stat().st_size > 1000

@@ -48,7 +48,6 @@ __all__ = [
     "load_dense",
     "read_header",
     "save",
-    "write_beside",
     "write_tensors",
 ]
 

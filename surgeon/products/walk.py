@@ -42,7 +42,7 @@ class Walk:
         """Run up to the node of that name, or up to and with it."""
         stop = self._at[name] + including
         replay = self._replay
-        replay.env, replay._tensors = self._env, {**self.trace.tensors, **self._shared}
+        replay.env, replay.tensors = self._env, {**self.trace.tensors, **self._shared}
         replay.args_iter = iter([leaf for leaf in self._inputs if isinstance(leaf, Tensor)][self._fed() :])
         while self._position < stop:
             node = self._order[self._position]
@@ -74,7 +74,7 @@ class Walk:
         if node.op == "get_attr":
             return tensors[str(node.target)]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda part: self._again(part, tensors))
-        return self._replay._call(node, args, kwargs) if node.op == "call_function" else None
+        return self._replay.call(node, args, kwargs) if node.op == "call_function" else None
 
     def _fed(self) -> int:
         return sum(node.op == "placeholder" for node in self._order[: self._position])

@@ -54,8 +54,8 @@ class Replay(fx.Interpreter):
         super().__init__(nn.Module(), graph=trace.graph)
         self.extra_traceback = False  # the recorded graph has no source text of its own
         self._trace = trace
-        self._tensors = tensors or {}
-        self._call = call
+        self.tensors = tensors or {}
+        self.call = call
 
     def forward(self, inputs: Inputs | None = None) -> Any:
         """Run on `inputs` (default: the example's) and give back the forward's own structure."""
@@ -79,7 +79,7 @@ class Replay(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Tensor:  # noqa: ARG002  # fx's signature
         """The parameter, buffer or constant of that name."""
-        found = self._tensors if target in self._tensors else self._trace.tensors
+        found = self.tensors if target in self.tensors else self._trace.tensors
         return found[target]
 
     def run_node(self, n: fx.Node) -> Any:
@@ -87,7 +87,7 @@ class Replay(fx.Interpreter):
         if n.op != "call_function":
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return self._call(n, args, kwargs)
+        return self.call(n, args, kwargs)
 
     def _leaves(self, inputs: Inputs | None) -> list[Tensor]:
         return [leaf for leaf in (inputs or self._trace.inputs).leaves() if isinstance(leaf, Tensor)]
