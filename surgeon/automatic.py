@@ -93,7 +93,7 @@ class Automatic:
             if way not in distances:
                 try:
                     small = self._made(model, graph, _scores(graph, found, way), budget, learned)
-                    apart = distance_between(model, small, graph.trace.inputs, judges)
+                    apart = distance_between(model, small, graph.trace.inputs, judges, self.inputs_of)
                     distances[way] = apart if math.isfinite(apart) else sys.float_info.max
                 except (BudgetError, NothingToCutError) as problem:
                     distances[way] = math.inf
@@ -113,7 +113,7 @@ class Automatic:
         firsts = [batch for _, batch in itertools.islice(share(batches), 1)]
         (bare,) = total(torch.tensor([sum(not has_targets(batch, graph.trace.inputs) for batch in firsts)]))
         if not given and bool(bare):
-            scoring["forward_loss"] = expected_loss(graph.trace.inputs, self.seed)
+            scoring["forward_loss"] = expected_loss(graph.trace.inputs, self.seed, self.inputs_of)
         return score_all(graph, ["obs", "fisher"], batches, seed=self.seed, progress=self.progress, **scoring)
 
     def _made(
@@ -122,7 +122,12 @@ class Automatic:
         """What these scores leave of the model, healed."""
         plan = make_plan(graph, scores, seed=self.seed, **budget, **self.planning)
         small = rewrite(model, plan)
-        return heal(model, small, plan, learned, self.level, seed=self.seed)
+        return heal(model, small, plan, learned, self.level, inputs_of=self.inputs_of, seed=self.seed)
+
+    @property
+    def inputs_of(self) -> Callable[[Any], Any] | None:
+        """What the model takes of a batch."""
+        return self.scoring.get("inputs_of")
 
 
 def _split(batches: Own[Any]) -> tuple[Own[Any], Own[Any]]:
@@ -165,7 +170,10 @@ def coupled_channels(graph: ChannelGraph) -> Ints:
 
 
 @torch.no_grad()
-def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: Iterable[Any]) -> float:
+def distance_between(
+    model: nn.Module, small: nn.Module, like: Inputs, batches: Iterable[Any],
+    inputs_of: Callable[[Any], Any] | None = None,
+) -> float:  # fmt: skip
     """How far the outputs of two models are apart on these batches.
 
     The squared error in units of the dense output's variance, a mean over batches; of class scores as well, before any
@@ -175,7 +183,7 @@ def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with in_mode(model, False), in_mode(small, False):
         for _, batch in share(batches):
-            inputs = Inputs.from_batch(batch, like).to(device)
+            inputs = Inputs.from_batch(batch, like, inputs_of).to(device)
             pairs = zip(_outputs(model, inputs), _outputs(small, inputs), strict=True)
             summed, count = summed + sum(_apart(a, b) for a, b in pairs), count + 1
     (sums,) = total(torch.tensor([summed, count], dtype=torch.float64))

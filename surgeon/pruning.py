@@ -71,6 +71,7 @@ def prune(
     inplace: bool = False,
     as_graph: bool = False,
     micro_batch: int | None = None,
+    inputs_of: Callable[[Any], Any] | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
@@ -91,7 +92,7 @@ def prune(
         beside the dense one, and the plan corrected until the limit holds within 5 %.
         ``report.timing`` says what was predicted and what was measured.
     criterion, dataloader, loss_fn, forward_loss:
-        What ranks the channels: see :func:`surgeon.score`.
+        What ranks the channels: see :func:`surgeon.score`. Batches of an iterator, which runs out, are kept in memory.
     heal, calibration:
         How to recover accuracy without training (:func:`surgeon.heal`), and on which batches; default: those of
         `dataloader`, whose targets aren't looked at.
@@ -110,6 +111,9 @@ def prune(
         :func:`surgeon.load` needs no class of yours.
     micro_batch:
         Rank with at most so many examples in memory at once: see :func:`surgeon.score`.
+    inputs_of:
+        What the model takes of a batch, where that isn't the batch itself or the first part of ``(inputs, targets)``:
+        for healing, and for criteria that look at no targets.
     seed:
         For everything that draws.
     progress:
@@ -137,7 +141,7 @@ def prune(
     calibration = batches if calibration is None else repeatable(calibration)
     agree("weights", lambda: fingerprint(named_tensors(module)))
     clock = Clock(progress)
-    scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss, "micro_batch": micro_batch}
+    scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss, "micro_batch": micro_batch, "inputs_of": inputs_of}
     planning = {
         "scope": scope, "round_to": round_to, "min_channels": min_channels,
         "ignored_layers": names_of_layers(check_model(model), ignored_layers),
@@ -149,7 +153,7 @@ def prune(
     cutter = Cutter(
         example_inputs, {"criterion": criterion, **scoring}, planning, verify, strict, seed, clock, batches, choose
     )  # fmt: skip
-    healer = _Healer(module, calibration, heal, seed, clock)
+    healer = _Healer(module, calibration, heal, inputs_of, seed, clock)
     budget = plain_amounts({
         "filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params,
         "max_activations": max_activations, "max_latency": max_latency,
@@ -190,10 +194,14 @@ def _into(model: nn.Module, cut: Cut, healed: bool, clock: Clock) -> nn.Module:
 class _Healer:
     """Heals small models towards the first dense one, and remembers what came of it the last time."""
 
-    def __init__(self, dense: nn.Module, batches: Iterable[Any] | None, level: str, seed: int, clock: Clock) -> None:
+    def __init__(
+        self, dense: nn.Module, batches: Iterable[Any] | None, level: str, inputs_of: Callable[[Any], Any] | None,
+        seed: int, clock: Clock,
+    ) -> None:  # fmt: skip
         self.layers: list[LayerHealing] = []
         self.healed = level != "none"
-        self._dense, self._batches, self._level, self._seed, self._clock = dense, batches, level, seed, clock
+        self._dense, self._batches, self._level, self._inputs_of = dense, batches, level, inputs_of
+        self._seed, self._clock = seed, clock
 
     def __call__(self, small: nn.Module | None, plan: Plan) -> None:
         if not self.healed or small is None or self._batches is None:
@@ -202,7 +210,7 @@ class _Healer:
         with self._clock("heal"):
             run_healing(
                 self._dense, small, plan, self._batches, self._level,
-                seed=self._seed, on_layer=self.layers.append, progress=self._clock.progress,
+                inputs_of=self._inputs_of, seed=self._seed, on_layer=self.layers.append, progress=self._clock.progress,
             )  # fmt: skip
 
 

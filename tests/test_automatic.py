@@ -151,9 +151,9 @@ def test_all_ways_are_judged_by_the_same_images(monkeypatch: pytest.MonkeyPatch)
     seen: list[tuple[Tensor, ...]] = []
     apart = automatic.distance_between
 
-    def told(dense: nn.Module, small: nn.Module, like: Inputs, judges: Any) -> float:
+    def told(dense: nn.Module, small: nn.Module, like: Inputs, judges: Any, inputs_of: Any) -> float:
         seen.append(tuple(batch[0] for _, batch in judges))
-        return apart(dense, small, like, judges)
+        return apart(dense, small, like, judges, inputs_of)
 
     monkeypatch.setattr(automatic, "distance_between", told)
     data = TensorDataset(torch.cat(inputs()), torch.cat([y for _, y in batches()]))

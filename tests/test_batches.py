@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor, nn
 
 import surgeon
@@ -63,3 +64,29 @@ def test_batches_of_several_inputs(form: str, *, with_targets: bool, wanted: dic
     assert parameters_of(result.model) == parameters_of(plain.model) < parameters_of(TwoInputs())
     if with_targets or wanted["criterion"] != "auto":  # which asks the model itself where there are none
         assert result.plan.removed == plain.plan.removed
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"criterion": "taylor", "heal": "lstsq"}, {"criterion": "obs"}, {"criterion": "auto"}]
+)
+def test_batches_that_nobody_can_know(wanted: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    drawn = [(torch.randn(12, 6), torch.randn(12, 6), torch.arange(12) % 4) for _ in range(4)]
+    batches = [{"left": a, "right": b, "label": y} for a, b, y in drawn]
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return F.cross_entropy(model(batch["left"], batch["right"]), batch["label"], reduction="none")
+
+    def inputs_of(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return batch["left"], batch["right"]
+
+    model, x = TwoInputs(), drawn[0][:2]
+    plain = surgeon.prune(model, x, ratio=0.3, dataloader=[((a, b), y) for a, b, y in drawn], **wanted)
+    given = surgeon.prune(model, x, ratio=0.3, dataloader=batches, forward_loss=loss, inputs_of=inputs_of, **wanted)
+    assert given.plan.removed == plain.plan.removed
+    pairs = [(batch, batch["label"]) for batch in batches]
+    given = surgeon.prune(
+        model, x, ratio=0.3, dataloader=pairs, loss_fn=F.cross_entropy, inputs_of=lambda pair: inputs_of(pair[0]),
+        **wanted,
+    )  # fmt: skip
+    assert given.plan.removed == plain.plan.removed

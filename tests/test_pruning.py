@@ -390,7 +390,7 @@ def test_numpys_numbers_are_numbers(name: str, amount: Any, steps: int) -> None:
     ],
 )
 def test_an_amount_is_refused_in_one_cut_and_in_several(amount: dict[str, Any], steps: int) -> None:
-    with pytest.raises(BudgetError, match="=.*: expected"):
+    with pytest.raises(BudgetError, match=r"=.*: expected"):
         surgeon.prune(small_model(), X, criterion="magnitude", steps=steps, **amount)
 
 

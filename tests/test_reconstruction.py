@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.criteria import reconstruction
+from surgeon.criteria import collecting, reconstruction
 from surgeon.criteria.filters import channel_macs
 from surgeon.errors import ScoreError
 from surgeon.products import Moments
@@ -190,7 +190,7 @@ def test_many_inputs_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(Flattened)
     with torch.no_grad():
         model.first.weight[6] = 0
-    monkeypatch.setattr(reconstruction, "_MOST_INPUTS", 16)
+    monkeypatch.setattr(collecting, "_MOST_INPUTS", 16)
     found = scored(model)[1]
     assert 0 <= found[6] < 1e-3 < np.delete(found, 6).min()
 
@@ -260,7 +260,7 @@ def test_rows_are_shared_out_over_the_batches(monkeypatch: pytest.MonkeyPatch) -
         add(self, x, y)
 
     monkeypatch.setattr(Moments, "add", told)
-    monkeypatch.setattr(reconstruction, "_MOST_ROWS", 800)
+    monkeypatch.setattr(collecting, "_MOST_ROWS", 800)
     graph = surgeon.channel_graph(surgeon.trace(made(OneReader), batches()[0]))  # two convolutions read something
     many = [x for _ in range(20) for x in batches()]
     for given, parts in ((many, None), (many, 30), (Uncounted(many), None)):
@@ -282,12 +282,13 @@ class Uncounted:
         yield from self.given
 
 
-def test_single_precision_is_near_enough() -> None:
-    """Moments are taken around the means, so that a mean that is far off costs no digits."""
-    model = made(OneReader)
-    with torch.no_grad():
-        model.first.bias += 0.5
-    exact = scored(model)[1]
-    graph = surgeon.channel_graph(surgeon.trace(model.float(), batches()[0].float()))
-    found = surgeon.score(graph, "obs", [x.float() for x in batches()]).raw[graph.structure.along("first.weight", 0)]
-    np.testing.assert_allclose(found, exact, rtol=1e-3)
+class Far(OneReader):
+    """What the reader is given is a million away from zero."""
+
+    def channels(self, x: Tensor) -> Tensor:
+        return super().channels(x) + 1e6
+
+
+def test_means_far_from_zero_cost_no_digits() -> None:
+    near, far = made(OneReader), made(Far)
+    np.testing.assert_allclose(scored(far)[1], scored(near)[1], rtol=1e-3)

@@ -166,10 +166,12 @@ def check_losses(loss_fn: Any, forward_loss: Any, error: type[SurgeonError] = Sc
         raise error("loss_fn and forward_loss exclude each other: give one")
 
 
-def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None, like: Inputs) -> ForwardLoss:
+def default_forward_loss(
+    loss_fn: Callable[[Any, Any], Tensor] | None, like: Inputs, inputs_of: Callable[[Any], Any] | None = None
+) -> ForwardLoss:
     """The loss of a batch ``(inputs, targets)``; cross entropy per example where no loss is given.
 
-    `like`: what the model takes.
+    `like`: what the model takes; `inputs_of`: how it is got of a batch, if not as its first part.
     """
 
     def forward_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -180,7 +182,8 @@ def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None, like: Inp
             )
         given, targets = batch
         device = _device_of(model)
-        inputs = Inputs.taken(given, like).map(_trackable).to(device)
+        inputs = Inputs.taken(given, like) if inputs_of is None else Inputs.of(inputs_of(batch))
+        inputs = inputs.map(_trackable).to(device)
         outputs = model(*inputs.args, **inputs.kwargs)
         targets = _trackable(targets).to(device) if isinstance(targets, Tensor) else targets
         return (loss_fn or _cross_entropy)(outputs, targets)
@@ -197,16 +200,16 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def expected_loss(like: Inputs, seed: int) -> ForwardLoss:
+def expected_loss(like: Inputs, seed: int, inputs_of: Callable[[Any], Any] | None = None) -> ForwardLoss:
     """Cross entropy of labels drawn from what the model itself says, so that its mean square is Fisher's information.
 
-    For batches without targets; `like` says what the model takes of them. What is drawn for an example depends on
-    `seed` and its own numbers, not on those beside it in the batch.
+    For batches without targets; `like` and `inputs_of` say what the model takes of them. What is drawn for an example
+    depends on `seed` and its own numbers, not on those beside it in the batch.
     """
 
     def forward_loss(model: nn.Module, batch: Any) -> Tensor:
         device = _device_of(model)
-        inputs = Inputs.from_batch(batch, like).map(_trackable).to(device)
+        inputs = Inputs.from_batch(batch, like, inputs_of).map(_trackable).to(device)
         scores = class_scores(model(*inputs.args, **inputs.kwargs))
         chances = scores.detach().float().softmax(1).movedim(1, -1)
         return _cross_entropy(scores, _drawn(chances.cpu(), inputs, seed).to(device))

@@ -37,6 +37,8 @@ class Request:
         How many examples may be run at once; None: whole batches.
     weights:
         Stand in for the model's own, where it has none (on the meta device); each is read when it is asked for.
+    inputs_of:
+        What the model takes of a batch, where that isn't the batch itself or its first part.
     """
 
     graph: ChannelGraph
@@ -47,6 +49,7 @@ class Request:
     means: Mapping[Statistic, Floats] = field(default_factory=dict)
     micro_batch: int | None = None
     weights: Mapping[str, Tensor] | None = None
+    inputs_of: Callable[[Any], Any] | None = None
 
 
 # ---------------------------------------------------------------- normalisation across groups

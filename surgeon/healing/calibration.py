@@ -179,9 +179,7 @@ def _fit(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
 
 def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) -> Inputs:
     """What the model takes of a batch."""
-    if inputs_of is not None:
-        return Inputs.of(inputs_of(batch))
-    return Inputs.from_batch(batch, Inputs.outline(plan.inputs) if plan.inputs else Inputs((None,)))
+    return Inputs.from_batch(batch, Inputs.outline(plan.inputs) if plan.inputs else Inputs((None,)), inputs_of)
 
 
 def example_of(plan: Plan, batches: Sequence[tuple[int, Inputs]]) -> Inputs:

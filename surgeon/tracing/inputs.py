@@ -54,11 +54,13 @@ class Inputs:
         return result
 
     @classmethod
-    def from_batch(cls, batch: Any, like: Inputs) -> Inputs:
+    def from_batch(cls, batch: Any, like: Inputs, inputs_of: Callable[[Any], Any] | None = None) -> Inputs:
         """What a model that takes inputs `like` these is given of a batch of a data loader.
 
-        All of it, or, of ``(inputs, targets)``, the first part.
+        All of it, or, of ``(inputs, targets)``, the first part; or what `inputs_of` gives of it.
         """
+        if inputs_of is not None:
+            return cls.of(inputs_of(batch))
         return cls.taken(batch[0] if like.has_targets_in(batch) else batch, like)
 
     @classmethod
