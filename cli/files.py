@@ -121,7 +121,7 @@ def write_text(path: Path, text: str) -> None:
     OSError
         If it can't be written.
     """
-    from surgeon.checkpoint import write_beside
+    from surgeon.files import write_beside
 
     with write_beside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

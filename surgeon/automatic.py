@@ -7,6 +7,7 @@ dense model's is taken. Two numbers describe a way; they are improved one after 
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -79,14 +80,19 @@ class Automatic:
         BudgetError, NothingToCutError
             If the budget can't be met in any way.
         """
-        found = self._scored(graph)
+        # all ways are healed on, and judged by, the same batches: a loader may draw others each time
+        calibration = kept(self.calibration)
+        found = self._scored(graph, calibration if self.batches is self.calibration else self.batches)
+        learned, judges = _split(calibration)
         distances: dict[Way, float] = {}
         problems: list[Exception] = []
 
         def distance(way: Way) -> float:
             if way not in distances:
                 try:
-                    distances[way] = self._distance(model, graph, _scores(graph, found, way), budget)
+                    small = self._made(model, graph, _scores(graph, found, way), budget, learned)
+                    apart = distance_between(model, small, graph.trace.inputs, judges, self.inputs_of)
+                    distances[way] = apart if math.isfinite(apart) else sys.float_info.max
                 except (BudgetError, NothingToCutError) as problem:
                     distances[way] = math.inf
                     problems.append(problem)
@@ -98,22 +104,28 @@ class Automatic:
             raise problems[0]
         return _scores(graph, found, best)
 
-    def _scored(self, graph: ChannelGraph) -> Mapping[str, Scores]:
+    def _scored(self, graph: ChannelGraph, batches: Iterable[Any]) -> Mapping[str, Scores]:
         """``obs`` and ``fisher``; where there are no targets, the latter of what the model itself expects."""
         scoring = dict(self.scoring)
         given = scoring.get("loss_fn") or scoring.get("forward_loss")
-        (bare,) = total(torch.tensor([sum(not has_targets(batch) for _, batch in share(self.batches))]))
+        firsts = [batch for _, batch in itertools.islice(share(batches), 1)]
+        (bare,) = total(torch.tensor([sum(not has_targets(batch, graph.trace.inputs) for batch in firsts)]))
         if not given and bool(bare):
-            scoring["forward_loss"] = expected_loss(graph.trace.inputs, self.seed)
-        return score_all(graph, ["obs", "fisher"], self.batches, seed=self.seed, progress=self.progress, **scoring)
+            scoring["forward_loss"] = expected_loss(graph.trace.inputs, self.seed, self.inputs_of)
+        return score_all(graph, ["obs", "fisher"], batches, seed=self.seed, progress=self.progress, **scoring)
 
-    def _distance(self, model: nn.Module, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any]) -> float:
+    def _made(
+        self, model: nn.Module, graph: ChannelGraph, scores: Scores, budget: Mapping[str, Any], learned: Own[Any]
+    ) -> nn.Module:
+        """What these scores leave of the model, healed."""
         plan = make_plan(graph, scores, seed=self.seed, **budget, **self.planning)
         small = rewrite(model, plan)
-        learned, judges = _split(kept(self.calibration))
-        heal(model, small, plan, learned, self.level, seed=self.seed)
-        found = distance_between(model, small, graph.trace.inputs, judges)
-        return found if math.isfinite(found) else sys.float_info.max
+        return heal(model, small, plan, learned, self.level, inputs_of=self.inputs_of, seed=self.seed)
+
+    @property
+    def inputs_of(self) -> Callable[[Any], Any] | None:
+        """What the model takes of a batch."""
+        return self.scoring.get("inputs_of")
 
 
 def _split(batches: Own[Any]) -> tuple[Own[Any], Own[Any]]:
@@ -156,7 +168,10 @@ def coupled_channels(graph: ChannelGraph) -> Ints:
 
 
 @torch.no_grad()
-def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: Iterable[Any]) -> float:
+def distance_between(
+    model: nn.Module, small: nn.Module, like: Inputs, batches: Iterable[Any],
+    inputs_of: Callable[[Any], Any] | None = None,
+) -> float:  # fmt: skip
     """How far the outputs of two models are apart on these batches.
 
     The squared error in units of the dense output's variance, a mean over batches; of class scores as well, before any
@@ -165,7 +180,7 @@ def distance_between(model: nn.Module, small: nn.Module, like: Inputs, batches: 
     summed, count = 0.0, 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     for _, batch in share(batches):
-        inputs = Inputs.from_batch(batch, like).to(device)
+        inputs = Inputs.from_batch(batch, like, inputs_of).to(device)
         pairs = zip(_outputs(model, inputs), _outputs(small, inputs), strict=True)
         summed, count = summed + sum(_apart(a, b) for a, b in pairs), count + 1
     (sums,) = total(torch.tensor([summed, count], dtype=torch.float64))

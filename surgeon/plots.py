@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torchvision.utils import make_grid
 
-from surgeon.checkpoint import write_beside
 from surgeon.errors import InputError
 from surgeon.experiments import Compared
+from surgeon.files import write_beside
 from surgeon.finegrained.layers import find_weights
 from surgeon.sweeps import WHOLE, Sensitivity
 from surgeon.trainer import Row
@@ -203,7 +203,8 @@ def weight_histograms(models: Mapping[str, nn.Module], path: str | os.PathLike[s
         As :func:`figure` and :func:`drawn`; also if no model has such a layer.
     """
     values = {
-        name: {w.name: w.value().float().flatten() for w in find_weights(model)[0]} for name, model in models.items()
+        name: {w.name: w.value().cpu().float().flatten() for w in find_weights(model)[0]}
+        for name, model in models.items()
     }
     sizes = {layer: len(found) for of in reversed(values.values()) for layer, found in of.items()}
     layers = [name for name in sizes if name in sorted(sizes, key=lambda layer: -sizes[layer])[:_MOST_LAYERS]]

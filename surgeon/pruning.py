@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from surgeon.automatic import Automatic
 from surgeon.channels import ChannelGraph
 from surgeon.composition import compose
 from surgeon.criteria import Request, find_criterion
-from surgeon.criteria.gradients import Floats, ForwardLoss
+from surgeon.criteria.gradients import Floats, ForwardLoss, check_losses
 from surgeon.cutting import Clock, Cut, Cutter, read_graph
 from surgeon.errors import BudgetError, HealingError, ModelError, ScoreError
 from surgeon.exclusive import alone, collecting_new
 from surgeon.healing import LEVELS, LayerHealing
 from surgeon.healing import heal as run_healing
-from surgeon.planning import Plan
+from surgeon.planning import Plan, names_of_layers, plain_amounts
 from surgeon.planning.steps import check_schedule, goals_of, remaining
-from surgeon.processes import agree, fingerprint, kept, together
+from surgeon.processes import agree, fingerprint, repeatable, together
 from surgeon.report import Report, make_report, sizes, tensor_bytes
 from surgeon.rewriting import fit, rewrite
 from surgeon.rules import reasons
 from surgeon.tracing import as_graph as to_graph
-from surgeon.tracing import check_model, named_modules, named_tensors, outside_inference_mode
+from surgeon.tracing import check_model, named_tensors, outside_inference_mode, unwrap
 from surgeon.verification import Check
 
 
@@ -70,6 +71,7 @@ def prune(
     inplace: bool = False,
     as_graph: bool = False,
     micro_batch: int | None = None,
+    inputs_of: Callable[[Any], Any] | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Result:
@@ -90,7 +92,7 @@ def prune(
         beside the dense one, and the plan corrected until the limit holds within 5 %.
         ``report.timing`` says what was predicted and what was measured.
     criterion, dataloader, loss_fn, forward_loss:
-        What ranks the channels: see :func:`surgeon.score`.
+        What ranks the channels: see :func:`surgeon.score`. Batches of an iterator, which runs out, are kept in memory.
     heal, calibration:
         How to recover accuracy without training (:func:`surgeon.heal`), and on which batches; default: those of
         `dataloader`, whose targets aren't looked at.
@@ -109,6 +111,9 @@ def prune(
         :func:`surgeon.load` needs no class of yours.
     micro_batch:
         Rank with at most so many examples in memory at once: see :func:`surgeon.score`.
+    inputs_of:
+        What the model takes of a batch, where that isn't the batch itself or the first part of ``(inputs, targets)``:
+        for healing, and for criteria that look at no targets.
     seed:
         For everything that draws.
     progress:
@@ -122,32 +127,37 @@ def prune(
     ProcessError
         If the call failed in another process, or the processes were given different models.
     """
-    module, calibration = check_model(model), _repeatable(calibration)
-    _check_early(criterion, dataloader, steps, schedule)
+    module = check_model(model)
+    _check_early(criterion, dataloader, steps)
+    check_losses(loss_fn, forward_loss)
+    check_schedule(schedule)
     _check_healing(heal, dataloader if calibration is None else calibration)
+    if calibration is not None and heal == "none" and criterion != "auto":
+        raise HealingError("calibration is what is healed on: give heal=... or criterion='auto', or leave it out")
     if as_graph:
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
-    batches = _repeatable(dataloader) if heal != "none" or steps > 1 or criterion == "auto" else dataloader
+    # a cut whose check fails may be ranked again
+    batches = None if dataloader is None else repeatable(dataloader)
+    calibration = batches if calibration is None else repeatable(calibration)
     agree("weights", lambda: fingerprint(named_tensors(module)))
     clock = Clock(progress)
-    scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss, "micro_batch": micro_batch}
+    scoring = {"loss_fn": loss_fn, "forward_loss": forward_loss, "micro_batch": micro_batch, "inputs_of": inputs_of}
     planning = {
         "scope": scope, "round_to": round_to, "min_channels": min_channels,
-        "ignored_layers": _by_name(check_model(model), ignored_layers), "units": _by_name(module, units),
+        "ignored_layers": names_of_layers(check_model(model), ignored_layers),
+        "units": names_of_layers(module, units),
     }  # fmt: skip
     choose = None
-    if criterion == "auto" and batches is not None:
-        towards = batches if calibration is None else calibration
-        choose = Automatic(batches, towards, scoring, planning, heal, seed, clock.progress)
+    if criterion == "auto" and batches is not None and calibration is not None:
+        choose = Automatic(batches, calibration, scoring, planning, heal, seed, clock.progress)
     cutter = Cutter(
         example_inputs, {"criterion": criterion, **scoring}, planning, verify, strict, seed, clock, batches, choose
     )  # fmt: skip
-    healer = _Healer(module, batches if calibration is None else calibration, heal, seed, clock)
-    budget = {
+    healer = _Healer(module, calibration, heal, inputs_of, seed, clock)
+    budget = plain_amounts({
         "filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params,
         "max_activations": max_activations, "max_latency": max_latency,
-    }  # fmt: skip
-    budget = {name: amount for name, amount in budget.items() if amount is not None}
+    })  # fmt: skip
     if steps > 1 and (max_latency is not None or max_activations is not None):
         raise BudgetError("max_latency and max_activations are kept in one cut: give them with steps=1")
     if steps > 1:
@@ -174,17 +184,24 @@ def _into(model: nn.Module, cut: Cut, healed: bool, clock: Clock) -> nn.Module:
     with clock("rewrite"):
         result = rewrite(model, cut.plan, inplace=True)
         if healed and cut.small is not None:
-            result.load_state_dict(cut.small.state_dict())
+            numbers = named_tensors(cut.small)
+            with torch.no_grad():
+                for name, tensor in named_tensors(unwrap(result)).items():
+                    tensor.copy_(numbers[name])
     return result
 
 
 class _Healer:
     """Heals small models towards the first dense one, and remembers what came of it the last time."""
 
-    def __init__(self, dense: nn.Module, batches: Iterable[Any] | None, level: str, seed: int, clock: Clock) -> None:
+    def __init__(
+        self, dense: nn.Module, batches: Iterable[Any] | None, level: str, inputs_of: Callable[[Any], Any] | None,
+        seed: int, clock: Clock,
+    ) -> None:  # fmt: skip
         self.layers: list[LayerHealing] = []
         self.healed = level != "none"
-        self._dense, self._batches, self._level, self._seed, self._clock = dense, batches, level, seed, clock
+        self._dense, self._batches, self._level, self._inputs_of = dense, batches, level, inputs_of
+        self._seed, self._clock = seed, clock
 
     def __call__(self, small: nn.Module | None, plan: Plan) -> None:
         if not self.healed or small is None or self._batches is None:
@@ -193,7 +210,7 @@ class _Healer:
         with self._clock("heal"):
             run_healing(
                 self._dense, small, plan, self._batches, self._level,
-                seed=self._seed, on_layer=self.layers.append, progress=self._clock.progress,
+                inputs_of=self._inputs_of, seed=self._seed, on_layer=self.layers.append, progress=self._clock.progress,
             )  # fmt: skip
 
 
@@ -235,14 +252,7 @@ def _all_of(checks: list[Check]) -> Check | None:
     )  # fmt: skip
 
 
-def _repeatable(batches: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Batches that can be gone through again: what runs out is kept."""
-    return kept(batches) if isinstance(batches, Iterator) else batches
-
-
-def _check_early(
-    criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None, steps: Any, schedule: str | None
-) -> None:
+def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Iterable[Any] | None, steps: Any) -> None:
     """What would fail after minutes of work fails now."""
     name, chosen = find_criterion(criterion)
     if chosen.needs_data and dataloader is None:
@@ -251,7 +261,6 @@ def _check_early(
         )
     if type(steps) is not int or steps < 1:
         raise BudgetError(f"steps={steps!r}: expected a positive whole number")
-    check_schedule(schedule)
 
 
 def _check_healing(level: str, batches: Iterable[Any] | None) -> None:
@@ -267,13 +276,6 @@ def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool, units
     if units:
         raise ModelError("a graph takes modules apart: give as_graph=True or units, not both")
     return to_graph(model, example_inputs)
-
-
-def _by_name(model: nn.Module, layers: Iterable[nn.Module | str]) -> list[nn.Module | str]:
-    """The same layers by name: graphs, and the models between steps, have modules of their own."""
-    layers = [layers] if isinstance(layers, str | nn.Module) else layers
-    names = {part: name for name, part in named_modules(model)}
-    return [names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in layers]
 
 
 def _notes(graph: ChannelGraph, plan: Plan) -> tuple[str, ...]:

@@ -187,21 +187,20 @@ class _Run:
             return
         _check_same(path, asked)
 
-    def phase(self, name: str, epochs: int, after: Callable[[int], None] = lambda _: None) -> Tuned:
-        """Train what requires a gradient; `after` is called with the number of each finished epoch."""
+    def phase(self, name: str, epochs: int, keep: Callable[[int], None] | None = None) -> Tuned:
+        """Train what requires a gradient; `keep` is called with the number of each finished epoch, before it counts."""
         before = list(self._rows)
 
         def finished(history: tuple[Epoch, ...]) -> None:
             self._rows = [*before, *(Row(name, epoch) for epoch in history)]
             if self.directory is not None and first():
                 write_lines(self.directory / "metrics.jsonl", [row.to_dict() for row in self._rows])
-            after(history[-1].number)
             self._on_epoch(tuple(self._rows))
 
         folder = None if self.directory is None else self.directory / name
         tuned = tune(
             self.model, self._train, self._val, epochs=epochs, resume_dir=folder, seed=self.seed, on_epoch=finished,
-            **self.tuning,
+            before_saving=keep, **self.tuning,
         )  # fmt: skip
         self._rows = [*before, *(Row(name, epoch) for epoch in tuned.history)]
         return tuned
@@ -269,7 +268,7 @@ def _frozen(model: nn.Module, head: Iterable[str] | None) -> Iterator[None]:
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ModelError("the model has no parameters")
-    chosen = set(head) if head is not None else _last(list(parameters))
+    chosen = {head} if isinstance(head, str) else set(head) if head is not None else _last(list(parameters))
     if unknown := chosen - parameters.keys():
         raise SelectionError(f"head: the model has no parameter {min(unknown)!r}")
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}

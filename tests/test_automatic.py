@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import surgeon
 from surgeon import automatic
@@ -146,6 +147,22 @@ def test_a_budget_out_of_reach_is_said() -> None:
         surgeon.prune(model(), inputs()[0], max_macs=0.001, criterion="auto", dataloader=batches(), heal="lstsq")
 
 
+def test_all_ways_are_judged_by_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, ...]] = []
+    apart = automatic.distance_between
+
+    def told(dense: nn.Module, small: nn.Module, like: Inputs, judges: Any, inputs_of: Any) -> float:
+        seen.append(tuple(batch[0] for _, batch in judges))
+        return apart(dense, small, like, judges, inputs_of)
+
+    monkeypatch.setattr(automatic, "distance_between", told)
+    data = TensorDataset(torch.cat(inputs()), torch.cat([y for _, y in batches()]))
+    loader = DataLoader(data, 12, shuffle=True)
+    surgeon.prune(model(), inputs()[0], max_macs=0.5, criterion="auto", dataloader=loader)
+    assert len(seen) > 3
+    assert all(torch.equal(x, y) for judges in seen[1:] for x, y in zip(seen[0], judges, strict=True))
+
+
 # --- without targets
 
 
@@ -158,10 +175,13 @@ def test_targets_are_taken_where_there_are_any() -> None:
 
     surgeon.prune(model(), inputs()[0], max_macs=0.5, criterion="auto", dataloader=batches(), loss_fn=loss)
     assert seen
-    assert has_targets(batches()[0])
-    assert not has_targets(inputs()[0])
-    assert not has_targets((inputs()[0], None))
-    assert not has_targets(tuple(inputs()[0]))
+    one, two = Inputs((inputs()[0],)), Inputs((inputs()[0], inputs()[0]))
+    assert has_targets(batches()[0], one)
+    assert not has_targets(inputs()[0], one)
+    assert not has_targets((inputs()[0], None), one)
+    assert not has_targets(tuple(inputs()[0]), one)
+    assert not has_targets((inputs()[0], inputs()[0]), two)
+    assert has_targets(((inputs()[0], inputs()[0]), batches()[0][1]), two)
 
 
 @pytest.mark.parametrize("plain", [True, False])

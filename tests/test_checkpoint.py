@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon import checkpoint
 from surgeon.errors import CheckpointError
+from surgeon.files import write_beside
 from surgeon.tracing import Inputs
 from tests import factories
 
@@ -49,6 +50,13 @@ def test_outputs_are_equal_to_the_bit(factory: Callable[[], nn.Module], tmp_path
     back = surgeon.load(tmp_path / "s", factory)
     assert torch.equal(back(X), result.model(X))
     assert type(back) is type(result.model)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapped_model_is_saved_as_itself(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    result = cut(factories.small().eval(), 4)
+    surgeon.save(tmp_path / "s", wrap(result.model), result.plan)
+    assert torch.equal(surgeon.load(tmp_path / "s", factories.small)(X), result.model(X))
 
 
 def test_a_tied_tensor_is_stored_once_and_stays_tied(tmp_path: Path) -> None:
@@ -150,7 +158,7 @@ def test_a_place_that_cannot_be_written_to(name: str, kind: type[OSError], tmp_p
 def test_a_pipe_is_refused_and_stays(linked: bool, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
-    with pytest.raises(OSError, match="no regular file"), checkpoint.write_beside(tmp_path / ("pipe", "link")[linked]):
+    with pytest.raises(OSError, match="no regular file"), write_beside(tmp_path / ("pipe", "link")[linked]):
         raise AssertionError
     assert (tmp_path / "pipe").is_fifo()
     assert (tmp_path / "link").is_symlink()
@@ -159,7 +167,7 @@ def test_a_pipe_is_refused_and_stays(linked: bool, tmp_path: Path) -> None:
 
 def test_a_device_behind_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="no regular file"), checkpoint.write_beside(tmp_path / "link"):
+    with pytest.raises(OSError, match="no regular file"), write_beside(tmp_path / "link"):
         raise AssertionError
     assert (tmp_path / "link").is_symlink()
 
@@ -171,7 +179,7 @@ def test_the_target_of_a_link_is_replaced_and_the_link_stays(exists: bool, tmp_p
     link.symlink_to("deep/target")
     if exists:
         target.write_text("old")
-    with checkpoint.write_beside(link) as temporary:
+    with write_beside(link) as temporary:
         assert temporary.parent == target.parent
         temporary.write_text("new")
     assert link.is_symlink()
@@ -181,7 +189,7 @@ def test_the_target_of_a_link_is_replaced_and_the_link_stays(exists: bool, tmp_p
 
 def test_a_link_to_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("link")
-    with pytest.raises(OSError, match="leads to itself"), checkpoint.write_beside(tmp_path / "link"):
+    with pytest.raises(OSError, match="leads to itself"), write_beside(tmp_path / "link"):
         raise AssertionError
     assert (tmp_path / "link").is_symlink()
 
@@ -191,7 +199,7 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "touch", refuse)
-    with pytest.raises(PermissionError) as caught, checkpoint.write_beside(tmp_path / "s"):
+    with pytest.raises(PermissionError) as caught, write_beside(tmp_path / "s"):
         raise AssertionError
     assert caught.value.filename == str(tmp_path / "s")
 

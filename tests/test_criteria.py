@@ -14,10 +14,11 @@ import torch.nn.functional as F  # noqa: N812  # its usual name
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, IterableDataset
 
 import surgeon
 from surgeon.cost import Cost
-from surgeon.criteria import CRITERIA, Request
+from surgeon.criteria import CRITERIA, GatedModel, Request
 from surgeon.errors import ScoreError, SelectionError
 from tests.known_networks import KNOWN, Known
 from tests.networks import sample_network
@@ -280,3 +281,89 @@ def test_every_criterion_is_defined_here_and_documented() -> None:
         assert name in BY_HAND or name in REFITTED
         assert f"| `{name}` |" in page
         assert entry.score.__doc__
+
+
+# --- what stands between the data and the loss
+
+
+class Told(nn.Module):
+    """Its features come before its class scores, which go by the usual name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.last, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        features = self.last(torch.relu(self.conv(x))).mean((2, 3))
+        return {"features": features, "logits": self.head(features)}
+
+
+def test_logits_are_ranked_by_whatever_stands_beside_them() -> None:
+    model, batches = Told(), images()
+    graph = graph_of(model, batches[0][0])
+
+    def by_hand(outputs: Any, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs["logits"], targets, reduction="none")
+
+    found = surgeon.score(graph, "taylor", batches)
+    np.testing.assert_array_equal(found.raw, surgeon.score(graph, "taylor", batches, by_hand).raw)
+    assert found.raw[graph.removable].min() > 0
+
+
+class Stream(IterableDataset[Any]):
+    """Images that nobody has counted."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for inputs, targets in images():
+            yield from zip(inputs, targets, strict=True)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "obs"])
+def test_a_loader_without_a_length(criterion: str) -> None:
+    model, batches = Mixed(), images()
+    graph = graph_of(model, batches[0][0])
+    told: list[int] = []
+    loader: DataLoader[Any] = DataLoader(Stream(), len(batches[0][0]))
+    found = surgeon.score(graph, criterion, loader, progress=lambda _stage, _done, total: told.append(total))
+    np.testing.assert_allclose(found.raw, surgeon.score(graph, criterion, batches).raw)
+    assert set(told) <= {0}
+
+
+def test_a_criterion_of_ones_own_may_go_through_batches_that_run_out() -> None:
+    seen: list[int] = []
+
+    @surgeon.criteria.criterion("mine", needs_data=True)
+    def mine(request: Request) -> Floats:
+        assert request.batches is not None
+        seen.append(sum(1 for _ in request.batches))
+        return np.ones(request.graph.structure.count)
+
+    graph, batches = graph_of(Mixed(), images()[0][0]), images() * 3
+    try:
+        surgeon.score_all(graph, ["taylor", "mine"], iter(batches))
+        surgeon.score_all(graph, ["taylor", mine], iter(batches))
+    finally:
+        CRITERIA.pop("mine")
+    assert seen == [3, 3]
+
+
+def test_a_loss_may_ask_for_the_models_device_and_two_losses_exclude_each_other() -> None:
+    model, batches = Mixed(), images()
+    graph = graph_of(model, batches[0][0])
+
+    def loss(given: nn.Module, batch: Any) -> Tensor:
+        device = next(given.parameters()).device
+        return F.cross_entropy(given(batch[0].to(device)), batch[1].to(device), reduction="none")
+
+    found = surgeon.score(graph, "taylor", batches, forward_loss=loss)
+    np.testing.assert_array_equal(found.raw, surgeon.score(graph, "taylor", batches).raw)
+    with pytest.raises(ScoreError, match="loss_fn and forward_loss exclude each other"):
+        surgeon.score(graph, "taylor", batches, F.cross_entropy, forward_loss=loss)
+
+
+def test_recordings_of_the_last_few_shapes_are_kept() -> None:
+    model = Mixed()
+    gated = GatedModel(graph_of(model, torch.randn(1, 3, 8, 8)).structure, model)
+    for size in range(8, 40):
+        gated(torch.randn(1, 3, size, 8))
+    assert 1 < len(gated._recordings) <= 16

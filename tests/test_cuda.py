@@ -18,11 +18,12 @@ import torchvision
 from torch import Tensor, nn
 
 import surgeon
-from surgeon import finegrained
+from surgeon import finegrained, plots
 from surgeon.criteria import CRITERIA
 from surgeon.healing import LayerHealing
 from surgeon.tracing import Inputs
 from surgeon.tuning import Epoch
+from tests import factories
 from tests.test_checkpoint import Asking
 from tests.test_families import FAMILIES, Family
 from tests.test_finegrained_healing import images, network
@@ -238,3 +239,8 @@ def test_a_file_is_opened_with_inputs_that_are_on_the_device(tmp_path: Path) -> 
     surgeon.save(tmp_path / "s.safetensors", result.model, result.plan)
     found = surgeon.load(tmp_path / "s.safetensors", Asking, example_inputs=x)
     torch.testing.assert_close(found(x.cpu()), result.model(x).cpu())
+
+
+def test_weights_become_a_picture(tmp_path: Path) -> None:
+    plots.weight_histograms({"there": factories.small().to(DEVICE)}, tmp_path / "weights.png")
+    assert (tmp_path / "weights.png").stat().st_size > 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,19 @@ def test_a_class_folder_without_images_is_refused_since_it_would_shift_the_label
     (tmp_path / "before").mkdir()
     with pytest.raises(InputError, match="before: a class folder without images; fill it, or remove it"):
         open_data(str(tmp_path))
+
+
+def test_hidden_files_and_folders_are_none_of_the_images(tmp_path: Path) -> None:
+    draw(tmp_path, 2, classes=3)
+    before = open_data(str(tmp_path))
+    draw(tmp_path / ".thumbnails", 2, classes=2)  # a file manager's
+    classes = [tmp_path / name for name in before.classes]
+    draw(classes[0] / ".ipynb_checkpoints", 2, classes=2)  # a notebook's
+    image = next(classes[1].iterdir())
+    shutil.copy(image, classes[1] / f"._{image.name}")  # macOS's
+    after = open_data(str(tmp_path))
+    assert after.classes == before.classes
+    assert after.train.files == before.train.files
 
 
 def test_drawing_is_even_over_classes_and_repeatable() -> None:

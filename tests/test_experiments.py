@@ -63,6 +63,17 @@ def test_all_cells_train_as_long_and_cut_as_much(monkeypatch: pytest.MonkeyPatch
     assert found.cells[2].params == found.cells[4].params
 
 
+def test_options_of_steps_are_none_of_a_network_from_scratch() -> None:
+    seen: list[str] = []
+    options: dict[str, Any] = {
+        "carry_optimizer": False, "after_cut": lambda *_: seen.append("healed"), "dataloader": iter(LOADER),
+    }  # fmt: skip
+    grid = Experiment(("taylor",), ({"ratio": 0.5},), ("one-shot", "scratch"), (0,), steps=1, epochs=1, dense=False)
+    found = compare(grid, **options)
+    assert [cell.key.schedule for cell in found.cells] == ["one-shot", "scratch"]
+    assert seen == ["healed"]
+
+
 def test_least_mean_and_greatest_of_the_seeds() -> None:
     found = compare(GRID)
     one = next(summary for summary in found.summaries if summary.schedule == "linear")
@@ -192,6 +203,9 @@ AHEAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "too many in all": ({"budgets": ({"filters": 18},), "schedules": ("one-shot", "per-step")}, {}, "'per-step': .*36"),
     "a ratio in every step": ({"schedules": ("linear", "per-step")}, {}, "schedule 'per-step': .*counts filters"),
     "two budgets": ({"budgets": ({"ratio": 0.5, "max_macs": 0.5},)}, {}, "give filters=, or ratio="),
+    "an option that there isn't": ({}, {"carry": False}, "compare has no option 'carry'.* carry_optimizer"),
+    "what the grid says": ({}, {"steps": 3}, "compare has no option 'steps', or the grid says it"),
+    "what would train longer": ({}, {"final_epochs": 3}, "compare has no option 'final_epochs'"),
     "a rate for each step": ({}, {"tuning": {"lr": (0.1, 0.2)}}, "lr lists 2 rates, and 'one-shot' trains 1 time"),
 }
 

@@ -453,6 +453,7 @@ def test_ignoring_one_of_a_coupled_pair_keeps_both() -> None:
         ({"max_params": [1]}, r"^max_params=\[1\]: expected"),
         ({"max_params": 1.0}, r"no channel has to go"),
         ({"ratio": 0.5, "scope": "galactic"}, r"^scope='galactic': expected 'global' or 'local'"),
+        ({"max_macs": 0.5, "time_goal": 0.4}, r"^time_goal=0\.4 is for round_to='auto'"),
         ({"ratio": 0.5, "round_to": 0}, r"^round_to=0: expected a positive whole number"),
         ({"ratio": 0.5, "round_to": 2.5}, r"^round_to=2\.5: expected"),
         ({"ratio": 0.5, "min_channels": 0}, r"^min_channels=0: expected a positive whole number"),

@@ -16,9 +16,11 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from torch.utils.flop_counter import FlopCounterMode
 
 import surgeon
+from surgeon import cutting
 from surgeon.criteria import Request
 from surgeon.errors import (
     BudgetError,
+    HealingError,
     InputError,
     ModelError,
     NothingToCutError,
@@ -108,7 +110,25 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[SurgeonError], 
         _Named,
         {"filters": 1, "criterion": "taylor", "dataloader": BATCHES},
         ScoreError,
-        "cross entropy needs class scores .*; pass loss_fn or forward_loss",
+        "class scores .*, the model gave .*; pass loss_fn or forward_loss",
+    ),
+    "no such schedule": (
+        small_model,
+        {"ratio": 0.5, "criterion": "random", "schedule": "fast"},
+        BudgetError,
+        "no schedule of steps called 'fast'; there are: per-step, linear",
+    ),
+    "two losses": (
+        small_model,
+        {"ratio": 0.5, "dataloader": BATCHES, "loss_fn": F.cross_entropy, "forward_loss": lambda m, b: m(b)},
+        ScoreError,
+        "loss_fn and forward_loss exclude each other",
+    ),
+    "calibration of nothing": (
+        small_model,
+        {"ratio": 0.5, "criterion": "random", "calibration": BATCHES},
+        HealingError,
+        "calibration is what is healed on: give heal=",
     ),
     "wrong custom scores": (
         small_model,
@@ -247,6 +267,21 @@ def test_a_generator_of_batches_is_read_once() -> None:
     assert len(taken) == len(BATCHES)
 
 
+def test_a_cut_that_is_ranked_again_finds_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the check of a cut fails, all begins again from the real forward."""
+    failed: list[bool] = []
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        if not failed:
+            failed.append(True)
+            raise surgeon.VerificationError("the forward runs otherwise than its shapes alone said")
+        return surgeon.verify(*args, **kwargs)
+
+    monkeypatch.setattr(cutting, "run_check", once)
+    assert removed(dataloader=iter(BATCHES)) == removed(dataloader=BATCHES)
+    assert failed
+
+
 def test_a_forward_loss_that_fails_comes_through() -> None:
     def fails(model: nn.Module, batch: Any) -> Tensor:
         raise LookupError("no label")
@@ -315,6 +350,48 @@ def test_under_the_callers_gradient_modes(mode: Callable[[], Any]) -> None:
         result = surgeon.prune(small_model(), X, filters=7, dataloader=BATCHES)
     assert result.plan.removed == removed(dataloader=BATCHES)
     result.model(X).sum().backward()
+
+
+def test_a_wrapped_model_is_healed_in_place() -> None:
+    options: dict[str, Any] = {"filters": 7, "criterion": "magnitude", "heal": "lstsq", "calibration": [X, X.flip(2)]}
+    plain = surgeon.prune(small_model(), X, **options).model
+    wraps: list[Callable[[nn.Module], Any]] = [nn.DataParallel, lambda model: torch.compile(model, backend="eager")]
+    for wrap in wraps:
+        wrapped = wrap(small_model())
+        result = surgeon.prune(wrapped, X, inplace=True, **options)
+        assert result.model is wrapped
+        states = surgeon.tracing.unwrap(wrapped).state_dict(), plain.state_dict()
+        assert all(torch.equal(states[0][name], states[1][name]) for name in plain.state_dict())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "amount"), [("ratio", np.float32(0.5)), ("filters", np.int64(3)), ("max_params", np.float64(0.6))]
+)
+def test_numpys_numbers_are_numbers(name: str, amount: Any, steps: int) -> None:
+    """A sweep is often an array of them."""
+    given, plain = (
+        surgeon.prune(small_model(), X, criterion="magnitude", steps=steps, **{name: number})
+        for number in (amount, amount.item())
+    )
+    assert given.plan.to_json() == plain.plan.to_json()
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize(
+    "amount",
+    [
+        {"max_macs": "150%"},
+        {"max_macs": "inf"},
+        {"max_macs": "1000.7"},
+        {"ratio": "0.5"},
+        {"filters": "3"},
+        {"filters": True},
+    ],
+)
+def test_an_amount_is_refused_in_one_cut_and_in_several(amount: dict[str, Any], steps: int) -> None:
+    with pytest.raises(BudgetError, match=r"=.*: expected"):
+        surgeon.prune(small_model(), X, criterion="magnitude", steps=steps, **amount)
 
 
 def test_in_place_gives_back_the_same_object() -> None:

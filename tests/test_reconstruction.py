@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.criteria import reconstruction
+from surgeon.criteria import collecting, reconstruction
 from surgeon.criteria.filters import channel_macs
 from surgeon.errors import ScoreError
+from surgeon.products import Moments
 from tests.networks import redraw
 
 Floats = NDArray[np.float64]
@@ -189,7 +190,7 @@ def test_many_inputs_are_pooled(monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(Flattened)
     with torch.no_grad():
         model.first.weight[6] = 0
-    monkeypatch.setattr(reconstruction, "_MOST_INPUTS", 16)
+    monkeypatch.setattr(collecting, "_MOST_INPUTS", 16)
     found = scored(model)[1]
     assert 0 <= found[6] < 1e-3 < np.delete(found, 6).min()
 
@@ -247,3 +248,47 @@ def test_what_no_weight_reads_is_neither_first_nor_last() -> None:
     values = surgeon.score(graph, "obs", batches()).raw[graph.structure.along("values.weight", 0)]
     np.testing.assert_allclose(found, np.median(values))
     assert (found > 0).all()
+
+
+def test_rows_are_shared_out_over_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, a reader is given no more of them."""
+    rows: list[int] = []
+    add = Moments.add
+
+    def told(self: Moments, x: Tensor, y: Tensor) -> None:
+        rows.append(x.shape[1])
+        add(self, x, y)
+
+    monkeypatch.setattr(Moments, "add", told)
+    monkeypatch.setattr(collecting, "_MOST_ROWS", 800)
+    graph = surgeon.channel_graph(surgeon.trace(made(OneReader), batches()[0]))  # two convolutions read something
+    many = [x for _ in range(20) for x in batches()]
+    for given, parts in ((many, None), (many, 30), (Uncounted(many), None)):
+        rows.clear()
+        surgeon.score(graph, "obs", given, micro_batch=parts)
+        assert 1500 < sum(rows) <= 1600
+    rows.clear()
+    surgeon.score(graph, "obs", batches())
+    assert sum(rows) == 800  # a quarter of them from each at most
+
+
+class Uncounted:
+    """Batches that can be gone through again, and don't say how many they are."""
+
+    def __init__(self, given: list[Tensor]) -> None:
+        self.given = given
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.given
+
+
+class Far(OneReader):
+    """What the reader is given is a million away from zero."""
+
+    def channels(self, x: Tensor) -> Tensor:
+        return super().channels(x) + 1e6
+
+
+def test_means_far_from_zero_cost_no_digits() -> None:
+    near, far = made(OneReader), made(Far)
+    np.testing.assert_allclose(scored(far)[1], scored(near)[1], rtol=1e-3)

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 import surgeon
 from surgeon import finegrained
+from surgeon.criteria import CRITERIA, Request
 from surgeon.sweeps import WHOLE, Curve, Point, Sensitivity
 from surgeon.sweeps.judging import Judge
 from surgeon.tuning import Validation
@@ -139,6 +140,41 @@ def test_layers_can_be_chosen_and_a_name_of_none_is_told() -> None:
     for what in ("filters", "weights"):
         with pytest.raises(surgeon.SelectionError, match="third"):
             sweep(made(Small()), ratios=[0.5], layers=["third"], what=what)
+    assert list(named(sweep(made(Small()), ratios=[0.5], layers="first"))) == [WHOLE, "first"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"layers": ["third"]}, {"layers": ["third"], "what": "weights"}, {"criterion": "tailor"}]
+)
+def test_names_of_none_are_told_before_anything_is_measured(wrong: dict[str, Any]) -> None:
+    data = Stopping()
+    with pytest.raises(surgeon.SelectionError):
+        surgeon.sensitivity(made(Small()), IMAGES[:1], data, ratios=[0.5], **wrong)
+    assert not data.passes
+
+
+def test_a_criterion_of_ones_own_ranks_as_in_a_cut(tmp_path: Path) -> None:
+    def mine(request: Request) -> Any:
+        return CRITERIA["magnitude"].score(request)
+
+    found = sweep(made(Small()), ratios=[0.5], criterion=mine, directory=tmp_path)
+    assert found.criterion == "mine"
+    plain = sweep(made(Small()), ratios=[0.5], criterion="magnitude")
+    assert [c.points for c in found.curves][1:] == [c.points for c in plain.curves][1:]  # the whole network is ranked
+    with pytest.raises(surgeon.CheckpointError, match="criterion='mine'"):
+        sweep(made(Small()), ratios=[0.5], criterion="magnitude", directory=tmp_path)
+
+
+def test_one_sweep_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    refused = []
+
+    def another(*_: Any) -> None:
+        with pytest.raises(surgeon.BusyError):
+            sweep(made(Small()), ratios=[0.3], directory=tmp_path)
+        refused.append(True)
+
+    sweep(made(Small()), ratios=[0.5], directory=tmp_path, progress=another)
+    assert refused
 
 
 # ---------------------------------------------------------------- weights

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import surgeon
 from surgeon.data import Augment, Data, Preprocess, Split
 from surgeon.errors import CheckpointError, SelectionError, TuningError
 from surgeon.trainer import Row
-from surgeon.tuning import evaluate
+from surgeon.tuning import evaluate, state, training
 from surgeon.tuning.objectives import Objective
 from tests.factories import Small
 
@@ -178,8 +179,9 @@ def test_other_numbers_of_classes_are_told_before_training() -> None:
 
 
 def test_a_head_that_isnt_there() -> None:
-    with pytest.raises(SelectionError, match=r"no parameter 'tail\.weight'"):
-        train(small(), colours(), 1, frozen_epochs=1, head=["tail.weight"])
+    for head in (["tail.weight"], "tail.weight"):
+        with pytest.raises(SelectionError, match=r"no parameter 'tail\.weight'"):
+            train(small(), colours(), 1, frozen_epochs=1, head=head)
 
 
 def test_curves_become_a_picture(tmp_path: Path) -> None:
@@ -191,6 +193,25 @@ def test_curves_become_a_picture(tmp_path: Path) -> None:
         assert (tmp_path / f"curves.{kind}").stat().st_size > 1000
     with pytest.raises(surgeon.InputError, match=r"\.png, \.svg, \.pdf"):
         curves(rows, tmp_path / "curves.txt")
+
+
+def test_early_weights_are_there_if_their_epoch_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed right behind an epoch doesn't go through it again."""
+    write = state.write_state
+
+    def killed(folder: Any, run: Any) -> None:
+        write(folder, run)
+        if len(run.history) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "write_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(small(), colours(), 2, directory=tmp_path, keep_epochs=(1,))
+    monkeypatch.setattr(training, "write_state", write)
+    train(small(), colours(), 2, directory=tmp_path, keep_epochs=(1,))
+    train(small(), colours(), 2, directory=tmp_path / "whole", keep_epochs=(1,))
+    one, whole = (surgeon.load(folder / "epoch-1.safetensors", small) for folder in (tmp_path, tmp_path / "whole"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), whole.parameters(), strict=True))
 
 
 def test_early_weights_are_kept_to_rewind_to(tmp_path: Path) -> None:

@@ -477,6 +477,16 @@ def test_a_carried_state_is_the_indexed_one(maker: str) -> None:
     assert all(not torch.equal(before[n], p) for n, p in small.named_parameters())
 
 
+def test_an_optimizer_of_a_wrapped_model_is_carried() -> None:
+    dense = net()
+    wrapped = nn.DataParallel(dense)
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.1, momentum=0.9)
+    result = surgeon.prune(wrapped, X[:2], filters=4, criterion="magnitude")
+    carried = surgeon.rewrite_optimizer(optimizer, result.plan, wrapped, nn.DataParallel(result.model))
+    held = [p for group in carried.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in result.model.parameters()}
+
+
 class Scaled(nn.Module):
     """Attention whose factor 1/sqrt(d) follows the width, so a cut folds a number into a weight."""
 
@@ -1011,6 +1021,13 @@ def test_bad_steps_are_told() -> None:
     ):
         with pytest.raises(error, match=message):
             iterate(**given)
+
+
+def test_one_layer_and_batches_that_run_out() -> None:
+    """Every step ranks anew, and has modules of its own."""
+    result = iterate(ignored_layers="second", dataloader=iter([(X, Y)]), criterion="taylor", filters=2)
+    assert [step.widths["first"] for step in result.steps] == [4, 2]
+    assert [step.widths["second"] for step in result.steps] == [8, 8]
 
 
 def test_two_cuts_at_once_are_the_two_cuts() -> None:

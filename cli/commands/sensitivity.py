@@ -109,6 +109,7 @@ def run(options: dict[str, Any]) -> None:
     check_outputs([options["csv_file"]], [options["model"]], plots=[options["plot"]], folder=folder)
     check_folder(folder, resume=options["resume"])
     import surgeon
+    from surgeon.files import LOCK
     from surgeon.sweeps.judging import FILE
 
     from ..judging import judges
@@ -144,7 +145,8 @@ def run(options: dict[str, Any]) -> None:
     if options["as_json"]:
         emit_json({"model": subject.name, "weights": subject.weights, "images": images.note, **found.to_dict()})
     _show(subject.name, found, images.note, options["drop"])
-    (folder / FILE).unlink(missing_ok=True)  # until all is told, --resume can tell it
+    for name in (FILE, LOCK):  # until all is told, --resume can tell it
+        (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it isn't empty
         folder.rmdir()
 

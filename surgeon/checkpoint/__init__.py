@@ -34,13 +34,13 @@ from surgeon.jsontext import dump_json, read_json
 from surgeon.planning import Plan
 from surgeon.report import tensor_bytes
 from surgeon.rewriting import rewrite
-from surgeon.tracing import Inputs
+from surgeon.tracing import Inputs, unwrap
 
 _log = logging.getLogger("surgeon")
 
 __all__ = [
     "FORMAT", "Header", "build_origin", "check_origin", "is_followed", "load", "load_dense", "read_header", "save",
-    "write_beside", "write_tensors",
+    "write_tensors",
 ]  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def save(
     OSError
         If the file can't be written (no such folder, no space, no permission).
     """
+    model = unwrap(model)  # load() makes the model itself, whose class and names these are
     graph = describe(model) if isinstance(model, fx.GraphModule) else None
     tensors, aliases = distinct(state_of(model) | (kept_outside(model) if graph else {}))
     header = {

@@ -15,16 +15,21 @@ from surgeon.channels import ChannelGraph
 from surgeon.criteria import table  # noqa: F401  # it fills CRITERIA
 from surgeon.criteria.filters import channel_bytes, channel_macs
 from surgeon.criteria.gates import GatedModel
-from surgeon.criteria.gradients import Floats, ForwardLoss, Gradients, Statistic, default_forward_loss, means
+from surgeon.criteria.gradients import (
+    Floats,
+    ForwardLoss,
+    Gradients,
+    Statistic,
+    check_losses,
+    default_forward_loss,
+    means,
+)
 from surgeon.criteria.pieces import check_micro_batch
 from surgeon.criteria.registry import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
 from surgeon.exclusive import alone
-from surgeon.processes import kept, same, together
+from surgeon.processes import repeatable, same, together
 from surgeon.tracing import outside_inference_mode
-
-#: Criteria that go through the batches themselves, apart from the pass that the others share.
-_REREADING = ("obs", "obs-mac", "auto")
 
 __all__ = [
     "CRITERIA", "Criterion", "GatedModel", "Gradients", "Request", "Scores", "Statistic", "channel_bytes",
@@ -95,6 +100,7 @@ def score(
     macs_weight: float = 0.0,
     micro_batch: int | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    inputs_of: Callable[[Any], Any] | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores:
@@ -121,6 +127,9 @@ def score(
     weights:
         The weights by name, for a model on the meta device, which has none; each is read when it is its turn. For
         criteria that look at weights alone.
+    inputs_of:
+        What the model takes of a batch, where that isn't the batch itself or the first part of ``(inputs, targets)``:
+        for criteria that look at no targets.
 
     Raises
     ------
@@ -131,8 +140,8 @@ def score(
     """
     found = score_all(
         graph, [criterion], dataloader, loss_fn,
-        forward_loss=forward_loss, macs_weight=macs_weight, micro_batch=micro_batch, weights=weights, seed=seed,
-        progress=progress,
+        forward_loss=forward_loss, macs_weight=macs_weight, micro_batch=micro_batch, weights=weights,
+        inputs_of=inputs_of, seed=seed, progress=progress,
     )  # fmt: skip
     (scores,) = found.values()
     return scores
@@ -151,6 +160,7 @@ def score_all(
     macs_weight: float = 0.0,
     micro_batch: int | None = None,
     weights: Mapping[str, Tensor] | None = None,
+    inputs_of: Callable[[Any], Any] | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Scores]:
@@ -164,12 +174,13 @@ def score_all(
         If a criterion needs data and gets none, or the loss is not finite.
     """
     chosen = _find_all(criteria)
+    check_losses(loss_fn, forward_loss)
     check_micro_batch(micro_batch)
-    if isinstance(dataloader, Iterator) and any(name in chosen for name in _REREADING):
-        dataloader = kept(dataloader)
+    if dataloader is not None and any(entry.reads_batches for entry in chosen.values()):
+        dataloader = repeatable(dataloader)
     request = Request(
-        graph, dataloader, forward_loss or default_forward_loss(loss_fn), seed, progress or (lambda *_: None),
-        micro_batch=micro_batch, weights=weights,
+        graph, dataloader, forward_loss or default_forward_loss(loss_fn, graph.trace.inputs, inputs_of), seed,
+        progress or (lambda *_: None), micro_batch=micro_batch, weights=weights, inputs_of=inputs_of,
     )  # fmt: skip
     statistics = dict.fromkeys(statistic for entry in chosen.values() for statistic in entry.statistics)
     missing = [name for name, entry in chosen.items() if entry.needs_data]

@@ -8,7 +8,7 @@ add or squeeze-excite). A depth-wise convolution passes its channel on and is no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from surgeon.channels import Labels, Structure, label
 from surgeon.channels.structure import Ints
 from surgeon.rules import Plane, Summed
-from surgeon.tracing import Inputs, Replay, Trace, plain_call, record
+from surgeon.tracing import Inputs, Recent, Replay, Trace, plain_call, record
 
 
 class _Tap(torch.autograd.Function):
@@ -64,7 +64,7 @@ class GatedModel(nn.Module):
         super().__init__()
         self._structure = structure
         self._inner = [model]  # in a list: the model is not a child, its mode and hooks are its own business
-        self._recordings: dict[Any, tuple[Trace, Labels, Ints]] = {}
+        self._recordings: Recent[tuple[Trace, Labels, Ints]] = Recent()
         self.gates = torch.zeros(0, structure.count, dtype=torch.float64)
         self.reached = torch.zeros(structure.count, dtype=torch.bool)
         tensors = structure.labels.trace.tensors
@@ -97,15 +97,23 @@ class GatedModel(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_inner"][0], name)
 
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Those of the model: a loss function may ask for its device."""
+        return self._inner[0].named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """Those of the model."""
+        return self._inner[0].named_buffers(*args, **kwargs)
+
     def _recording(self, inputs: Inputs) -> tuple[Trace, Labels, Ints]:
-        """One recording per set of input shapes, as long as the data doesn't steer the forward, and its channels."""
+        """One recording for each of the last shapes, as long as the data doesn't steer the forward; its channels."""
         found = self._recordings.get(inputs.key)
         if found is None:
             trace = record(self._inner[0], inputs)
             labels = label(trace, examples=True)
             found = trace, labels, _channels(self._structure, labels)
             if trace.reusable:
-                self._recordings[inputs.key] = found
+                self._recordings.keep(inputs.key, found)
         return found
 
     def _tap(self, value: Tensor, channel: Ints, examples: list[Plane]) -> Tensor:

@@ -6,7 +6,7 @@ every statistic in turn, so a further criterion costs no further pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from surgeon.channels import ChannelGraph
 from surgeon.criteria.filters import filters, producing, total
 from surgeon.criteria.gates import GatedModel
 from surgeon.criteria.pieces import pieces
-from surgeon.errors import ScoreError
-from surgeon.processes import count, seed_of, share
+from surgeon.errors import ScoreError, SurgeonError
+from surgeon.processes import count, length, seed_of, share
 from surgeon.processes import total as total_of_all
 from surgeon.tracing import Inputs
 
@@ -115,7 +115,7 @@ def _passes(
     micro_batch: int | None,
 ) -> Iterator[Gradients]:  # fmt: skip
     """The gradients of each batch in turn; of this process's."""
-    length = len(batches) if isinstance(batches, Sized) else 0
+    size = length(batches) or 0
     for index, batch in share(batches):
         gates = []
         for piece in pieces(batch, micro_batch):
@@ -124,7 +124,7 @@ def _passes(
             (loss.sum() if loss.ndim else loss * len(gated.gates)).backward()  # type: ignore[no-untyped-call]
             gates.append(gated.gates)
         yield Gradients(torch.cat(gates), _times_weights(graph, gated.leaves))
-        progress("score", min(index + count(), length) if length else index + 1, length)
+        progress("score", min(index + count(), size) if size else index + 1, size)
 
 
 def _times_weights(graph: ChannelGraph, leaves: Mapping[str, Tensor]) -> Tensor:
@@ -154,8 +154,25 @@ def _check(loss: Any, number: int) -> None:
         raise ScoreError(f"the loss of batch {number} doesn't depend on the model's outputs")
 
 
-def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None) -> ForwardLoss:
-    """The loss of a batch ``(inputs, targets)``; cross entropy per example where no loss is given."""
+def check_losses(loss_fn: Any, forward_loss: Any, error: type[SurgeonError] = ScoreError) -> None:
+    """Refuse two losses where one of them would go without effect.
+
+    Raises
+    ------
+    ScoreError
+        If both are given; or another `error`.
+    """
+    if loss_fn is not None and forward_loss is not None:
+        raise error("loss_fn and forward_loss exclude each other: give one")
+
+
+def default_forward_loss(
+    loss_fn: Callable[[Any, Any], Tensor] | None, like: Inputs, inputs_of: Callable[[Any], Any] | None = None
+) -> ForwardLoss:
+    """The loss of a batch ``(inputs, targets)``; cross entropy per example where no loss is given.
+
+    `like`: what the model takes; `inputs_of`: how it is got of a batch, if not as its first part.
+    """
 
     def forward_loss(model: nn.Module, batch: Any) -> Tensor:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
@@ -164,8 +181,9 @@ def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None) -> Forwar
                 "or pass forward_loss(model, batch) for other batches"
             )
         given, targets = batch
-        device = next((p.device for p in model._inner[0].parameters()), torch.device("cpu"))  # type: ignore[index, union-attr]
-        inputs = Inputs.of(tuple(given) if isinstance(given, list) else given).map(_trackable).to(device)
+        device = _device_of(model)
+        inputs = Inputs.taken(given, like) if inputs_of is None else Inputs.of(inputs_of(batch))
+        inputs = inputs.map(_trackable).to(device)
         outputs = model(*inputs.args, **inputs.kwargs)
         targets = _trackable(targets).to(device) if isinstance(targets, Tensor) else targets
         return (loss_fn or _cross_entropy)(outputs, targets)
@@ -173,22 +191,26 @@ def default_forward_loss(loss_fn: Callable[[Any, Any], Tensor] | None) -> Forwar
     return forward_loss
 
 
-def has_targets(batch: Any) -> bool:
-    """Whether :func:`default_forward_loss` takes it: ``(inputs, targets)``."""
-    return isinstance(batch, tuple | list) and len(batch) == 2 and batch[1] is not None
+def has_targets(batch: Any, like: Inputs) -> bool:
+    """Whether :func:`default_forward_loss` takes it: ``(inputs, targets)`` of a model that takes `like`."""
+    return like.has_targets_in(batch) and batch[1] is not None
 
 
-def expected_loss(like: Inputs, seed: int) -> ForwardLoss:
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def expected_loss(like: Inputs, seed: int, inputs_of: Callable[[Any], Any] | None = None) -> ForwardLoss:
     """Cross entropy of labels drawn from what the model itself says, so that its mean square is Fisher's information.
 
-    For batches without targets; `like` says what the model takes of them. What is drawn for an example depends on
-    `seed` and its own numbers, not on those beside it in the batch.
+    For batches without targets; `like` and `inputs_of` say what the model takes of them. What is drawn for an example
+    depends on `seed` and its own numbers, not on those beside it in the batch.
     """
 
     def forward_loss(model: nn.Module, batch: Any) -> Tensor:
-        device = next((p.device for p in model._inner[0].parameters()), torch.device("cpu"))  # type: ignore[index, union-attr]
-        inputs = Inputs.from_batch(batch, like).map(_trackable).to(device)
-        scores = _class_scores(model(*inputs.args, **inputs.kwargs))
+        device = _device_of(model)
+        inputs = Inputs.from_batch(batch, like, inputs_of).map(_trackable).to(device)
+        scores = class_scores(model(*inputs.args, **inputs.kwargs))
         chances = scores.detach().float().softmax(1).movedim(1, -1)
         return _cross_entropy(scores, _drawn(chances.cpu(), inputs, seed).to(device))
 
@@ -212,20 +234,28 @@ def _trackable(tensor: Tensor) -> Tensor:
 
 
 def _cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    outputs = _class_scores(outputs)
+    outputs = class_scores(outputs)
     half = outputs.dtype in (torch.float16, torch.bfloat16)
     losses = F.cross_entropy(outputs.float() if half else outputs, targets, reduction="none")
     return losses.flatten(1).mean(1) if losses.ndim > 1 else losses
 
 
-def _class_scores(outputs: Any) -> Tensor:
-    """The tensor ``(N, classes, ...)`` of a model's outputs."""
-    if isinstance(outputs, dict):
-        outputs = outputs.get("out", next(iter(outputs.values())))
-    elif isinstance(outputs, tuple | list):
+def class_scores(outputs: Any) -> Tensor:
+    """The class scores ``(N, classes, ...)`` among a model's outputs: those called "out" or "logits", else the first.
+
+    Raises
+    ------
+    ScoreError
+        If there are none.
+    """
+    if isinstance(outputs, Mapping):
+        outputs = outputs.get("out", outputs.get("logits", next(iter(outputs.values()), None)))
+    elif isinstance(outputs, tuple | list) and outputs:
         outputs = outputs[0]
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ScoreError(
-            "cross entropy needs class scores (N, classes, ...); pass loss_fn or forward_loss for this model"
+            f"cross entropy and distillation need class scores (N, classes, ...), the model gave {came}; "
+            "pass loss_fn or forward_loss for this model"
         )
     return outputs

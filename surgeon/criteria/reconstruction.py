@@ -7,26 +7,21 @@ weights at once as in Frantar & Alistarh 2022, arXiv 2208.11580, section 4.2). N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Ints
-from surgeon.criteria.pieces import pieces
-from surgeon.errors import ScoreError
-from surgeon.processes import gathered, seed_of, share, total
-from surgeon.products import Product, find_products
-from surgeon.tracing import Inputs, Replay, Trace, Unfinished, plain_call, record
+from surgeon.criteria.collecting import collect, taken_together
+from surgeon.products import Moments, Product
 
 Floats = NDArray[np.float64]
-#: Rows of inputs per reader, and inputs beyond which the places of a channel are taken together (behind a flatten).
-_MOST_ROWS, _MOST_INPUTS = 60_000, 6_000
 _RIDGE = 1e-3
 #: Outputs whose variance is a smaller part of their mean square are constant.
 _LEAST_VARIANCE = 1e-12
@@ -51,6 +46,10 @@ class Reader:
     channel: Ints
     inverse: Tensor
     weight: Tensor
+
+    def copy(self) -> Reader:
+        """One that can be taken apart by itself."""
+        return Reader(self.channel, self.inverse.clone(), self.weight.clone())
 
     def costs(self, alive: Ints) -> Floats:
         """What the removal of each of these channels would add to the error."""
@@ -79,22 +78,39 @@ class Reader:
         self.inverse[gone, gone] = 1
 
 
-def removal_costs(graph: ChannelGraph, batches: Iterable[Any], micro_batch: int | None = None) -> Floats:
+def removal_costs(
+    graph: ChannelGraph,
+    batches: Iterable[Any],
+    micro_batch: int | None = None,
+    inputs_of: Callable[[Any], Any] | None = None,
+) -> Floats:
     """The cost of each channel at the time when it is the least costly one left, summed over its readers.
 
     Within a bundle they go greedily, cheapest first, so the costs rise. Channels that no product with a weight reads
     (queries and keys, heads that only train mode runs) get the median of the others: nothing is known of them.
     """
-    readers = read_moments(graph, batches, micro_batch)
-    found = np.zeros(graph.structure.count)
-    for bundle in graph.bundles:
-        numbers = np.concatenate([group.numbers for group in bundle.groups])
-        own = [reader for reader in readers if np.isin(reader.channel, numbers).any()]
-        _take_apart([Reader(r.channel, r.inverse.clone(), r.weight.clone()) for r in own], numbers, found)
+    known = collect(graph, batches, micro_batch, inputs_of)
+    readers: list[Reader] = []
+    while known:  # the moments of one reader at a time are held beside what is made of them
+        readers += _readers(graph, *known.pop(next(iter(known))))
     read = np.isin(graph.removable, np.concatenate([reader.channel for reader in readers]))
+    found = np.zeros(graph.structure.count)
+    bundles = [np.concatenate([group.numbers for group in bundle.groups]) for bundle in graph.bundles]
+    needed = [_bundles_of(reader, bundles, graph.structure.count) for reader in readers]
+    for index, numbers in enumerate(bundles):
+        own = [(reader, index == max(of)) for reader, of in zip(readers, needed, strict=True) if index in of]
+        _take_apart([reader if last else reader.copy() for reader, last in own], numbers, found)
     if read.any():
         found[graph.removable[~read]] = np.median(found[graph.removable[read]])
     return found
+
+
+def _bundles_of(reader: Reader, bundles: Sequence[Ints], count: int) -> set[int]:
+    """Which bundles a reader reads."""
+    bundle = np.full(count + 1, -1)  # the last one is that of inputs that are no channel
+    for index, numbers in enumerate(bundles):
+        bundle[numbers] = index
+    return set(bundle[reader.channel].tolist()) - {-1}
 
 
 def _take_apart(readers: Sequence[Reader], numbers: Ints, found: Floats) -> None:
@@ -110,155 +126,22 @@ def _take_apart(readers: Sequence[Reader], numbers: Ints, found: Floats) -> None
         alive = np.delete(alive, order)
 
 
-class _Moments:
-    """Running sums of one product's inputs."""
-
-    @classmethod
-    def of(cls, product: Product) -> _Moments:
-        """Of none of its inputs yet."""
-        groups, inputs, _ = product.form.matrix(product.weight.index).shape
-        return cls(groups, inputs if inputs <= _MOST_INPUTS else inputs // _pooled(inputs))
-
-    def __init__(self, groups: int, inputs: int) -> None:
-        self.count = 0
-        self.total = torch.zeros(groups, inputs, dtype=torch.float64)
-        self.products = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
-
-    def add(self, rows: Tensor) -> None:
-        """Rows ``(groups, rows, inputs)``."""
-        rows = rows.double()
-        self.count += rows.shape[1]
-        self.total = self.total.to(rows.device) + rows.sum(1)
-        self.products = self.products.to(rows.device).add_(rows.mT @ rows)
-
-    def over_processes(self) -> None:
-        """Those of all processes."""
-        count, self.total, self.products = total(torch.tensor([self.count]), self.total, self.products)
-        self.count = int(count)
-
-    def covariance(self) -> Tensor:
-        """``(groups, inputs, inputs)``."""
-        mean = self.total / self.count
-        found: Tensor = self.products / self.count - torch.einsum("gi,gj->gij", mean, mean)
-        return found
-
-
-#: A product, and the moments of what it is given.
-Entry = tuple[Product, _Moments]
-
-
-def read_moments(graph: ChannelGraph, batches: Iterable[Any], micro_batch: int | None = None) -> list[Reader]:
-    """Run the model on all batches and read the moments of every product's inputs.
-
-    Of several processes each runs its share; no more than `micro_batch` examples are run at once.
-
-    Raises
-    ------
-    ScoreError
-        If there is no batch.
-    """
-    known: dict[tuple[str, bytes], Entry] = {}
-    recordings: dict[Any, tuple[Trace, dict[fx.Node, Product]]] = {}
-    for index, batch in share(batches):
-        for number, piece in enumerate(pieces(batch, micro_batch)):
-            _read(graph, piece, recordings, known, torch.Generator().manual_seed(seed_of(index, number)))
-    _over_processes(graph, known)
-    if not known:
-        raise ScoreError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
-    return [reader for product, moments in known.values() for reader in _readers(graph, product, moments)]
-
-
-def _over_processes(graph: ChannelGraph, known: dict[tuple[str, bytes], Entry]) -> None:
-    """The moments of all processes' batches; one that had none of its own takes part with nothing."""
-    own = _by_name(known)
-    names = list(dict.fromkeys(name for listed in gathered(list(own)) for name in listed))
-    if len(names) > len(own):  # the example's layers stand for those of the batches
-        products = [product for product in find_products(graph.trace) if _reads(product)]
-        own = _by_name({product.key: (product, _Moments.of(product)) for product in products}) | own
-    known.clear()
-    for name in names:
-        if name not in own:
-            raise ScoreError(f"the batches of another process run {name}, which those of this one don't")
-        product, moments = own[name]
-        moments.over_processes()
-        known[product.key] = product, moments
-
-
-def _by_name(known: Mapping[Any, Entry]) -> dict[str, Entry]:
-    """By the names of the weights; parts of one in the order in which they are read."""
-    found: dict[str, Entry] = {}
-    for (weight, _), entry in known.items():
-        number = sum(name.rpartition("#")[0] == weight for name in found)
-        found[f"{weight}#{number}"] = entry
-    return found
-
-
-def _read(
-    graph: ChannelGraph, batch: Any, recordings: dict[Any, tuple[Trace, dict[fx.Node, Product]]],
-    known: dict[tuple[str, bytes], Entry], generator: torch.Generator,
-) -> None:  # fmt: skip
-    device = next((p.device for p in graph.trace.model.parameters()), torch.device("cpu"))
-    inputs = Inputs.from_batch(batch, graph.trace.inputs).to(device)
-    known_for = recordings.get(inputs.key)
-    if known_for is None:
-        try:
-            trace = record(graph.trace.model, inputs)
-        except Unfinished as stop:
-            raise ScoreError(
-                f"the model's forward rejects a batch of the dataloader: {stop.__cause__}; pass batches of what it "
-                "takes, or (inputs, targets)"
-            ) from stop.__cause__
-        known_for = trace, {product.node: product for product in find_products(trace) if _reads(product)}
-        if trace.reusable:
-            recordings[inputs.key] = known_for
-    trace, products = known_for
-
-    def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        value = plain_call(node, args, kwargs)
-        if node in products:
-            product = products[node]
-            moments = known.setdefault(product.key, (product, _Moments.of(product)))[1]
-            moments.add(_rows(product, args[node.args.index(product.operand)], value, generator))
-        return value
-
-    with torch.no_grad():
-        Replay(trace, call=call).forward(inputs)
-
-
-def _reads(product: Product) -> bool:
-    """Whether it sums over channels: a depth-wise convolution passes each on."""
-    groups, inputs, _ = product.form.matrix(product.weight.index).shape
-    return groups == 1 or inputs > int(np.prod(getattr(product.form, "kernel", ())))
-
-
-def _rows(product: Product, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    count, inputs = product.form.count(y), product.form.matrix(product.weight.index).shape[1]
-    quota = max(_MOST_ROWS // 4, 2 * inputs)
-    chosen = torch.randperm(count, generator=generator)[:quota] if count > quota else torch.arange(count)
-    rows = product.form.inputs(x, chosen.to(x.device))
-    return rows if inputs <= _MOST_INPUTS else rows.view(*rows.shape[:2], -1, _pooled(inputs)).mean(3)
-
-
-def _pooled(inputs: int) -> int:
-    """How many neighbouring inputs are taken together."""
-    return next(size for size in range(2, inputs + 1) if inputs % size == 0 and inputs // size <= _MOST_INPUTS)
-
-
-def _readers(graph: ChannelGraph, product: Product, moments: _Moments) -> list[Reader]:
+def _readers(graph: ChannelGraph, product: Product, moments: Moments) -> list[Reader]:
+    assert moments.means is not None
+    assert moments.products is not None
     matrix = product.form.matrix(product.weight.of(graph.trace.tensors)).detach().double()
     channel = _channels(graph, product)
-    if matrix.shape[1] > _MOST_INPUTS:
-        size = _pooled(matrix.shape[1])
-        matrix, channel = matrix.reshape(len(matrix), -1, size, matrix.shape[2]).sum(2), channel[:, ::size]
+    size = taken_together(matrix.shape[1])
+    matrix, channel = matrix.reshape(len(matrix), -1, size, matrix.shape[2]).sum(2), channel[:, ::size]
     found = []
-    means = moments.total / moments.count
-    for own, mean, covariance, weight in zip(channel, means, moments.covariance(), matrix, strict=True):
+    covariances = moments.products[0].div_(moments.count)
+    for own, mean, covariance, weight in zip(channel, moments.means[0], covariances, matrix, strict=True):
         variance = torch.einsum("io,ij,jo->", weight, covariance, weight)
-        ridge = _RIDGE * covariance.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
-        eye = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)
-        size = variance + (mean @ weight).square().sum()
-        scale = variance.rsqrt() if variance > _LEAST_VARIANCE * size else variance * 0  # constant but for rounding
-        found.append(Reader(own, torch.linalg.inv(covariance + ridge * eye), weight * scale))
+        diagonal = covariance.diagonal()
+        diagonal += _RIDGE * diagonal.mean().clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+        whole = variance + (mean @ weight).square().sum()
+        scale = variance.rsqrt() if variance > _LEAST_VARIANCE * whole else variance * 0  # constant but for rounding
+        found.append(Reader(own, torch.linalg.inv(covariance), weight * scale))
     return found
 
 

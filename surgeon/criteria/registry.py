@@ -37,6 +37,8 @@ class Request:
         How many examples may be run at once; None: whole batches.
     weights:
         Stand in for the model's own, where it has none (on the meta device); each is read when it is asked for.
+    inputs_of:
+        What the model takes of a batch, where that isn't the batch itself or its first part.
     """
 
     graph: ChannelGraph
@@ -47,6 +49,7 @@ class Request:
     means: Mapping[Statistic, Floats] = field(default_factory=dict)
     micro_batch: int | None = None
     weights: Mapping[str, Tensor] | None = None
+    inputs_of: Callable[[Any], Any] | None = None
 
 
 # ---------------------------------------------------------------- normalisation across groups
@@ -77,6 +80,8 @@ class Criterion:
         Gives one number per channel.
     needs_data:
         Whether it can do without batches.
+    reads_batches:
+        Whether it goes through :attr:`Request.batches` itself, apart from the pass that all share.
     statistics:
         What it wants summed over the data; criteria that are asked for together share one pass.
     normaliser:
@@ -87,6 +92,7 @@ class Criterion:
     needs_data: bool
     statistics: Sequence[Statistic] = ()
     normaliser: Callable[[Floats], Floats] = unit_norm
+    reads_batches: bool = True
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -98,12 +104,16 @@ def criterion(
     needs_data: bool = False,
     normaliser: Callable[[Floats], Floats] = unit_norm,
 ) -> Callable[[Callable[[Request], Floats]], Callable[[Request], Floats]]:
-    """Enter a criterion into the table; one that names statistics needs data."""
+    """Enter a criterion into the table; one that names statistics needs data.
+
+    `needs_data`: it goes through the batches itself.
+    """
 
     def enter(function: Callable[[Request], Floats]) -> Callable[[Request], Floats]:
         if name in CRITERIA:
             raise ValueError(f"two criteria called {name!r}")
-        CRITERIA[name] = Criterion(function, needs_data or bool(statistics), statistics, normaliser)
+        needed = needs_data or bool(statistics)
+        CRITERIA[name] = Criterion(function, needed, statistics, normaliser, reads_batches=needs_data)
         return function
 
     return enter

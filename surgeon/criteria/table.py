@@ -210,7 +210,7 @@ def mixture(graph: ChannelGraph, removal: Floats, squares: Floats, power: float)
 
 def _reconstruction(request: Request) -> Floats:
     assert request.batches is not None
-    return removal_costs(request.graph, request.batches, request.micro_batch)
+    return removal_costs(request.graph, request.batches, request.micro_batch, request.inputs_of)
 
 
 # ---------------------------------------------------------------- the control

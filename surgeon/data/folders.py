@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from surgeon.data.pixels import check_range
 from surgeon.errors import InputError
 
-__all__ = ["SUFFIXES", "check_images", "scan", "told"]
+__all__ = ["SUFFIXES", "check_images", "is_hidden", "scan", "told"]
 
 #: What counts as an image.
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"})
@@ -19,6 +19,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", 
 
 def scan(path: Path) -> dict[str, list[Path]]:
     """Image files of ``DIR/CLASS/*.jpg`` by class, sorted; those of ``DIR/*.jpg`` under the class "".
+
+    Hidden files and folders, such as a notebook's or a file manager's copies, are passed over at every depth.
 
     Raises
     ------
@@ -29,14 +31,15 @@ def scan(path: Path) -> dict[str, list[Path]]:
         raise InputError(f"{path}: no such folder")
     if not path.is_dir():
         raise InputError(f"{path}: not a folder; expected DIR/CLASS/*.jpg or DIR/*.jpg")
-    found = {entry.name: _images(entry) for entry in sorted(path.iterdir()) if entry.is_dir()}
-    empty = [name for name, files in found.items() if not files and not name.startswith(".")]
+    entries = sorted(entry for entry in path.iterdir() if not is_hidden(entry.name))
+    found = {entry.name: _images(entry) for entry in entries if entry.is_dir()}
+    empty = [name for name, files in found.items() if not files]
     found = {name: files for name, files in found.items() if files}
     if found and empty:  # without it the classes behind it would have other labels
         raise InputError(f"{path / empty[0]}: a class folder without images; fill it, or remove it")
     if len(found) > 1:
         return found
-    own = sorted(entry for entry in path.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES)
+    own = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
     if own and not found:
         return {"": own}
     if not found:
@@ -48,11 +51,18 @@ def scan(path: Path) -> dict[str, list[Path]]:
     )
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's images."""
+    return name.startswith(".")
+
+
 def _images(path: Path) -> list[Path]:
-    walk = os.walk(path, followlinks=True)
-    return sorted(
-        Path(where) / name for where, _, names in walk for name in names if Path(name).suffix.lower() in SUFFIXES
-    )
+    found: list[Path] = []
+    for where, folders, names in os.walk(path, followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]  # what is left here is walked next
+        shown = (name for name in names if not is_hidden(name))
+        found += [Path(where) / name for name in shown if Path(name).suffix.lower() in SUFFIXES]
+    return sorted(found)
 
 
 def check_images(paths: Sequence[Path]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from surgeon.data.cifar import CIFAR, read
 from surgeon.data.digits import read_digits
-from surgeon.data.folders import check_images, scan
+from surgeon.data.folders import check_images, is_hidden, scan
 from surgeon.data.preprocess import Preprocess, read_pixels
 from surgeon.errors import InputError
 
@@ -206,7 +206,7 @@ def _part(path: Path, names: Sequence[str]) -> Path | None:
 
 
 def _has_folders(path: Path) -> bool:
-    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+    return path.is_dir() and any(entry.is_dir() and not is_hidden(entry.name) for entry in path.iterdir())
 
 
 def _split(place: Path, files: Mapping[str, Sequence[Path]], classes: tuple[str, ...]) -> Split:

@@ -59,7 +59,8 @@ def compare(
         the plain ones of `tuning` and `options` (JSON-able, see :func:`surgeon.prune_and_tune`): a folder of something
         else is refused. A grid can be made larger later on.
     tuning, options:
-        As in :func:`surgeon.prune_and_tune`, for every cell. Without ``lr``, ``"scratch"`` trains by SGD at 0.1, ten
+        As in :func:`surgeon.prune_and_tune`, for every cell, but for what the grid says; a network that starts from new
+        weights has nothing to carry, to heal or to rewind. Without ``lr``, ``"scratch"`` trains by SGD at 0.1, ten
         times the rate at which trained weights go on.
     on_cell:
         Called with every cell when it is finished.
@@ -83,7 +84,12 @@ def compare(
     )  # fmt: skip
     keys = list(dict.fromkeys(experiment.keys()))
     check_cells(module, example_inputs, keys, run.tuning, options)
+    for name in ("dataloader", "calibration"):  # every cell goes through them
+        if options.get(name) is not None:
+            options[name] = processes.repeatable(options[name])
     asked = plain({**options, **(tuning or {})}) | {"weights": processes.fingerprint(named_tensors(module))}
+    if options.get("rewind") is not None:
+        asked["rewind"] = processes.fingerprint(named_tensors(options["rewind"]))
     store = Store(folder, Asked.of(asked, about))
     with locked(directory):
         done = store.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,15 +13,21 @@ from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.criteria import score
 from surgeon.errors import BudgetError, TuningError
 from surgeon.experiments.grid import DENSE, ONE_SHOT, SCRATCH, Key
-from surgeon.experiments.running import renew
+from surgeon.experiments.running import OF_STEPS, renew
 from surgeon.planning import make_plan
 from surgeon.planning.steps import goals_of, remaining
+from surgeon.pruning import prune
 from surgeon.report import sizes
 from surgeon.tracing import Inputs, copied, trace
 from surgeon.tuning.order import own_randomness
 
 __all__ = ["check_cells"]
 
+#: Options of :func:`surgeon.prune` that every cell has from the grid, or that only one cut can have.
+_OF_THE_GRID = {
+    "model", "example_inputs", "filters", "ratio", "max_macs", "max_params", "max_activations", "max_latency",
+    "criterion", "steps", "schedule", "seed", "progress", "inplace", "as_graph",
+}  # fmt: skip
 #: Options of :func:`surgeon.prune` on which it depends what can go.
 _PLANNING = ("scope", "round_to", "min_channels", "ignored_layers", "units")
 
@@ -33,10 +40,12 @@ def check_cells(
     Raises
     ------
     TuningError
-        If a rate for each step is given and a cell has another number of them, or a layer can't start anew.
+        If there is no such option, a rate for each step is given and a cell has another number of them, or a layer
+        can't start anew.
     BudgetError
         For a malformed budget, and one that is out of reach.
     """
+    _check_names(options)
     cells = list(keys)
     _check_rates(cells, tuning.get("lr"))
     if any(key.schedule == SCRATCH for key in cells):
@@ -45,6 +54,15 @@ def check_cells(
     planning = {name: options[name] for name in _PLANNING if name in options}
     for budget, schedule, steps in dict.fromkeys((k.budget, k.schedule, k.steps) for k in cells if k.budget):
         _check_budget(graph, dict(budget), schedule, steps, planning)
+
+
+def _check_names(options: Iterable[str]) -> None:
+    known = {*inspect.signature(prune).parameters, *OF_STEPS} - _OF_THE_GRID
+    if unknown := [name for name in options if name not in known]:
+        raise TuningError(
+            f"compare has no option {unknown[0]!r}, or the grid says it; beside its own it takes: "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def _check_rates(cells: Iterable[Key], rates: Any) -> None:

@@ -23,9 +23,11 @@ from surgeon.tuning import evaluate, tune
 from surgeon.tuning.optimizers import FROM_SCRATCH
 from surgeon.tuning.order import own_randomness
 
-__all__ = ["Runner", "renew"]
+__all__ = ["OF_STEPS", "Runner", "renew"]
 
 _ROUNDS = 10
+#: Options that :func:`surgeon.prune_and_tune` has beside those of :func:`surgeon.prune`.
+OF_STEPS = ("after_cut", "carry_optimizer", "rewind", "origin", "on_step")
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Runner:
     def _anew(self, key: Key) -> nn.Module:
         """What one cut leaves, with new weights."""
         options = {"dataloader": self.train_loader, **self.options}
+        options = {name: value for name, value in options.items() if name not in OF_STEPS}
         device = next((p.device for p in self.dense.parameters()), torch.device("cpu"))
         with own_randomness(device):
             torch.manual_seed(key.seed)

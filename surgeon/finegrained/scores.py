@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.criteria.gradients import ForwardLoss
+from surgeon.criteria.gradients import ForwardLoss, check_losses
 from surgeon.errors import ScoreError, SelectionError
 from surgeon.finegrained.layers import Weight
 from surgeon.tracing import in_mode
@@ -26,6 +26,9 @@ class Data:
     batches: Iterable[Any] | None = None
     loss_fn: Callable[[Any, Any], Tensor] | None = None
     forward_loss: ForwardLoss | None = None
+
+    def __post_init__(self) -> None:
+        check_losses(self.loss_fn, self.forward_loss)
 
 
 def score_weights(model: nn.Module, weights: Sequence[Weight], by: str, data: Data) -> list[Tensor]:

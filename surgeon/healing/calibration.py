@@ -187,18 +187,7 @@ def _fit(dense: nn.Module, small: nn.Module, plan: Plan, inputs: Inputs) -> Fit:
 
 def read_inputs(batch: Any, plan: Plan, inputs_of: Callable[[Any], Any] | None) -> Inputs:
     """What the model takes of a batch."""
-    if inputs_of is not None:
-        return Inputs.of(inputs_of(batch))
-    takes = plan.inputs or {"args": {"list": [None]}, "kwargs": {"dict": {}}}
-    like = Inputs(tuple(map(_container, takes["args"]["list"])), takes["kwargs"]["dict"])
-    return Inputs.from_batch(batch, like)
-
-
-def _container(described: Any) -> Any:
-    """An empty list or tuple for a list or tuple, None for all else."""
-    if not isinstance(described, Mapping) or "list" not in described:
-        return None
-    return () if described.get("tuple") else []
+    return Inputs.from_batch(batch, Inputs.outline(plan.inputs) if plan.inputs else Inputs((None,)), inputs_of)
 
 
 def example_of(plan: Plan, batches: Sequence[tuple[int, Inputs]]) -> Inputs:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from surgeon.healing.moments import Moments
 from surgeon.healing.outlook import Goal
 from surgeon.healing.ridge import Ridge, Tie
 from surgeon.processes import rows_of_all, total
+from surgeon.products import Moments
 
 #: Penalties that are tried, in units of the mean variance of the inputs; the held-out rows choose.
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)

@@ -12,8 +12,9 @@ from torch import nn
 from surgeon.errors import ModelError, TuningError
 from surgeon.files import locked
 from surgeon.iteration.running import AfterCut, OnStep, PrunedAndTuned, Run, graph_of
+from surgeon.planning import names_of_layers, plain_amounts
 from surgeon.planning.steps import BUDGETS, goals_of
-from surgeon.processes import fingerprint, first, start, together
+from surgeon.processes import fingerprint, first, repeatable, start, together
 from surgeon.report import sizes
 from surgeon.tracing import check_model, named_tensors, outside_inference_mode
 from surgeon.tuning.record import Asked, Step, plain
@@ -99,14 +100,14 @@ def prune_and_tune(
     start()
     _check_tuning(steps, tuning or {}, after_cut, rewind)
     module = check_model(model)
-    budget = {name: options.pop(name) for name in BUDGETS if options.get(name) is not None}
+    budget = plain_amounts({name: options.pop(name, None) for name in BUDGETS})
     dense = graph_of(module, example_inputs)
     if rewind is not None:
         _check_rewind(check_model(rewind), module)
     amounts = sizes(dense)
     goals = goals_of(budget, schedule, steps, amounts)
-    options = {"dataloader": train_loader, **options, "ignored_layers": _names(module, options.get("ignored_layers"))}
-    options["units"] = _names(module, options.get("units"))
+    options = {"dataloader": train_loader, **options}
+    options |= {name: names_of_layers(module, options.get(name)) for name in ("ignored_layers", "units")}
     given = {k: options[k] for k in ("loss_fn", "forward_loss") if k in options} | dict(tuning or {})
     asked = {"goals": goals, "epochs": epochs_per_step, "final": final_epochs, "carry": carry_optimizer, "seed": seed}
     asked |= plain({**options, **given}) | {"after_cut": after_cut is not None}
@@ -117,6 +118,9 @@ def prune_and_tune(
         on_step or (lambda *_: None), seed, progress or (lambda *_: None),
     )  # fmt: skip
     with together("pruning and tuning"), locked(directory if first() else None):
+        for name in ("dataloader", "calibration"):  # every step goes through them
+            if run.options.get(name) is not None:
+                run.options[name] = repeatable(run.options[name])
         return run.finish(Asked.of(asked, about), dense)
 
 
@@ -151,9 +155,3 @@ def _check_rewind(early: nn.Module, model: nn.Module) -> None:
 
 def _digest(model: nn.Module) -> str:
     return fingerprint(named_tensors(model))
-
-
-def _names(model: nn.Module, layers: Iterable[nn.Module | str] | None) -> list[nn.Module | str]:
-    """Layers by name: every step has modules of its own."""
-    names = {part: name for name, part in model.named_modules()}
-    return [names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in layers or ()]

@@ -15,20 +15,20 @@ from surgeon.channels.structure import Flags
 from surgeon.cost import Cost, Latency, Place, channel_step, open_table
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
-from surgeon.planning.amounts import seconds_of
+from surgeon.planning.amounts import plain_amounts, seconds_of
 from surgeon.planning.budgets import AMOUNTS, LIMITS, TIME, Problem, choose, given_amounts, reachable, tightest
 from surgeon.planning.moves import Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group, sizes_by_group
 from surgeon.planning.repair import Repair
-from surgeon.planning.selection import channels_in, channels_made_by, select_layers
+from surgeon.planning.selection import channels_in, channels_made_by, names_of_layers, select_layers
 from surgeon.planning.shares import NoSuchWidthError, Shares
 from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
 from surgeon.trial import Misfit
 
 __all__ = [
-    "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_options", "check_reach", "make_plan", "seconds_of",
-    "select_layers", "share_of", "timing_of",
+    "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_options", "check_reach", "make_plan", "names_of_layers",
+    "plain_amounts", "seconds_of", "select_layers", "share_of", "timing_of",
 ]  # fmt: skip
 
 #: The `round_to` that stands for the device's own step.
@@ -101,11 +101,13 @@ def make_plan(
     NothingToCutError
         If nothing can be cut; the message says why, layer by layer.
     """
-    asked = {
+    asked = plain_amounts({
         "filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params,
         "max_activations": max_activations, "max_latency": max_latency,
-    }  # fmt: skip
+    })  # fmt: skip
     _check(scope, round_to, min_channels)
+    if time_goal is not None and round_to != AUTO:
+        raise BudgetError(f"time_goal={time_goal!r} is for round_to='auto', which plans with time")
     clocked = timing_of(graph, asked, round_to, latency)
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)
@@ -127,10 +129,7 @@ def make_plan(
             if not repair.undone():
                 raise
     graph = repair.graph
-    budget: dict[str, Any] = {k: v for k, v in asked.items() if v is not None} | {
-        "scope": scope,
-        "min_channels": min_channels,
-    }
+    budget: dict[str, Any] = {**asked, "scope": scope, "min_channels": min_channels}
     budget |= {"round_to": clocked.step} if clocked.step > 1 else {}
     if clocked.latency is not None:
         budget["predicted_latency"] = {

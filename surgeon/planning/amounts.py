@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from surgeon.errors import BudgetError
 
-__all__ = ["check_filters", "check_ratio", "counted_amount", "seconds_of"]
+__all__ = ["check_filters", "check_ratio", "counted_amount", "plain_amounts", "seconds_of"]
+
+
+def plain_amounts(amounts: Mapping[str, Any]) -> dict[str, Any]:
+    """The amounts that were given, NumPy's numbers (a sweep is often an array of them) as Python's own."""
+    return {name: _plain(amount) for name, amount in amounts.items() if amount is not None}
+
+
+def _plain(amount: Any) -> Any:
+    if isinstance(amount, tuple | list):
+        return tuple(map(_plain, amount))
+    return amount.item() if isinstance(amount, np.generic) else amount
 
 
 def check_filters(name: str, amount: Any) -> None:

@@ -24,9 +24,7 @@ def select_layers(model: nn.Module, wanted: Iterable[Any], option: str = "ignore
     SelectionError
         If a name or glob matches nothing, or a module isn't part of the model.
     """
-    if isinstance(wanted, str | nn.Module):
-        wanted = [wanted]
-    wanted = list(wanted)
+    wanted = _listed(wanted)
     odd = [item for item in wanted if not isinstance(item, str | nn.Module)]
     if odd:
         raise SelectionError(f"{option} holds {odd[0]!r}; expected modules, names or globs")
@@ -38,6 +36,17 @@ def select_layers(model: nn.Module, wanted: Iterable[Any], option: str = "ignore
             raise SelectionError(_nothing(item, list(names), option))
         chosen |= {name for name in names for top in found if name == top or name.startswith(f"{top}.")}
     return chosen
+
+
+def names_of_layers(model: nn.Module, wanted: Iterable[nn.Module | str] | None) -> list[nn.Module | str]:
+    """The same layers by name: graphs, and the models between steps, have modules of their own."""
+    names = {part: name for name, part in named_modules(model)}
+    return [names.get(layer, layer) if isinstance(layer, nn.Module) else layer for layer in _listed(wanted)]
+
+
+def _listed(wanted: Any) -> list[Any]:
+    """One layer stands for a list of it; None for none."""
+    return [wanted] if isinstance(wanted, str | nn.Module) else list(wanted or ())
 
 
 def _matches(item: nn.Module | str, name: str, module: nn.Module) -> bool:

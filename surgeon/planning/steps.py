@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from surgeon.errors import BudgetError
+from surgeon.planning.amounts import check_filters, check_ratio, counted_amount
 
 __all__ = [
     "BUDGETS",
@@ -109,7 +110,7 @@ def shares(schedule: str, final: float, steps: int, initial: float = 0.0) -> tup
         If there is no such schedule, no step, or the shares are not ``0 <= initial <= final < 1``.
     """
     if schedule not in STEPS:
-        raise BudgetError(f"no schedule of steps called {schedule!r}; there are: {', '.join(STEPS)}")
+        raise BudgetError(f"no schedule of shares called {schedule!r}; there are: {', '.join(STEPS)}")
     if type(steps) is not int or steps < 1:
         raise BudgetError(f"steps={steps!r}: expected a positive whole number")
     if not 0 <= initial <= final < 1:
@@ -143,6 +144,7 @@ def targets(name: str, amount: Any, schedule: str | None, steps: int, dense: int
         If an amount is malformed, or the targets of a sequence go back.
     """
     limit = name.startswith("max_")
+    check_schedule(schedule)
     schedule = schedule or (PER_STEP if name == "filters" else "linear")
     if isinstance(amount, tuple | list):
         gone = explicit([_share(name, a, dense) for a in amount])
@@ -152,8 +154,9 @@ def targets(name: str, amount: Any, schedule: str | None, steps: int, dense: int
         gone = shares(schedule, _share(name, amount, dense), steps)
     if name == "ratio":
         return gone
-    # 1e-9: 10 of 100 removed 9 times are 90, although 0.9 * 100 is a hair off in binary
-    return tuple(int(dense * (1 - share) + 1e-9) if limit else int(dense * share + 1e-9) for share in gone)
+    # 10 of 100 removed 9 times are 90, although 0.9 * 100 is a hair off in binary
+    hair = 1e-9 + 1e-15 * dense
+    return tuple(int(dense * (1 - share) + hair) if limit else int(dense * share + hair) for share in gone)
 
 
 def _in_every_step(name: str, amount: Any, steps: int, dense: int) -> tuple[int, ...]:
@@ -211,23 +214,12 @@ def remaining(
 
 def _share(name: str, amount: Any, dense: int) -> float:
     """The share that is gone when a budget is met."""
-    if isinstance(amount, str):
-        try:
-            amount = float(amount.removesuffix("%")) / (100 if amount.endswith("%") else 1)
-        except ValueError:
-            amount = None
-        else:
-            amount = int(amount) if amount > 1 else amount
-    whole = type(amount) is int and amount > 0
-    share = type(amount) is float and 0 < amount <= 1
-    if name == "filters" and whole and amount < dense:
-        return float(amount / dense)
-    if name == "ratio" and share and amount < 1:
+    if name == "ratio":
+        check_ratio(name, amount)
         return float(amount)
-    if name.startswith("max_") and (whole or share):
-        return max(0.0, 1 - float(amount / dense if whole else amount))
-    expected = {"filters": f"a whole number, fewer than the {dense:,} that there are", "ratio": "a share, such as 0.5"}
-    raise BudgetError(f"{name}={amount!r}: expected {expected.get(name, _LIMIT)}")
-
-
-_LIMIT = "a share up to 1 (0.5 or '50%'), or a whole number"
+    if name != "filters":
+        return max(0.0, 1 - counted_amount(name, amount, dense) / dense)
+    check_filters(name, amount)
+    if amount >= dense:
+        raise BudgetError(f"{name}={amount!r}: expected a whole number, fewer than the {dense:,} that there are")
+    return float(amount / dense)

@@ -31,9 +31,24 @@ class Own(Sequence[tuple[int, Item]], Generic[Item]):
         return self._batches[index]
 
 
+def length(batches: Iterable[Any]) -> int | None:
+    """How many batches there are; None where nobody knows: in a generator, or a loader of an endless stream."""
+    if isinstance(batches, Own):
+        return batches.of_all
+    try:
+        return len(batches)  # type: ignore[arg-type]  # what has no length raises, also where there is a __len__
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def kept(batches: Iterable[Any]) -> Own[Any]:
     """The share of this process, to be gone through several times."""
     return batches if isinstance(batches, Own) else Own(share(batches))
+
+
+def repeatable(batches: Iterable[Any]) -> Iterable[Any]:
+    """Batches that can be gone through again: what runs out is kept."""
+    return kept(batches) if isinstance(batches, Iterator) else batches
 
 
 def share(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:

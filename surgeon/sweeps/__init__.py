@@ -13,13 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgeon.channels import channel_graph
-from surgeon.criteria import score
-from surgeon.criteria.gradients import ForwardLoss
+from surgeon.channels import ChannelGraph, channel_graph
+from surgeon.criteria import Request, find_criterion, score
+from surgeon.criteria.gradients import Floats, ForwardLoss
 from surgeon.errors import SelectionError
 from surgeon.exclusive import alone
-from surgeon.sweeps.filters import FilterSweep, tried
-from surgeon.sweeps.judging import Judge
+from surgeon.files import locked
+from surgeon.finegrained.sparsity import find_maskable
+from surgeon.processes import first, together
+from surgeon.sweeps.filters import FilterSweep, swept, tried
+from surgeon.sweeps.judging import Judge, check_any, matching
 from surgeon.sweeps.results import WHOLE, Curve, Point, Sensitivity
 from surgeon.sweeps.weights import sweep_weights
 from surgeon.tracing import Inputs, check_model, copied, outside_inference_mode, trace
@@ -40,7 +43,7 @@ def sensitivity(
     *,
     what: str = "filters",
     ratios: Sequence[float] = RATIOS,
-    criterion: str = "magnitude",
+    criterion: str | Callable[[Request], Floats] = "magnitude",
     dataloader: Iterable[Any] | None = None,
     layers: Iterable[str] = ("*",),
     loss_fn: Callable[[Any, Any], Tensor] | None = None,
@@ -81,26 +84,39 @@ def sensitivity(
         If no channel of the model may go.
     CheckpointError
         If `directory` holds another sweep.
+    BusyError
+        If another run is at work there.
     ScoreError, TuningError
         As :func:`surgeon.score` and :func:`surgeon.tune`.
     """
     module = check_model(model)
     _check(what, ratios)
-    folder = None if directory is None else Path(directory)
-    judge = Judge(loader, Objective(loss_fn, forward_loss), progress or (lambda *_: None), folder)
-    dense = judge(module)
-    chosen = sorted({float(ratio) for ratio in ratios})
-    # The dense model's loss stands for its weights and for the data.
-    judge.goes_on({"what": what, "criterion": criterion, "seed": seed, "loss": f"{dense.loss:.6g}"})
-    if what == "weights":
-        curves = sweep_weights(copied(module, {}), chosen, tuple(layers), judge)
-        return Sensitivity(what, "magnitude", dense, tuple(curves))
-    graph = tried(channel_graph(trace(module, Inputs.of(example_inputs))), seed)
-    scores = score(
-        graph, criterion, loader if dataloader is None else dataloader, loss_fn, forward_loss=forward_loss, seed=seed
-    )
-    sweep = FilterSweep(module, graph, scores, chosen, judge, seed)
-    return Sensitivity(what, scores.criterion, dense, tuple(sweep.curves(tuple(layers))))
+    layers = (layers,) if isinstance(layers, str) else tuple(layers)
+    name, _ = find_criterion(criterion)
+    graph = None if what == "weights" else tried(channel_graph(trace(module, Inputs.of(example_inputs))), seed)
+    _check_layers(module, graph, layers)
+    with together("a sweep"), locked(directory if first() else None):
+        folder = None if directory is None else Path(directory)
+        judge = Judge(loader, Objective(loss_fn, forward_loss), progress or (lambda *_: None), folder)
+        dense = judge(module)
+        chosen = sorted({float(ratio) for ratio in ratios})
+        # The dense model's loss stands for its weights and for the data.
+        judge.goes_on({"what": what, "criterion": name, "seed": seed, "loss": f"{dense.loss:.6g}"})
+        if graph is None:
+            curves = sweep_weights(copied(module, {}), chosen, layers, judge)
+            return Sensitivity(what, "magnitude", dense, tuple(curves))
+        batches = loader if dataloader is None else dataloader
+        scores = score(graph, criterion, batches, loss_fn, forward_loss=forward_loss, seed=seed)
+        sweep = FilterSweep(module, graph, scores, chosen, judge, seed)
+        return Sensitivity(what, scores.criterion, dense, tuple(sweep.curves(layers)))
+
+
+def _check_layers(model: nn.Module, graph: ChannelGraph | None, layers: Sequence[str]) -> None:
+    """Refuse globs that fit nothing before anything is measured."""
+    if graph is not None:
+        check_any(swept(graph, layers), layers)
+    else:
+        check_any([weight for weight in find_maskable(model)[0] if matching([weight.name], layers)], layers)
 
 
 def _check(what: str, ratios: Sequence[float]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 
 from surgeon.channels import ChannelGraph, Pin
@@ -15,11 +16,11 @@ from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning import Plan, make_plan
 from surgeon.rewriting import rewrite
 from surgeon.rules import reasons
-from surgeon.sweeps.judging import Judge, check_any, matching
+from surgeon.sweeps.judging import Judge, matching
 from surgeon.sweeps.results import WHOLE, Curve, Point
 from surgeon.tuning import Validation
 
-__all__ = ["FilterSweep", "tried"]
+__all__ = ["FilterSweep", "swept", "tried"]
 
 
 def tried(graph: ChannelGraph, seed: int) -> ChannelGraph:
@@ -29,6 +30,11 @@ def tried(graph: ChannelGraph, seed: int) -> ChannelGraph:
     except BudgetError:  # every width goes in larger steps
         return graph
     return graph if plan.fitted is None else plan.fitted.graph
+
+
+def swept(graph: ChannelGraph, layers: Sequence[str]) -> list[Bundle]:
+    """What has one of these layers."""
+    return [bundle for bundle in graph.bundles if matching(_layers_of(bundle), layers)]
 
 
 @dataclass
@@ -44,8 +50,7 @@ class FilterSweep:
 
     def curves(self, layers: Sequence[str]) -> Iterator[Curve]:
         """The whole network, the groups with one of these layers, and what of them can't be cut."""
-        bundles = [b for b in self.graph.bundles if matching(_layers_of(b), layers)]
-        check_any(bundles, layers)
+        bundles = swept(self.graph, layers)
         self.judge.total = (len(bundles) + 1) * len(self.ratios)
         everything = [group for bundle in self.graph.bundles for group in bundle.groups]
         size = sum(group.size for group in everything)
@@ -58,11 +63,8 @@ class FilterSweep:
 
     def _alone(self, bundle: Bundle) -> ChannelGraph:
         """The graph in which nothing else may go."""
-        others = [g for b in self.graph.bundles if b is not bundle for g in b.groups]
-        result = self.graph
-        for group in others:
-            result = result.pin(group.numbers, reasons.IGNORED)
-        return result
+        others = [group.numbers for other in self.graph.bundles if other is not bundle for group in other.groups]
+        return self.graph.pin(np.concatenate(others), reasons.IGNORED) if others else self.graph
 
     def _curve(self, name: str, layers: tuple[str, ...], size: int, graph: ChannelGraph) -> Curve:
         try:

@@ -9,7 +9,7 @@ from torch import nn
 from surgeon.finegrained.layers import KINDS, Weight
 from surgeon.finegrained.masks import lift
 from surgeon.finegrained.sparsity import find_maskable, mask_least
-from surgeon.sweeps.judging import Judge, check_any, matching
+from surgeon.sweeps.judging import Judge, matching
 from surgeon.sweeps.results import WHOLE, Curve, Point
 
 __all__ = ["sweep_weights"]
@@ -21,7 +21,6 @@ def sweep_weights(model: nn.Module, ratios: Sequence[float], layers: Sequence[st
     """Curves of the masks; `model` is a copy, each of whose weights is as before after its curve."""
     weights, left = find_maskable(model)
     single = {weight.name: [weight] for weight in weights if matching([weight.name], layers)}
-    check_any(list(single), layers)
     kinds = {name: [weight for weight in weights if weight.kind == kind] for kind, name in _KIND_NAMES.items()}
     sets = {WHOLE: weights, **{kind: found for kind, found in kinds.items() if 0 < len(found) < len(weights)}, **single}
     judge.total = len(sets) * len(ratios)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,22 +54,40 @@ class Inputs:
         return result
 
     @classmethod
-    def from_batch(cls, batch: Any, like: Inputs) -> Inputs:
+    def from_batch(cls, batch: Any, like: Inputs, inputs_of: Callable[[Any], Any] | None = None) -> Inputs:
         """What a model that takes inputs `like` these is given of a batch of a data loader.
 
-        All of it, or, of ``(inputs, targets)``, the first part; of a dict the entries that `like` names. A list holds
-        the arguments, as loaders collate them, unless the model takes one list.
+        All of it, or, of ``(inputs, targets)``, the first part; or what `inputs_of` gives of it.
         """
-        given = batch[0] if _has_targets(batch, like) else batch
-        if isinstance(given, Mapping) and like.kwargs and not like.args:
-            return cls((), {name: given[name] for name in like.kwargs if name in given})
-        if isinstance(given, list):
-            return cls((given,) if like._takes_a_list else tuple(given))
-        return cls.of(given)
+        if inputs_of is not None:
+            return cls.of(inputs_of(batch))
+        return cls.taken(batch[0] if like.has_targets_in(batch) else batch, like)
 
-    @property
-    def _takes_a_list(self) -> bool:
-        return len(self.args) == 1 and isinstance(self.args[0], list)
+    @classmethod
+    def taken(cls, part: Any, like: Inputs) -> Inputs:
+        """The part of a batch that the model takes, as it takes it: of a dict the entries that `like` names."""
+        if isinstance(part, Mapping) and like.kwargs and not like.args:
+            return cls((), {name: part[name] for name in like.kwargs if name in part})
+        if len(like.args) == 1 and _is_listed(like.args[0]) and _is_listed(part):
+            return cls((part,))  # a list of images is one argument
+        return cls.of(tuple(part) if isinstance(part, list) else part)
+
+    def has_targets_in(self, batch: Any) -> bool:
+        """Whether a batch is ``(inputs, targets)``: a pair whose first part alone is what these inputs are.
+
+        ``(x1, x2)`` is not, for a model of two arguments; ``((x1, x2), targets)`` is.
+        """
+        return isinstance(batch, tuple | list) and len(batch) == 2 and self._resembles(batch[0])
+
+    def _resembles(self, part: Any) -> bool:
+        if isinstance(part, Inputs):
+            return True
+        if not self.args:
+            return isinstance(part, Mapping) and any(name in part for name in self.kwargs)
+        if len(self.args) == 1:
+            return _is_listed(part) or not _is_listed(self.args[0])
+        alike = _is_listed(part) and len(part) == len(self.args)
+        return alike and all(_is_listed(one) == _is_listed(own) for one, own in zip(part, self.args, strict=True))
 
     def leaves(self) -> list[Any]:
         """All leaves of args and kwargs, in a fixed order."""
@@ -102,6 +120,14 @@ class Inputs:
         return {"args": _describe(self.args), "kwargs": _describe(dict(self.kwargs))}
 
     @classmethod
+    def outline(cls, spec: Any) -> Inputs:
+        """The described arguments without what is in them: enough to tell what a model is given of a batch."""
+        each: Iterator[Any] = (
+            [] if isinstance(arg, Mapping) and "list" in arg else None for arg in spec["args"]["list"]
+        )
+        return cls(tuple(each), dict.fromkeys(spec["kwargs"]["dict"]))
+
+    @classmethod
     def from_spec(cls, spec: Any, *, device: str = "cpu") -> Inputs:
         """Inputs of the described shapes: normal numbers for floats, zeros for integers, so any index is in range.
 
@@ -122,19 +148,8 @@ class Inputs:
             raise PlanError(f"the plan's description of the example inputs can't be read: {problem}") from problem
 
 
-def _has_targets(batch: Any, like: Inputs) -> bool:
-    """Whether a batch is ``(inputs, targets)``: a pair whose first part is all that a model takes."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        return False
-    first = batch[0]
-    if isinstance(first, Inputs):
-        return True
-    if not like.args:
-        return isinstance(first, Mapping)
-    if len(like.args) == 1:
-        return isinstance(first, list) or not like._takes_a_list
-    lists = isinstance(like.args[0], tuple | list)
-    return isinstance(first, tuple | list) and len(first) == len(like.args) and not lists
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, tuple | list)
 
 
 def _describe(value: Any) -> Any:

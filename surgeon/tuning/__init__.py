@@ -14,6 +14,7 @@ from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import ModelError, TuningError
 from surgeon.exclusive import ALONE
 from surgeon.files import locked
+from surgeon.processes import length
 from surgeon.tracing import in_mode, outside_inference_mode, unwrap
 from surgeon.tuning.averaging import Average
 from surgeon.tuning.evaluation import Validation, evaluate
@@ -64,6 +65,7 @@ def tune(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
     on_epoch: Callable[[tuple[Epoch, ...]], None] | None = None,
+    before_saving: Callable[[int], None] | None = None,
 ) -> Tuned:
     """Train `model` in place, and leave it with the weights that did best on the validation data.
 
@@ -128,6 +130,9 @@ def tune(
         Called as ``progress("tune", steps done, steps in all)``; 0 in all where the loader has no length.
     on_epoch:
         Called when an epoch is finished and saved, with the rows of all so far, those before an interruption included.
+    before_saving:
+        Called with an epoch's number when it is finished and about to be saved in `resume_dir`: what this writes is
+        there if the epoch is. A run that is interrupted in it repeats the epoch.
 
     Raises
     ------
@@ -180,7 +185,8 @@ def tune(
         Loop(
             trains, recipe, objective, accelerator, place, call if spread is None else trains.model,
             accelerator.prepare_optimizer(trains.optimizer, device_placement=False), train_loader, val_loader, metric,
-            penalty, resume_dir, progress or (lambda *_: None), on_epoch or (lambda _: None), spread,
+            penalty, resume_dir, progress or (lambda *_: None), on_epoch or (lambda _: None),
+            before_saving or (lambda _: None), spread,
         ).finish()  # fmt: skip
         if wraps:
             accelerator.unwrap_model(call, keep_fp32_wrapper=False)
@@ -189,8 +195,6 @@ def tune(
 
 def _check_loss(recipe: Recipe, teacher: nn.Module | None, loss_fn: Any, forward_loss: Any) -> None:
     """What excludes each other."""
-    if loss_fn is not None and forward_loss is not None:
-        raise TuningError("loss_fn and forward_loss exclude each other: give one")
     if recipe.label_smoothing and (loss_fn is not None or forward_loss is not None):
         raise TuningError("label_smoothing belongs to cross entropy: leave loss_fn out, or smooth in it")
     if teacher is not None and forward_loss is not None:
@@ -199,12 +203,8 @@ def _check_loss(recipe: Recipe, teacher: nn.Module | None, loss_fn: Any, forward
 
 def _asked(recipe: Recipe, optimizer: torch.optim.Optimizer, loader: Iterable[Any]) -> dict[str, Any]:
     """What a run must agree in to be taken up again."""
-    try:
-        batches = len(loader)  # type: ignore[arg-type]  # what has no length raises
-    except TypeError:
-        batches = None
     peaks = [group["peak_lr"] for group in optimizer.param_groups]
-    return {**recipe.to_dict(), "optimizer": type(optimizer).__name__, "rates": peaks, "batches": batches}
+    return {**recipe.to_dict(), "optimizer": type(optimizer).__name__, "rates": peaks, "batches": length(loader)}
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import torch.nn.functional as F  # noqa: N812  # its usual name
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from surgeon.criteria.gradients import ForwardLoss
-from surgeon.errors import TuningError
+from surgeon.criteria.gradients import ForwardLoss, check_losses, class_scores
+from surgeon.errors import ScoreError, TuningError
 from surgeon.tracing import Inputs
 
 __all__ = ["Distillation", "Objective", "Outcome", "count_examples", "distillation_loss", "scores_of"]
@@ -73,6 +73,11 @@ class Objective:
         Share of the target that is spread over all classes (Szegedy et al. 2016, section 7); cross entropy only.
     distillation:
         The teacher, if any: ``(1 - weight) * loss + weight * distillation_loss``.
+
+    Raises
+    ------
+    TuningError
+        If two losses are given.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Objective:
         label_smoothing: float = 0.0,
         distillation: Distillation | None = None,
     ) -> None:
+        check_losses(loss_fn, forward_loss, TuningError)
         self._loss_fn, self._forward_loss = loss_fn, forward_loss
         self._smoothing, self._distillation = label_smoothing, distillation
 
@@ -134,24 +140,17 @@ class Objective:
 
 
 def scores_of(outputs: Any) -> Tensor:
-    """The class scores ``(N, classes, ...)`` among a model's outputs: those called "out" or "logits", else the first.
+    """The class scores ``(N, classes, ...)`` among a model's outputs: those that rank its channels as well.
 
     Raises
     ------
     TuningError
         If there are none.
     """
-    if isinstance(outputs, Mapping):
-        outputs = outputs.get("out", outputs.get("logits", next(iter(outputs.values()), None)))
-    elif isinstance(outputs, tuple | list) and outputs:
-        outputs = outputs[0]
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
-        came = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise TuningError(
-            f"cross entropy and distillation need class scores (N, classes, ...), the model gave {came}; "
-            "pass loss_fn or forward_loss for this model"
-        )
-    return outputs
+    try:
+        return class_scores(outputs)
+    except ScoreError as problem:
+        raise TuningError(str(problem)) from None
 
 
 def count_examples(batch: Any) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from surgeon.errors import TuningError
 from surgeon.planning import Plan
 from surgeon.rewriting import fit
+from surgeon.tracing import unwrap
 from surgeon.trial import Fit
 
 __all__ = ["FROM_SCRATCH", "OptimizerLike", "make_optimizer", "names_of", "rewrite_optimizer"]
@@ -110,6 +111,7 @@ def rewrite_optimizer(
     PlanError, ConstantError
         If the plan doesn't fit the dense model.
     """
+    dense, small = unwrap(dense), unwrap(small)
     names = names_of(optimizer, dense)
     fitted = cut if isinstance(cut, Fit) else fit(dense, cut, example_inputs)
     ours = dict(small.named_parameters())

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgeon.checkpoint import write_beside, write_tensors
+from surgeon.checkpoint import write_tensors
 from surgeon.checkpoint.header import opened
 from surgeon.errors import CheckpointError
+from surgeon.files import write_beside
 from surgeon.jsonfiles import as_read, blamed, changed, shaped
 from surgeon.jsontext import dump_json, read_json
 from surgeon.tracing import named_tensors

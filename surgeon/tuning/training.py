@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import DivergenceError, TuningError
-from surgeon.processes import from_first, total
+from surgeon.processes import from_first, length, total
 from surgeon.tracing import in_mode
 from surgeon.tuning.averaging import copy_into, snapshot
 from surgeon.tuning.evaluation import Validation, evaluate, moved
@@ -56,6 +56,8 @@ class Loop:
         The optimizer as accelerate wraps it.
     loader, val_loader, metric, penalty, folder, progress, on_epoch:
         As in :func:`surgeon.tune`.
+    before_saving:
+        As in :func:`surgeon.tune`.
     spread:
         Where the model is sharded: ``run`` is then its sharded run.
     """
@@ -74,6 +76,7 @@ class Loop:
     folder: Any
     progress: Callable[[str, int, int], None]
     on_epoch: Callable[[tuple[Epoch, ...]], None]
+    before_saving: Callable[[int], None]
     spread: Spread | None = None
 
     def finish(self) -> None:
@@ -83,6 +86,7 @@ class Loop:
             if self.folder is not None:
                 writes = self.accelerator.is_main_process
                 whole = self.run if self.spread is None else self.spread.gather(keep=writes)
+                self.before_saving(epoch)
                 if writes:
                     write_state(self.folder, whole)
                 self.accelerator.wait_for_everyone()
@@ -120,17 +124,17 @@ class Loop:
     def _train(self, parts: Iterable[tuple[Any, float]], number: int) -> float:
         """The epoch's mean loss over the examples."""
         summed, examples = torch.zeros((), dtype=torch.float64, device=self._counts_on), 0
-        length, step = _length(self.loader), Step()
+        size, step = length(self.loader) or 0, Step()
         with synchronised(self.run.model, step, self.accelerator.num_processes):
             for index, (given, weight) in enumerate(parts):
                 batch, step.counts = moved(given, self.device), weight > 0
-                self._set_rates(number - 1 + (index + 0.5) / length if length else number - 0.5)
+                self._set_rates(number - 1 + (index + 0.5) / size if size else number - 0.5)
                 loss = self._step(batch, weight)
                 if not index and number == 1:
                     _check_finite(float(loss), number)
                 count = count_examples(batch) if step.counts else 0
                 summed, examples = summed + loss.to(summed) * count, examples + count
-                self.progress("tune", (number - 1) * length + index + 1, self.recipe.epochs * length)
+                self.progress("tune", (number - 1) * size + index + 1, self.recipe.epochs * size)
         seen, of = (float(value) for value in total(summed, torch.tensor(examples)))
         if not of:
             raise TuningError(
@@ -191,14 +195,6 @@ class Loop:
     def _counts_on(self) -> torch.device:
         """Where losses are added up: some devices have no 64-bit numbers."""
         return torch.device("cpu") if self.device.type == "mps" else self.device
-
-
-def _length(loader: Iterable[Any]) -> int:
-    """Batches in an epoch; 0 where the loader doesn't say."""
-    try:
-        return len(loader)  # type: ignore[arg-type]  # what has no length raises
-    except TypeError:
-        return 0
 
 
 def _check_finite(loss: float, epoch: int) -> None:

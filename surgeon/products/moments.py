@@ -47,9 +47,9 @@ class Moments:
             left, right = x - middles[0][:, None], y - middles[1][:, None]
             across = [torch.einsum("gi,gj->gij", shift[0], part) * (self.count * count / rows) for part in shift]
             inner, outer = (left.mT @ left).double() + across[0], (left.mT @ right).double() + across[1]
-            self.products = (
-                (inner, outer) if self.products is None else (inner + self.products[0], outer + self.products[1])
-            )
+            if self.products is not None:
+                inner, outer = inner.add_(self.products[0]), outer.add_(self.products[1])
+            self.products = inner, outer
         self.means = known[0] + shift[0] * (count / rows), known[1] + shift[1] * (count / rows)
         self.count = rows
 
