@@ -18,7 +18,9 @@ def plain_amounts(amounts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(amount: Any) -> Any:
-    if isinstance(amount, tuple | list):
+    if isinstance(amount, list):
+        return [_plain(each) for each in amount]
+    if isinstance(amount, tuple):
         return tuple(map(_plain, amount))
     return amount.item() if isinstance(amount, np.generic) else amount
 
