@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], type[SurgeonError], 
         small_model,
         {"ratio": 0.5, "criterion": "random", "schedule": "fast"},
         BudgetError,
-        "no schedule of steps called 'fast'; there are: per-step, linear",
+        "no schedule of steps called 'fast'; there are: linear, cubic",
     ),
     "two losses": (
         small_model,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import surgeon
 from surgeon.channels import channel_graph
 from surgeon.criteria.gates import GatedModel
-from surgeon.errors import NothingToCutError, VerificationError
+from surgeon.errors import VerificationError
 from surgeon.rewriting import fit
 from tests.oracle import compare
 from tests.test_zoo import build, inputs_of
@@ -92,11 +92,20 @@ class NothingLeft(RoutedByTest):
         return self.fc(y.mean((2, 3)))
 
 
-def test_a_way_that_labels_can_not_follow_is_not_taken() -> None:
+def test_a_way_that_labels_follow_to_a_call_alone_is_followed_so_far() -> None:
     model, x = NothingLeft().double().eval(), draw(2, 3, 8, 8)
     assert surgeon.trace(model, x).passes == ("detour",)
-    with pytest.raises(NothingToCutError, match="stem: as wide as hard"):
-        prune(model, x)
+    result = prune(model, x)
+    reasons = {pin.layer: pin.reason for pin in result.report.pinned}
+    assert reasons["hard"] == "operator split_with_sizes: its rule failed"
+    assert result.model.get_parameter("hard.weight").shape == (
+        16,
+        6,
+        3,
+        3,
+    )  # what it reads goes with the stem's filters
+    nothing = torch.full_like(x, -1000.0)  # the other way
+    assert result.model(nothing).shape == model(nothing).shape == (0, 5)
 
 
 class Concatenated(RoutedByDigits):

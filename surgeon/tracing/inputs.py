@@ -69,7 +69,8 @@ class Inputs:
         if isinstance(part, Mapping) and like.kwargs and not like.args:
             return cls((), {name: part[name] for name in like.kwargs if name in part})
         if len(like.args) == 1 and _is_listed(like.args[0]) and _is_listed(part):
-            return cls((part,))  # a list of images is one argument
+            whole = isinstance(part, tuple) and len(part) == 1 and _is_listed(part[0])  # all arguments, in a tuple
+            return cls(part if whole else (part,))  # a list of images is one argument
         return cls.of(tuple(part) if isinstance(part, list) else part)
 
     def has_targets_in(self, batch: Any) -> bool:
