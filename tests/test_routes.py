@@ -103,7 +103,7 @@ def test_a_way_that_labels_follow_to_a_call_alone_is_followed_so_far() -> None:
         6,
         3,
         3,
-    )  # what it reads goes with the stem's filters
+    )  # goes with the stem
     nothing = torch.full_like(x, -1000.0)  # the other way
     assert result.model(nothing).shape == model(nothing).shape == (0, 5)
 
