@@ -700,3 +700,10 @@ def stairs(scores: list[int]) -> Staircase:
     ones = np.ones(len(scores), dtype=np.int64)
     levels = np.cumsum(ones)
     return Staircase(levels, ones, ones, np.array(scores, dtype=np.float64), (levels,), levels[:, None])
+
+
+def test_a_budget_out_of_reach_says_what_stays() -> None:
+    model = nn.Sequential(nn.Linear(6, 12), nn.Softmax(dim=-1), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    graph = surgeon.channel_graph(surgeon.trace(model, torch.randn(2, 6)))
+    with pytest.raises(BudgetError, match=r"that stay, and why: mixes channels in _softmax \(12\)"):
+        surgeon.make_plan(graph, surgeon.score(graph, "magnitude"), max_params=0.05)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -133,3 +133,11 @@ def _width(module: nn.Module, weight: Tensor) -> int:
     if getattr(module, "transposed", False):
         return weight.shape[1] * int(getattr(module, "groups", 1))
     return weight.shape[0]
+
+
+def held_most(pins: Iterable[Pin], count: int = 3) -> str:
+    """The reasons that keep most filters and neurons whole, outputs apart; empty if there are none."""
+    held: Counter[str] = Counter()
+    for pin in pins:
+        held[pin.reason] += pin.channels if pin.reason != reasons.OUTPUT else 0
+    return ", ".join(f"{reason} ({channels:,})" for reason, channels in held.most_common(count) if channels)

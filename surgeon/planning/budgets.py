@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from surgeon.channels import ChannelGraph
+from surgeon.channels.pins import held_most
 from surgeon.channels.structure import Flags, Ints
 from surgeon.cost import Cost, Latency
 from surgeon.errors import BudgetError
@@ -232,7 +233,9 @@ def out_of_reach(problem: Problem, limits: dict[str, Any]) -> str:
             told = ", as predicted from what was measured on this device" if name == TIME else ""
             asked = row.tell(limit) if type(given) is int else f"{given} ({row.tell(limit)})"
             lines.append(f"{name}: {asked} asked, {reach}{told}")
-    return "the budget is out of reach; " + ("; ".join(lines) or "no widths hold all limits together")
+    held = held_most(problem.graph.pinned)
+    stays = f"; filters and neurons that stay, and why: {held}" if held else ""
+    return "the budget is out of reach; " + ("; ".join(lines) or "no widths hold all limits together") + stays
 
 
 def reachable(problem: Problem, limits: dict[str, Any]) -> None:
