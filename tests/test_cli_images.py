@@ -97,6 +97,7 @@ def test_targets_are_predictions_elsewhere() -> None:
     loader = batches(images((0, 1, 1, 0), ("a", "b")), torch.zeros(1, 7), MADE, 4, CPU)
     scores = torch.randn(4, 7, generator=torch.Generator().manual_seed(0))
     ((_, targets),) = loader
+    assert loader.loss is not None
     assert torch.equal(
         loader.loss(scores, targets), torch.nn.functional.cross_entropy(scores, scores.argmax(1), reduction="none")
     )
