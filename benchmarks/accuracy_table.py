@@ -71,6 +71,26 @@ def rival_cell(grouped: Mapping[tuple[Any, ...], Sequence[Results]], network: st
     return found[max(found)] if found else "-"
 
 
+#: What docs/criteria.md compares: cuts that every criterion has made.
+COMPARED = (("resnet20-cifar10", 1.7), ("resnet56-cifar10", 2.0), ("resnet56-cifar10", 3.0))
+
+
+def criteria(found: Results) -> str:
+    """Top-1 by what ranked: as cut, and healed."""
+    lines, measured = [], list(found["rows"].values())
+    for network, speedup in COMPARED:
+        dense = next(row["top1"]["none"] for row in measured if (row["network"], row["tool"]) == (network, "dense"))
+        title = f"{network}, {speedup:g}x (dense {dense:.2f})"
+        for criterion in ("random", "taylor", "obs-mac", "auto"):
+            wanted = (network, speedup, "surgeon", criterion)
+            seeds = [r["top1"] for r in measured if (r["network"], r["speedup"], r["tool"], r["criterion"]) == wanted]
+            means = [statistics.fmean(top1[level] for top1 in seeds) for level in ("none", "bn", "lstsq")]
+            lines.append([title, f"`{criterion}`", *(f"{mean:.2f}" for mean in means)])
+            title = ""
+    head = ["network, times fewer MACs", "ranked by", "cut", '`heal="bn"`', '`heal="lstsq"`']
+    return grid(head, lines) + "\n\nTop-1 in %, the mean over the seeds."
+
+
 def healing_cost(found: Results) -> str:
     """Seconds and memory of ``lstsq``."""
     rows = [[name, f"{row['seconds']:.0f}", f"{row['beyond_mb']:,}"] for name, row in found["rows"].items()]

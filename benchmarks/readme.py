@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from accuracy_table import accuracy, healing_cost
+from accuracy_table import accuracy, criteria, healing_cost
 from common import RESULTS, ROOT, say, write_text
 from coverage_table import coverage
 from finegrained_table import masks, packing, shared_values
@@ -27,7 +27,7 @@ from tables import Results, grid, quartiles
 from training_table import training
 
 #: The files with markers.
-PAGES = ("README.md", "docs/results.md", "docs/ancestors.md", "docs/healing.md")
+PAGES = ("README.md", "docs/results.md", "docs/ancestors.md", "docs/healing.md", "docs/criteria.md")
 SUMMARY = "summary"  # of all the results
 MARKED = re.compile(r"(<!-- results:(?P<name>\S+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
@@ -230,6 +230,7 @@ def example(found: Results) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "accuracy": ("accuracy", accuracy),
+    "criteria": ("accuracy", criteria),
     "healing-cost": ("healing_cost", healing_cost),
     "training": ("accuracy_training", training),
     "taylor": ("taylor", taylor),

@@ -6,7 +6,6 @@ import ast
 import json
 import re
 import shlex
-import statistics
 import subprocess
 import sys
 import types
@@ -152,23 +151,6 @@ def results(name: str) -> dict[str, Any]:
 
 def page(name: str) -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
-
-
-def test_what_the_criteria_are_said_to_give_is_measured() -> None:
-    """The table of "Which one?": the mean over the seeds."""
-    rows = results("accuracy")["rows"]
-    network = ""
-    table = re.findall(
-        r"^\|(.*)\| `([a-z-]+)` \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page("criteria.md"), re.MULTILINE
-    )
-    assert len(table) == 12
-    for title, criterion, *told in table:
-        network = title.strip() or network
-        name, times, dense = re.fullmatch(r"([\w-]+), ([\d.]+)x \(dense ([\d.]+)\)", network).groups()  # type: ignore[union-attr]
-        seeds = [row["top1"] for key, row in rows.items() if key.startswith(f"{name}/{times}x/surgeon/{criterion}/")]
-        means = [statistics.fmean(top1[level] for top1 in seeds) for level in ("none", "bn", "lstsq")]
-        assert told == [f"{mean:.2f}" for mean in means], (network, criterion)
-        assert dense == f"{rows[f'{name}/1x/dense/-/0']['top1']['none']:.2f}"
 
 
 def test_figures_of_the_questions_are_measured() -> None:
