@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tables import Results, grid, level_cell, ranged
+from tables import Results, grid, level_cell, mean_top1, ranged
 
 
 def accuracy(found: Results) -> str:
@@ -79,12 +79,11 @@ def criteria(found: Results) -> str:
     """Top-1 by what ranked: as cut, and healed."""
     lines, measured = [], list(found["rows"].values())
     for network, speedup in COMPARED:
-        dense = next(row["top1"]["none"] for row in measured if (row["network"], row["tool"]) == (network, "dense"))
+        dense = mean_top1(measured, (network, 1.0, "dense", "-"), "none")
         title = f"{network}, {speedup:g}x (dense {dense:.2f})"
         for criterion in ("random", "taylor", "obs-mac", "auto"):
-            wanted = (network, speedup, "surgeon", criterion)
-            seeds = [r["top1"] for r in measured if (r["network"], r["speedup"], r["tool"], r["criterion"]) == wanted]
-            means = [statistics.fmean(top1[level] for top1 in seeds) for level in ("none", "bn", "lstsq")]
+            case = (network, speedup, "surgeon", criterion)
+            means = [mean_top1(measured, case, level) for level in ("none", "bn", "lstsq")]
             lines.append([title, f"`{criterion}`", *(f"{mean:.2f}" for mean in means)])
             title = ""
     head = ["network, times fewer MACs", "ranked by", "cut", '`heal="bn"`', '`heal="lstsq"`']

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from tables import Results, grid
+from tables import Results, grid, mean_top1
 
 _ALIKE = 1.02  # times fewer MACs than ours that go for the same
 _SETS = {"torchvision": "of torchvision's", "timm": "timm families", "huggingface": "transformers"}
@@ -75,9 +73,8 @@ def healed(folder: Path) -> Iterator[str]:
     rows = list(read(folder, "accuracy")["rows"].values())
     cells = []
     for network, speedup, name in _CUTS:
-        ours = top1(rows, network, speedup, "surgeon", "auto", "lstsq")
-        theirs = top1(rows, network, speedup, "torch-pruning", "taylor", "bn")
-        dense = top1(rows, network, 1.0, "dense", "-", "none")
+        ours, theirs = both(rows, network, speedup, "lstsq", "bn")
+        dense = mean_top1(rows, (network, 1.0, "dense", "-"), "none")
         cells.append(f"{name} at {speedup:g} times fewer MACs {ours:.1f} % of {dense:.1f} % ({theirs:.1f} %)")
     yield f"512 images, healed (Torch-Pruning, batch norms measured anew): {', '.join(cells)}"
 
@@ -87,15 +84,14 @@ def trained(folder: Path) -> Iterator[str]:
     rows = list(read(folder, "accuracy_training-cuda")["rows"].values())
     cells = []
     for network, speedup, name in _TRAINED:
-        ours = top1(rows, network, speedup, "surgeon", "auto", "tuned")
-        theirs = top1(rows, network, speedup, "torch-pruning", "taylor", "tuned")
+        ours, theirs = both(rows, network, speedup, "tuned", "tuned")
         cells.append(f"{name} at {speedup:g} times fewer MACs {ours:.2f} % ({theirs:.2f} %)")
     yield f"16 epochs (Torch-Pruning's cut, trained alike): {', '.join(cells)}"
 
 
-def top1(rows: list[Any], network: str, speedup: float, tool: str, criterion: str, level: str) -> float:
-    """The mean over the seeds."""
-    wanted = (network, speedup, tool, criterion)
-    keys = ("network", "speedup", "tool", "criterion")
-    values = [row["top1"] for row in rows if tuple(row[key] for key in keys) == wanted and row.get("steps", 1) == 1]
-    return statistics.fmean(value[level] for value in values if level in value)
+def both(rows: Sequence[Results], network: str, speedup: float, level: str, their_level: str) -> tuple[float, float]:
+    """Ours and the other tool's, each by its best criterion and at its own level."""
+    return (
+        mean_top1(rows, (network, speedup, "surgeon", "auto"), level),
+        mean_top1(rows, (network, speedup, "torch-pruning", "taylor"), their_level),
+    )

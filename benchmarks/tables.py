@@ -31,3 +31,10 @@ def quartiles(found: Results, factor: float = 1.0, digits: int = 2) -> str:
     """The median, and the quartiles behind it."""
     middle, low, high = (f"{factor * found[name]:.{digits}f}" for name in ("median", "q1", "q3"))
     return middle if found["n"] == 1 else f"{middle} ({low} to {high})"
+
+
+def mean_top1(rows: Iterable[Results], case: tuple[str, float, str, str], level: str) -> float:
+    """The mean over the seeds of one case, its network, speed-up, tool and criterion, cut in one step."""
+    names = ("network", "speedup", "tool", "criterion")
+    found = [row["top1"] for row in rows if tuple(row[name] for name in names) == case and row.get("steps", 1) == 1]
+    return statistics.fmean(top1[level] for top1 in found if level in top1)
