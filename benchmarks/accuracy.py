@@ -123,6 +123,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default=Recipe.mixed_precision, choices=("bf16", "no"), help="of the training")
     parser.add_argument("--batch", type=int, default=Recipe.batch, help="images in a step of the training")
     parser.add_argument("--layout", default=Recipe.layout, choices=LAYOUTS, help="of the training")
+    parser.add_argument("--graphs", action="store_true", help="replay the training's steps as CUDA graphs (on a GPU)")
     parser.add_argument("--search-kernels", action="store_true", help="let cuDNN time its kernels (on a GPU)")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "accuracy", help="where training is kept")
     options = parser.parse_args()
@@ -176,6 +177,7 @@ class Bench:
         self.table = Table.open(output_path(options), settings, self.device, fresh=options.fresh, mixed=True)
         self.origin = {"source": source_digest(), "commit": commit()}
         how = {"batch": options.batch, "layout": options.layout, "mixed_precision": options.precision}
+        how |= {"graphs": options.graphs}
         tune = Recipe(options.tune, options.lr, **how)
         scratch = Recipe(options.scratch, SCRATCH_LR, teacher_weight=0.0, **how)
         self.training = Training(tune, scratch, options.work)

@@ -10,8 +10,8 @@ made from MACs alone that is as fast keeps no more of the score.
 ``C`` VGG16 through the command line, ``--max-latency`` (32 %: up to 5 % more counts as kept) and ``--max-params``
 together: a third of the CPU time at batch
 8 and a quarter of the file.
-``E`` (``--device cuda``) half the MACs by Fisher scores per byte of activation against scores per MAC, batch 1, 32 and
-256.
+``E`` (``--device cuda``) half the MACs by Fisher scores per byte of activation, and by the time measured, against
+scores per MAC, batch 1, 32 and 256.
 
 Weights are random and channels ranked by magnitude (E: Fisher scores on random images): which ones go makes no
 difference to the time.
@@ -37,7 +37,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torchvision
 from common import MissingError, Table, arguments, environment, output_path, pick_device, run_main, say, version_of
@@ -58,6 +57,7 @@ WITHIN = 0.05  # of the time that was asked for
 PEER, PEER_STEP = "torch_pruning", 16
 GPU_NETWORKS, GPU_BATCHES, GPU_DTYPES = ("resnet50", "vgg16_bn"), (1, 32, 256), ("float32", "bfloat16")
 GPU_FASTER = 1.2
+BY_TIME = "fisher, by time"
 _SEARCHING = 9  # rounds, while a plan from MACs alone is searched for
 
 Row = dict[str, Any]
@@ -303,9 +303,7 @@ def by_macs_alone(model: nn.Module, x: torch.Tensor, small: nn.Module) -> _ByMac
 def score_kept(model: nn.Module, x: torch.Tensor, plan: surgeon.Plan) -> float:
     """Share of the score of all removable channels that a plan keeps."""
     graph = surgeon.channel_graph(surgeon.trace(model, x[:1]))
-    scores, kept = surgeon.score(graph, "magnitude").normalised, plan.kept(graph)
-    whole = float(scores[graph.removable].sum())
-    return float(np.where(kept[graph.removable], scores[graph.removable], 0.0).sum()) / whole
+    return kept_of(surgeon.score(graph, "magnitude"), graph, plan)
 
 
 # ---------------------------------------------------------------- C: through the command line
@@ -352,43 +350,76 @@ def through_the_command_line(options: argparse.Namespace) -> Row:
 
 
 def by_memory(name: str, batch: int, dtype: str, options: argparse.Namespace, device: torch.device) -> Row:
-    """Coupled cuts by score per byte of activation against score per MAC, all at the same MACs.
+    """Coupled cuts by score per byte of activation, and by time, against score per MAC, all at the same MACs.
 
     Per MAC twice: of all channels, and of those alone that no other layer shares, which is all that many tools cut.
     """
-    models = by_criterion(name, options.macs, options.image_size, device)
+    cuts = by_criterion(name, options.macs, options.image_size, device)
+    cuts |= {BY_TIME: by_time(name, options.macs, options.image_size, batch, device)}
+    models, kept = {key: cut.model for key, cut in cuts.items()}, {key: cut.kept for key, cut in cuts.items()}
     x = images(2, options, device)
     measured = latency(models, x, rounds=options.rounds, dtype=dtype, layout="channels_last", batch_size=batch)
     macs = {key: footprint(m, x).macs for key, m in models.items()}
     activations = {key: footprint(m, x).activation_bytes for key, m in models.items()}
     rows = {key: pace(measured, macs, key) for key in models if key != "dense"}
-    ours = rows["fisher-memory"]["efficiency"]
-    ratios = {key: ours / row["efficiency"] for key, row in rows.items() if key != "fisher-memory"}
+    pace_of = {way: rows[key]["efficiency"] for way, key in (("memory", "fisher-memory"), ("time", BY_TIME))}
+    targets = {
+        f"by {way} / {key}, at equal MACs": target(found / rows[key]["efficiency"], ">=", GPU_FASTER)
+        for way, found in pace_of.items() for key in rows if key not in ("fisher-memory", BY_TIME)
+    }  # fmt: skip
     return {
-        "macs": macs, "activation_bytes": activations, "rows": rows, "times_s": times(measured),
-        "conditions": dict(measured.conditions),
-        "targets": {f"by memory / {key}, at equal MACs": target(ratios[key], ">=", GPU_FASTER) for key in ratios},
+        "macs": macs, "activation_bytes": activations, "score_kept": kept, "rows": rows, "times_s": times(measured),
+        "conditions": dict(measured.conditions), "targets": targets,
     }  # fmt: skip
 
 
-@lru_cache(maxsize=1)
-def by_criterion(name: str, share: float, size: int, device: torch.device) -> dict[str, nn.Module]:
-    """The dense network and its cuts to this share of the MACs, widths in steps of 32."""
-    model = network(name, device)
+class Ranked(NamedTuple):
+    """A model, and the share of the Fisher score that it kept."""
+
+    model: nn.Module
+    kept: float
+
+
+def labelled(size: int, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Random images, each of a class of its own."""
     x = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-    graph = surgeon.channel_graph(surgeon.trace(model, x[:2]))
-    batches = [(x, torch.arange(len(x), device=device))]
+    return [(x, torch.arange(len(x), device=device))]
+
+
+@lru_cache(maxsize=1)
+def by_time(name: str, share: float, size: int, batch: int, device: torch.device) -> Ranked:
+    """Fisher scores, and what may be spent in MACs planned by the times measured at this batch (float32)."""
+    model = network(name, device)
+    x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    graph = surgeon.channel_graph(surgeon.trace(model.to(memory_format=torch.channels_last), x))
+    scores = surgeon.score(graph, "fisher", labelled(size, device))
+    plan = surgeon.make_plan(graph, scores, max_macs=share, round_to="auto")
+    return Ranked(surgeon.rewrite(model, plan), kept_of(scores, graph, plan))
+
+
+def kept_of(scores: surgeon.Scores, graph: surgeon.ChannelGraph, plan: surgeon.Plan) -> float:
+    """Share of the score of all removable channels that a plan keeps."""
+    values, which = scores.normalised[graph.removable], plan.kept(graph)[graph.removable]
+    return float(values[which].sum()) / float(values.sum())
+
+
+@lru_cache(maxsize=1)
+def by_criterion(name: str, share: float, size: int, device: torch.device) -> dict[str, Ranked]:
+    """The dense network and its cuts to this share of the MACs, widths in steps of 32."""
+    model, batches = network(name, device), labelled(size, device)
+    graph = surgeon.channel_graph(surgeon.trace(model, batches[0][0][:2]))
     coupled = [layer for group in graph.groups if len(group.producers) > 1 for layer in group.producers]
     cuts: dict[str, tuple[str, list[str]]] = {"fisher-memory": ("fisher-memory", []), "fisher-mac": ("fisher-mac", [])}
     if coupled:
         cuts["fisher-mac, inner layers"] = ("fisher-mac", coupled)
-    models: dict[str, nn.Module] = {"dense": model}
+    fisher = surgeon.score(graph, "fisher", batches)
+    models = {"dense": Ranked(model, 1.0)}
     for key, (criterion, ignored) in cuts.items():
         scores = surgeon.score(graph, criterion, batches)
         plan = surgeon.make_plan(
             graph, scores, max_macs=share, round_to=32, min_channels=32, ignored_layers=ignored
         )  # fmt: skip
-        models[key] = surgeon.rewrite(model, plan)
+        models[key] = Ranked(surgeon.rewrite(model, plan), kept_of(fisher, graph, plan))
     return models
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tables import Results, grid, quartiles
 
@@ -99,17 +99,26 @@ def latency_cli(rows: Mapping[str, Results]) -> str:
 
 def latency_gpu(rows: Mapping[str, Results]) -> str:
     """Cuts by memory against cuts by MACs."""
-    cells = []
-    ways = ("fisher-memory", "fisher-mac", "fisher-mac, inner layers")
-    for key, row in rows.items():
-        _, name, batch, dtype = key.split("/")
-        found = row["rows"]
-        paces = [f"{found[way]['speed_up']['ratio']:.2f}x" if way in found else "-" for way in ways]
-        ours = found[ways[0]]["efficiency"]
-        ratios = [f"{ours / found[way]['efficiency']:.2f}" if way in found else "-" for way in ways[1:]]
-        noisy = "*" * bool(row["times_s"]["noisy"])
-        dense = f"{1000 * row['times_s']['dense']['median']:.1f}{noisy}"
-        cells.append([f"{name}, batch {batch}, {dtype}", dense, *paces, *ratios])
-    head = ["GPU, half the MACs", "dense, ms", "by memory", "by MACs", "by MACs, inner layers", "memory / MACs"]
-    head.append("memory / inner layers")
-    return grid(head, cells) + "\n\nSpeed-ups over the dense network, then the ratio of two of them at equal MACs."
+    ways = ("fisher-memory", "fisher, by time", "fisher-mac", "fisher-mac, inner layers")
+    cells = [gpu_cells(key, row, ways) for key, row in rows.items()]
+    head = ["GPU, half the MACs", "dense, ms", "by memory", "by time", "by MACs", "by MACs, inner layers"]
+    head += ["memory / MACs", "time / MACs", "time / inner layers"]
+    return grid(head, cells) + (
+        "\n\nSpeed-ups over the dense network and, in brackets, the share of the Fisher score that the cut keeps; "
+        "then ratios of two speed-ups at equal MACs. By time: what may be spent in MACs is planned with times measured "
+        'at this batch in float32 (`round_to="auto"`).'
+    )
+
+
+def gpu_cells(key: str, row: Results, ways: Sequence[str]) -> list[str]:
+    """One network, batch and number type."""
+    _, name, batch, dtype = key.split("/")
+    found, kept = row["rows"], row.get("score_kept", {})
+    paces = [f"{found[way]['speed_up']['ratio']:.2f}x" if way in found else "-" for way in ways]
+    paces = [f"{pace} ({kept[way]:.0%})" if way in kept else pace for way, pace in zip(ways, paces, strict=True)]
+    memory, time, macs, inner = (found[way]["efficiency"] if way in found else None for way in ways)
+    pairs = ((memory, macs), (time, macs), (time, inner))
+    ratios = [f"{ours / other:.2f}" if ours and other else "-" for ours, other in pairs]
+    noisy = "*" * bool(row["times_s"]["noisy"])
+    dense = f"{1000 * row['times_s']['dense']['median']:.1f}{noisy}"
+    return [f"{name}, batch {batch}, {dtype}", dense, *paces, *ratios]
