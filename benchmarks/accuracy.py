@@ -75,16 +75,17 @@ class Line:
     criterion: str
     seed: int
     steps: int = 1
+    round_to: int = 1
 
     @property
     def key(self) -> str:
         """The row's name in the file."""
-        steps = f"-{self.steps}steps" if self.steps > 1 else ""
-        return f"{self.network}/{self.speedup:g}x/{self.tool}/{self.criterion}{steps}/{self.seed}"
+        how = f"-{self.steps}steps" * (self.steps > 1) + f"-by{self.round_to}" * (self.round_to > 1)
+        return f"{self.network}/{self.speedup:g}x/{self.tool}/{self.criterion}{how}/{self.seed}"
 
     def facts(self) -> dict[str, Any]:
         """What the row begins with."""
-        names = ("network", "speedup", "tool", "criterion", "steps", "seed")
+        names = ("network", "speedup", "tool", "criterion", "steps", "round_to", "seed")
         note = {"note": NOTES[self.network]} if self.network in NOTES else {}
         return {name: getattr(self, name) for name in names} | note
 
@@ -113,6 +114,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--levels", nargs="+", default=list(HEALING["surgeon"]), choices=HEALING["surgeon"])
     parser.add_argument("--steps", type=int, default=1, help="surgeon cuts in so many, healed by lstsq in each")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each draws its own images")
+    parser.add_argument("--round-to", type=int, default=1, help="surgeon's widths are multiples of this")
     parser.add_argument("--images", type=int, default=512, help="training images to rank and heal on")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no row after so many")
     parser.add_argument("--renew", action="store_true", help="measure again what other sources measured")
@@ -141,7 +143,7 @@ def lines(options: argparse.Namespace) -> Iterator[Line]:
             if network not in (*CIFAR, IMAGENET) or not speedup:
                 raise MissingError(f"{case!r}: expected NETWORK@SPEEDUP, such as {CASES[0]}")
             for name in criteria:
-                yield Line("surgeon", network, float(speedup), name, seed, options.steps)
+                yield Line("surgeon", network, float(speedup), name, seed, options.steps, options.round_to)
             for name in options.rivals:
                 yield Line("torch-pruning", network, float(speedup), name, seed)
         for network in dict.fromkeys(case.partition("@")[0] for case in options.cases):
@@ -227,7 +229,8 @@ class Bench:
             return whole(task, chosen)
         keep = self.options.work / f"{line.key.replace('/', '_')}_{self.options.images}.safetensors"
         if line.tool == "surgeon":
-            return surgeons(task, line.speedup, line.criterion, chosen, line.seed, line.steps, keep)
+            how = {"steps": line.steps, "round_to": line.round_to}
+            return surgeons(task, line.speedup, line.criterion, chosen, line.seed, keep, **how)
         if self._descents is None or self._descents.task is not task or self._descents.chosen is not chosen:
             cases = [case.partition("@") for case in self.options.cases]
             self._descents = Descents(task, chosen, [float(x) for name, _, x in cases if name == line.network])

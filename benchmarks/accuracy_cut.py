@@ -69,14 +69,17 @@ def inputs_of(chosen: Images) -> list[torch.Tensor]:
 
 
 def surgeons(
-    task: Task, speedup: float, criterion: str, chosen: Images, seed: int, steps: int = 1, keep: Path | None = None
-) -> Cut:
+    task: Task, speedup: float, criterion: str, chosen: Images, seed: int, keep: Path | None = None,
+    *, steps: int = 1, round_to: int = 1,
+) -> Cut:  # fmt: skip
     """Cut and heal by regression as a user would; the other levels heal the same cut.
 
     ``auto`` chooses the cut that is best once it is healed so; in several steps each step is healed, and only so. With
     `keep`, a file to be, the cut is kept there, and taken from there where a run before has made it.
     """
-    plan, model, facts, healing = kept(keep, task) or made(task, speedup, criterion, chosen, seed, steps, keep)
+    plan, model, facts, healing = kept(keep, task) or made(
+        task, speedup, criterion, chosen, seed, keep, steps=steps, round_to=round_to
+    )
     if steps > 1:
         return Cut(model, lambda _: model, ("lstsq",), facts, {"lstsq": healing})
     small = surgeon.rewrite(task.dense, plan)
@@ -93,7 +96,17 @@ def surgeons(
 Made = tuple[surgeon.Plan, nn.Module, dict[str, Any], float]
 
 
-def made(task: Task, speedup: float, criterion: str, chosen: Images, seed: int, steps: int, keep: Path | None) -> Made:
+def made(
+    task: Task,
+    speedup: float,
+    criterion: str,
+    chosen: Images,
+    seed: int,
+    keep: Path | None,
+    *,
+    steps: int,
+    round_to: int,
+) -> Made:
     """Cut now."""
     seen, blind = Labels(), criterion == UNLABELLED
     start = time.perf_counter()
@@ -107,6 +120,7 @@ def made(task: Task, speedup: float, criterion: str, chosen: Images, seed: int, 
         heal="lstsq",
         calibration=inputs_of(chosen),
         steps=steps,
+        round_to=round_to,
         seed=seed,
     )
     healing = result.report.seconds["heal"]

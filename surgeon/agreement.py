@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,7 +13,47 @@ from torch import Tensor
 
 from surgeon.contents import tensors_in
 
-__all__ = ["distance"]
+__all__ = ["distance", "full_precision"]
+
+#: Who may compute float32 in less, each by its own setting (torch 2.9 and later).
+_EACH = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """In the body float32 is computed in full: a GPU's convolutions take TF32 by default, with three digits.
+
+    Two ways to compute the same thing differ by as much then, which says nothing about them.
+    """
+    try:
+        before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # the program has set them one by one
+        with _each_in_full():
+            yield
+        return
+    try:
+        _set_precision(False, "highest")
+        yield
+    finally:
+        _set_precision(*before)
+
+
+def _set_precision(short_convolutions: bool, products: str) -> None:
+    torch.backends.cudnn.allow_tf32 = short_convolutions
+    torch.set_float32_matmul_precision(products)
+
+
+@contextlib.contextmanager
+def _each_in_full() -> Iterator[None]:
+    parts: list[Any] = [operator.attrgetter(name)(torch.backends) for name in _EACH]
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 def distance(expected: Any, found: Any) -> float:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from surgeon.agreement import distance
+from surgeon.agreement import distance, full_precision
 from surgeon.errors import ModelError
 from surgeon.exclusive import alone
 from surgeon.tracing import Inputs, Trace, check_model, copied, operator_name, outside_inference_mode, results_of, trace
@@ -183,7 +183,8 @@ def _drop(model: nn.Module, norms: Iterable[nn.Module]) -> None:
 
 def _compare(model: nn.Module, folded: nn.Module, inputs: Inputs) -> None:
     try:
-        expected, found = _run(model, inputs), _run(folded, inputs)
+        with full_precision():
+            expected, found = _run(model, inputs), _run(folded, inputs)
     except Exception as problem:  # the forward is the user's code
         raise ModelError(
             f"{type(model).__name__} doesn't run without its batch norms: {type(problem).__name__}: {problem}; go on "

@@ -335,8 +335,8 @@ def _statistics() -> list[Sample]:
         Sample("mean", lambda x: x.mean(1), "3c 4c"),
         Sample("mean", lambda x: x.mean((0, 2), keepdim=True), "3c 4c 2c", "two axes"),
         Sample("mean", lambda x: x.mean(), "3c 4c", "all"),
-        Sample("_weight_norm_interface", _weight_norm, "5c 4c 3c, 5c 1- 1-"),
-        Sample("_weight_norm_interface", functools.partial(_weight_norm, dim=1), "5c 4c, 1- 4c", "last"),
+        Sample("pow sum sqrt", _weight_norm, "5c 4c 3c, 5c 1- 1-"),
+        Sample("pow sum sqrt", functools.partial(_weight_norm, dim=1), "5c 4c, 1- 4c", "last"),
         *_other_reductions(),
     ]
 

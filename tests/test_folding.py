@@ -11,9 +11,10 @@ import torchvision
 from torch import Tensor, nn
 
 import surgeon
-from surgeon.agreement import distance
+from surgeon.agreement import distance, full_precision
 from surgeon.errors import ModelError
 from surgeon.folding import fold_batch_norms
+from surgeon.tracing import Inputs, results_of
 
 
 def shaken(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -275,3 +276,41 @@ def test_a_comparison_that_says_nothing_is_refused() -> None:
         nn.init.zeros_(parameter)
     with pytest.raises(ModelError, match=r"all zero, or not finite, on these inputs.*go on without folding"):
         fold_batch_norms(model, IMAGES)
+
+
+def test_a_copy_is_compared_in_full_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's convolutions keep three digits of it by default: two ways to the same result would differ by as much."""
+    before, seen = torch.backends.cudnn.allow_tf32, []
+
+    def noted(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return results_of(model, inputs)
+
+    monkeypatch.setattr("surgeon.folding.results_of", noted)
+    fold_batch_norms(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), torch.randn(2, 3, 8, 8))
+    assert (before, seen, torch.backends.cudnn.allow_tf32) == (True, [False, False], True)
+
+
+@pytest.mark.parametrize("products", ["highest", "high", "medium"])
+def test_settings_of_precision_come_back(products: str) -> None:
+    try:
+        torch.set_float32_matmul_precision(products)
+        with full_precision():
+            within = torch.get_float32_matmul_precision()
+        assert (within, torch.get_float32_matmul_precision()) == ("highest", products)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch sets all at once")
+def test_settings_of_precision_that_are_set_one_by_one_come_back() -> None:
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with full_precision():
+            within = matmul.fp32_precision, conv.fp32_precision
+        assert (within, matmul.fp32_precision, conv.fp32_precision) == (("ieee", "ieee"), "tf32", before[1])
+    finally:
+        matmul.fp32_precision = before[0]
+        torch.set_float32_matmul_precision("highest")

@@ -48,6 +48,15 @@ def test_the_norm_is_torchs_own(dtype: torch.dtype, eps: float | None, scaled: b
     torch.testing.assert_close(ours, F.rms_norm(x, [3, 4], weight, eps))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("dim", "size"), [(0, (5, 1, 1)), (2, (1, 1, 3))])
+def test_weight_norm_is_torchs_own(dtype: torch.dtype, dim: int, size: tuple[int, ...]) -> None:
+    v, g = drawn(5, 4, 3).to(dtype), drawn(*size).to(dtype)
+    ours, norms = parts.weight_norm(v, g, dim)
+    assert (ours.dtype, norms.shape) == (dtype, size)
+    torch.testing.assert_close(ours, torch._weight_norm(v, g, dim))
+
+
 def fused_lstm_cell(
     x: Tensor, state: Iterable[Tensor], w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None
 ) -> tuple[Tensor, Tensor]:

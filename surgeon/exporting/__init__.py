@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from surgeon.agreement import distance
+from surgeon.agreement import distance, full_precision
 from surgeon.checkpoint import load, read_header
 from surgeon.errors import ExportError, InexactExportError, InputError
 from surgeon.exclusive import alone
@@ -213,8 +213,10 @@ def _compare(
     dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
     allowed = max((_TOLERANCES.get(dtype, 1e-4) for dtype in dtypes), default=1e-4)
     worst = 0.0
-    for one, outputs in zip(given, again(given), strict=True):
-        error = distance(results_of(model, one), outputs)
+    with full_precision():
+        pairs = [(results_of(model, one), outputs) for one, outputs in zip(given, again(given), strict=True)]
+    for expected, outputs in pairs:
+        error = distance(expected, outputs)
         if math.isnan(error):
             raise ExportError(
                 "the model's outputs are all zero, or not finite, on these inputs: nothing tells whether what was "

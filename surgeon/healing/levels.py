@@ -62,7 +62,8 @@ def _compensation(site: Site, pairs: list[Pair], weight: Tensor) -> Tensor | Non
     if ridge is None or not len(gone):
         return None
     share = ridge.solve(gram[kept][:, gone][None])[0]  # (kept, gone)
-    lost = dense.detach().double().index_select(1 - inner, outputs.to(dense.device)).index_select(inner, gone)
+    dense, outputs, gone = dense.detach().to(share), outputs.to(share.device), gone.to(share.device)
+    lost = dense.index_select(1 - inner, outputs).index_select(inner, gone)
     gained = torch.tensordot(share, lost, dims=([1], [inner])).movedim(0, inner)
     return site.product.form.matrix(gained.reshape(-1)[site.product.weight.index])
 

@@ -135,12 +135,6 @@ def along(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     return result if "shape" in ledger.node.meta else [result, result]
 
 
-@rule("_weight_norm_interface")
-def weight_norm(ledger: Ledger, v: Marked, g: Marked, dim: int = 0) -> list[Marked]:
-    note_statistics(ledger, v, [axis for axis in range(len(v.shape)) if axis != dim])
-    return [algebra.join(ledger, [v, g]), replace(g)]
-
-
 @rule("mode")
 def mode(ledger: Ledger, x: Marked, dim: int = -1, keepdim: bool = False) -> list[Marked]:
     return kthvalue(ledger, x, 1, dim, keepdim)  # type: ignore[no-any-return]  # rules are untyped in the table

@@ -1,4 +1,4 @@
-"""Fused calls as the calls that they stand for: those that only a GPU makes, and products of experts.
+"""Fused calls as the calls that they stand for: those that only a GPU makes, weight norms, and products of experts.
 
 Written in operators that don't come apart any further: below autograd nothing takes composite ones apart.
 """
@@ -45,6 +45,14 @@ def rms_norm(
     root = (squares + (torch.finfo(wide.dtype).eps if eps is None else eps)).rsqrt()
     y = wide * root if weight is None else wide * root * weight
     return y if y.dtype == x.dtype else _aten._to_copy(y, dtype=x.dtype), root
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """The weight, and the norms of `v` along all axes but `dim`; the kernels take `v` as contiguous, whatever it is."""
+    wide = _aten._to_copy(v, dtype=torch.float32) if v.dtype in (torch.float16, torch.bfloat16) else v
+    norms = wide.pow(2).sum([axis for axis in range(v.ndim) if axis != dim], keepdim=True).sqrt()
+    weight = wide * (g / norms)
+    return weight if weight.dtype == v.dtype else _aten._to_copy(weight, dtype=v.dtype), norms
 
 
 class StepError(RuntimeError):
@@ -107,6 +115,7 @@ PARTS: dict[OpOverload, Callable[..., Any]] = {
     _aten._thnn_fused_lstm_cell.default: lstm_cell,
     _aten._thnn_fused_gru_cell.default: gru_cell,
     _aten._fused_rms_norm.default: rms_norm,
+    _aten._weight_norm_interface.default: weight_norm,
     _aten._grouped_mm.default: grouped_mm,
 }
 #: The same of operators that a library registers, by their names.

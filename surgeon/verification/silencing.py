@@ -129,11 +129,6 @@ def _with_mean(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Ten
     return run
 
 
-def _silenced_weight_norm(kept: Tensor, v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, None]:
-    axes = [axis for axis in range(v.ndim) if axis != dim]
-    return v * g / torch.where(kept, v, 0.0).square().sum(axes, keepdim=True).sqrt(), None
-
-
 def _silenced_renorm(kept: Tensor, x: Tensor, p: float, dim: int, largest: float) -> Tensor:
     axes = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
     norm = torch.linalg.vector_norm(torch.where(kept, x, 0.0), p, axes, keepdim=True)
@@ -170,6 +165,5 @@ STATISTICS: dict[str, Callable[..., Any]] = {
     "var_mean": _with_mean(_silenced_var),
     "std_mean": _with_mean(_silenced_std),
     "renorm": _silenced_renorm,
-    "_weight_norm_interface": _silenced_weight_norm,
     **{name: _silenced_loss(name) for name in LOSSES},
 }
