@@ -233,6 +233,7 @@ TABLES: dict[str, tuple[str, Callable[[Results], str]]] = {
     "criteria": ("accuracy", criteria),
     "healing-cost": ("healing_cost", healing_cost),
     "training": ("accuracy_training", training),
+    "training-long": ("accuracy_training_long", training),
     "taylor": ("taylor", taylor),
     "surgery": ("surgery", surgery),
     "surgery-vgg16": ("surgery", surgery_vgg16),

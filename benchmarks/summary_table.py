@@ -66,6 +66,18 @@ def really_faster(folder: Path) -> Iterator[str]:
             name = key.split("/")[1]
             cells.append(f"{name} {ours['speed_up']['ratio']:.2f}x ({best['speed_up']['ratio']:.2f}x{left})")
     yield f"half the MACs, CPU, batches of 8 (Torch-Pruning's better row): {', '.join(cells)}"
+    yield from faster_on_a_gpu(folder)
+
+
+def faster_on_a_gpu(folder: Path) -> Iterator[str]:
+    """Half the MACs at batch 256 in float32, planned by the times of the GPU, beside a plan by MACs."""
+    found = read(folder, "latency-cuda")
+    cells = []
+    for key, row in found["rows"].items():
+        if key.startswith("E/") and key.endswith("/256/float32") and "fisher, by time" in row["rows"]:
+            timed, counted = (row["rows"][way]["speed_up"]["ratio"] for way in ("fisher, by time", "fisher-mac"))
+            cells.append(f"{key.split('/')[1]} {timed:.2f}x ({counted:.2f}x)")
+    yield f"half the MACs, H100, batches of 256 (planned by MACs alone): {', '.join(cells)}"
 
 
 def healed(folder: Path) -> Iterator[str]:
@@ -87,6 +99,14 @@ def trained(folder: Path) -> Iterator[str]:
         ours, theirs = both(rows, network, speedup, "tuned", "tuned")
         cells.append(f"{name} at {speedup:g} times fewer MACs {ours:.2f} % ({theirs:.2f} %)")
     yield f"16 epochs (Torch-Pruning's cut, trained alike): {', '.join(cells)}"
+    longer = list(read(folder, "accuracy_training_long-cuda")["rows"].values())
+    epochs = longer[0]["training"]["tuned"]["epochs"]
+    cells = [
+        f"{speedup:g} times {mean_top1(longer, ('resnet56-cifar10', speedup, 'surgeon', 'auto'), 'tuned'):.2f} %"
+        for speedup in sorted({row["speedup"] for row in longer})
+    ]
+    seeds = len({row["seed"] for row in longer})
+    yield f"{epochs} epochs, ResNet-56, {seeds} seed{'s' * (seeds > 1)}: {', '.join(cells)}"
 
 
 def both(rows: Sequence[Results], network: str, speedup: float, level: str, their_level: str) -> tuple[float, float]:
