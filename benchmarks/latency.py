@@ -7,9 +7,8 @@ ratio of the MACs, beside Torch-Pruning's uniform ratio at the same MACs, as it 
 than its better row by 5 %; at batch 8 at least 0.95 (vgg16_bn, resnet50) and 0.9 (the others).
 ``B`` ``max_latency`` of 75, 50 and 33 %: measured anew within 5 % of what was asked, or refused beforehand; and a plan
 made from MACs alone that is as fast keeps no more of the score.
-``C`` VGG16 through the command line, ``--max-latency`` (32 %: up to 5 % more counts as kept) and ``--max-params``
-together: a third of the CPU time at batch
-8 and a quarter of the file.
+``C`` VGG16 through the command line, ``--max-latency`` and ``--max-params`` together: a third of the CPU time at batch
+8 and a quarter of the file. It asks for 30 %: up to 5 % more counts as kept, and a later measurement is 5 % off again.
 ``E`` (``--device cuda``) half the MACs by Fisher scores per byte of activation, and by the time measured, against
 scores per MAC, batch 1, 32 and 256.
 
@@ -312,7 +311,7 @@ def score_kept(model: nn.Module, x: torch.Tensor, plan: surgeon.Plan) -> float:
 def through_the_command_line(options: argparse.Namespace) -> Row:
     """VGG16, time and size together; then the file against the dense model."""
     words = [
-        "prune", "--model", "vgg16", "--weights", "none", "--criterion", "magnitude", "--max-latency", "32%",
+        "prune", "--model", "vgg16", "--weights", "none", "--criterion", "magnitude", "--max-latency", "30%",
         "--max-params", "24.9%", "--latency-batch-size", "8", "--no-verify", "--json",
         "--image-size", str(options.image_size),
     ]  # fmt: skip

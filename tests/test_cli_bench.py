@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import shutil
 import time
 from pathlib import Path
@@ -153,3 +154,19 @@ def test_time_of_the_processor(pruned: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert result["cpu_time"] is True
     assert [row["median"] for row in result["models"]] == [1.0, 1.0]
     assert "CPU time, cpu, batch 1" in surgeon_cli("bench", pruned, *words).err
+
+
+def test_what_the_system_takes_is_told(pruned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+
+    def times() -> os.times_result:
+        now = next(seconds)
+        return os.times_result((0.8 * now, 0.2 * now, 0.0, 0.0, float(now)))
+
+    monkeypatch.setattr("surgeon.measure.clocks.os.times", times)
+    words = ("bench", pruned, "--factory", SMALL, "--rounds", 2, "--device", "cpu")
+    told = surgeon_cli(*words).err
+    assert "the system takes 20% of" in " ".join(told.split())
+    assert "THP_MEM_ALLOC_ENABLE=1" in told
+    monkeypatch.setattr("surgeon.measure.clocks.os.times", lambda: os.times_result((0.0,) * 5))
+    assert "the system takes" not in surgeon_cli(*words).err

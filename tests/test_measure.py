@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from surgeon.errors import InputError
-from surgeon.measure import BACKENDS, Backend, compare, interleave, latency, stopwatch_for
+from surgeon.measure import BACKENDS, Backend, Comparison, compare, interleave, latency, stopwatch_for
 from surgeon.tracing import Inputs
 
 
@@ -303,3 +306,21 @@ def test_a_planted_noisy_machine_is_called_noisy_and_the_ratio_survives_it() -> 
     assert all(found.noisy and found.spread > 0.5 for found in measured.latencies)
     assert measured.speed_up("small", "dense").ratio == pytest.approx(2)
     assert measured.to_dict()["latencies"][0]["noisy"] is True
+
+
+def test_what_the_system_takes_of_the_cpu_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large tensors are fresh memory at each forward: much of a cut model's time may be the system's."""
+    ticks = itertools.count()
+
+    def times() -> os.times_result:
+        now = next(ticks)
+        return os.times_result((0.7 * now, 0.3 * now, 0.0, 0.0, float(now)))
+
+    monkeypatch.setattr("surgeon.measure.clocks.os.times", times)
+    clock = Clock()
+    models = {"dense": Busy(clock, 2.0, [1.0] * 9), "small": Busy(clock, 1.0, [1.0] * 9)}
+    measured = latency(models, torch.zeros(1), rounds=3, warmup=0, clock=clock)
+    assert [found.system for found in measured.latencies] == [pytest.approx(0.3)] * 2
+    assert Comparison.from_dict(measured.to_dict()) == measured
+    calm = replace(measured, latencies=tuple(replace(found, system=0.0) for found in measured.latencies))
+    assert [found.system for found in measured.pooled(calm).latencies] == [pytest.approx(0.15)] * 2

@@ -87,11 +87,8 @@ def command(models: tuple[str, ...], **options: Any) -> None:
     facts = about()
     if options["as_json"]:
         emit_json({"results": results, "unit": "seconds", "inputs": inputs, "about": facts})
-    if any(row["noisy"] for result in results for row in result["models"]) and not options["as_json"]:
-        say(
-            "* quartiles more than 10 % of the median apart: the machine was busy; run again, with more --rounds, or "
-            "with --cpu-time"
-        )
+    for note in () if options["as_json"] else _notes(results):
+        say(note)
     if options["markdown"]:
         write_text(options["markdown"], "\n".join(_markdown(results, facts)))
     if options["html"]:
@@ -133,6 +130,25 @@ def _measure(models: Sequence[str], options: dict[str, Any]) -> tuple[list[dict[
         if not options["as_json"]:
             _show(result)
     return results, {entry.name: entry.inputs.spec() for entry in found}
+
+
+def _notes(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What to know of the figures."""
+    from surgeon.measure import TAKEN
+
+    if any(row["noisy"] for result in results for row in result["models"]):
+        yield (
+            "* quartiles more than 10 % of the median apart: the machine was busy; run again, with more --rounds, or "
+            "with --cpu-time"
+        )
+    on_cpu = [row for result in results if result["device"] == "cpu" for row in result["models"]]
+    shares = {row["name"]: max(r["system"] for r in on_cpu if r["name"] == row["name"]) for row in on_cpu}
+    if max(shares.values(), default=0.0) > TAKEN:
+        told = ", ".join(f"{share:.0%} of {name}'s" for name, share in shares.items())
+        yield (
+            f"the system takes {told} CPU time, mostly to hand out memory for large tensors; on Linux "
+            "THP_MEM_ALLOC_ENABLE=1 in the environment, or another allocator, saves most of it"
+        )
 
 
 # ---------------------------------------------------------------- tables

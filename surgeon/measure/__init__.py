@@ -9,11 +9,11 @@ from surgeon.measure.backends import BACKENDS, Backend, exported
 from surgeon.measure.clocks import Stopwatch, calibrate, stopwatch_for
 from surgeon.measure.conditions import DTYPES, LAYOUTS, Conditions, batched
 from surgeon.measure.footprint import Footprint, file_bytes, footprint
-from surgeon.measure.results import NOISY, Comparison, Latency, SpeedUp, compare
+from surgeon.measure.results import NOISY, TAKEN, Comparison, Latency, SpeedUp, compare
 from surgeon.measure.timing import interleave, latency, rounds_for, versions
 
 __all__ = [
-    "BACKENDS", "DTYPES", "LAYOUTS", "NOISY", "Backend", "Comparison", "Conditions", "Footprint", "Latency", "SpeedUp",
-    "Stopwatch", "batched", "calibrate", "compare", "exported", "file_bytes",
-    "footprint", "interleave", "latency", "rounds_for", "stopwatch_for", "versions",
+    "BACKENDS", "DTYPES", "LAYOUTS", "NOISY", "TAKEN", "Backend", "Comparison", "Conditions", "Footprint", "Latency",
+    "SpeedUp", "Stopwatch", "batched", "calibrate", "compare", "exported", "file_bytes", "footprint", "interleave",
+    "latency", "rounds_for", "stopwatch_for", "versions",
 ]  # fmt: skip

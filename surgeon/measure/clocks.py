@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,6 +51,39 @@ def event_stopwatch(device: torch.device, cuda: Any) -> Stopwatch:
         return float(start.elapsed_time(end)) / 1000  # events count in milliseconds
 
     return seconds
+
+
+@dataclass
+class Timer:
+    """Seconds per call, and what the system takes of this process's CPU time meanwhile.
+
+    Attributes
+    ----------
+    call, stopwatch, count:
+        What is timed, with what, and how often for one sample.
+    used, taken:
+        CPU seconds of all samples so far, and those among them that the operating system spent.
+    """
+
+    call: Call
+    stopwatch: Stopwatch
+    count: int
+    used: float = 0.0
+    taken: float = 0.0
+
+    def __call__(self) -> float:
+        """One sample."""
+        before = os.times()
+        seconds = self.stopwatch(self.call, self.count)
+        after = os.times()
+        taken = after.system - before.system
+        self.taken, self.used = self.taken + taken, self.used + taken + after.user - before.user
+        return seconds / self.count
+
+    @property
+    def system(self) -> float:
+        """Share of the CPU time that the operating system spent; 0 where no clock tick was seen."""
+        return self.taken / self.used if self.used else 0.0
 
 
 def calibrate(call: Call, stopwatch: Stopwatch, warmup: int, sample_seconds: float) -> int:

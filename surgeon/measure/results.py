@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ import numpy as np
 
 from surgeon.errors import InputError
 
+#: Share of the CPU time from which on it is said that the operating system spends it.
+TAKEN = 0.10
 #: Interquartile range over median from which on a latency is called noisy.
 NOISY = 0.10
 
@@ -36,6 +38,8 @@ class Latency:
         Whether the spread is above :data:`NOISY`.
     rounds, calls:
         Number of rounds, and of forwards in each of them.
+    system:
+        Share of the CPU time that the operating system spent: on most machines, handing memory out for large tensors.
     """
 
     name: str
@@ -47,13 +51,14 @@ class Latency:
     noisy: bool
     rounds: int
     calls: int
+    system: float = 0.0
 
     @classmethod
-    def of(cls, name: str, samples: tuple[float, ...], calls: int) -> Latency:
+    def of(cls, name: str, samples: tuple[float, ...], calls: int, system: float = 0.0) -> Latency:
         """Summarise samples, in seconds per forward."""
         low, median, high = (float(value) for value in np.quantile(samples, [0.25, 0.5, 0.75]))
         spread = (high - low) / median if median else math.inf
-        return cls(name, median, low, high, high - low, spread, spread > NOISY, len(samples), calls)
+        return cls(name, median, low, high, high - low, spread, spread > NOISY, len(samples), calls, system)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; times in seconds."""
@@ -123,7 +128,10 @@ class Comparison:
     def pooled(self, other: Comparison) -> Comparison:
         """Two measurements of the same models as one."""
         samples = {name: values + other.samples[name] for name, values in self.samples.items()}
-        latencies = tuple(Latency.of(own.name, samples[own.name], own.calls) for own in self.latencies)
+        parts = {own.name: [own, *(one for one in other.latencies if one.name == own.name)] for own in self.latencies}
+        latencies = tuple(
+            Latency.of(own.name, samples[own.name], own.calls, _share(parts[own.name])) for own in self.latencies
+        )
         return replace(self, samples=samples, latencies=latencies)
 
     def to_dict(self, base: str | None = None) -> dict[str, Any]:
@@ -148,6 +156,12 @@ class Comparison:
         latencies = tuple(Latency(**latency) for latency in found["latencies"])
         samples = {name: tuple(values) for name, values in found["samples"].items()}
         return cls(latencies, samples, found["device"], found["threads"], found["conditions"], found["differences"])
+
+
+def _share(parts: Sequence[Latency]) -> float:
+    """The system's share over several measurements of one model."""
+    rounds = sum(part.rounds for part in parts)
+    return sum(part.system * part.rounds for part in parts) / rounds if rounds else 0.0
 
 
 def compare(

@@ -13,7 +13,7 @@ from torch import nn
 from surgeon.errors import InputError
 from surgeon.exclusive import alone
 from surgeon.measure.backends import BACKENDS
-from surgeon.measure.clocks import Call, Stopwatch, calibrate, stopwatch_for
+from surgeon.measure.clocks import Call, Timer, calibrate, stopwatch_for
 from surgeon.measure.conditions import Conditions
 from surgeon.measure.results import Comparison, Latency
 from surgeon.tracing import Inputs, as_before
@@ -99,10 +99,10 @@ def latency(
             calls, differences = _prepared(conditions, models, inputs)
             stopwatch = stopwatch_for(device, clock)
             counts = {name: calibrate(call, stopwatch, warmup, _SAMPLE_SECONDS) for name, call in calls.items()}
-            timers = {name: _timer(call, stopwatch, counts[name]) for name, call in calls.items()}
+            timers = {name: Timer(call, stopwatch, counts[name]) for name, call in calls.items()}
             samples = interleave(timers, rounds, progress)
         used = torch.get_num_threads()
-    latencies = tuple(Latency.of(name, values, counts[name]) for name, values in samples.items())
+    latencies = tuple(Latency.of(name, values, counts[name], timers[name].system) for name, values in samples.items())
     told = {**conditions.to_dict(inputs), "versions": versions(backend)}
     return Comparison(latencies, samples, str(device), used, told, differences)
 
@@ -161,7 +161,3 @@ def quiet(models: Mapping[str, nn.Module], inputs: Inputs, threads: int | None) 
             yield
         finally:
             torch.set_num_threads(before)
-
-
-def _timer(call: Call, stopwatch: Stopwatch, count: int) -> Callable[[], float]:
-    return lambda: stopwatch(call, count) / count
