@@ -45,7 +45,9 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
         # what is pinned here stays everywhere: it needs no following any further
         pairs = itertools.permutations(values, 2)
         held = {p.key for value, other in pairs for p in value.planes if _held(ledger, p, other)}
-    shape, span = _broadcast([v.shape for v in values]), _broadcast([v.span for v in values])
+    # what the forward makes takes the size of what it meets: it has no places of its own along the axes of the others
+    given = [v for v in values if v.planes or not v.free] or values
+    shape, span = _broadcast([v.shape for v in values]), _broadcast([v.span for v in given])
     return Marked(
         shape,
         span,
@@ -60,20 +62,21 @@ def _slabs(ledger: Ledger, values: Sequence[Marked]) -> list[Marked]:
     """The values; one with labels along several axes that meets one with labels along a part of these, and places along
     all: only whole slabs can go of both, so each slab is one channel.
 
-    An increment `(B @ A).view(weight.shape)` of a convolution's weight has such labels: one for each column of A.
+    An increment `(B @ A).view(weight.shape)` of a convolution's weight has such labels: one for each column of A. Those
+    of layers that mix rows with channels, and of layers that mix columns with channels, share the channels.
     """
     found = list(values)
     for (index, value), (_, other) in itertools.permutations(enumerate(values), 2):
         if (met := _slab_of(value, other)) is not None:
-            plane, axes = met
-            slabs = slide(ledger, replace(value, planes=(plane,)), sorted(plane.axes - axes)).planes
+            plane, shared = met
+            slabs = slide(ledger, replace(value, planes=(plane,)), sorted(plane.axes - shared)).planes
             rest = (p for p in found[index].planes if p is not plane)
             found[index] = replace(found[index], planes=(*rest, *slabs))
     return found
 
 
 def _slab_of(value: Marked, other: Marked) -> tuple[Plane, frozenset[int]] | None:
-    """The plane of `value` that lies along more axes than the one of `other` that it meets, and the latter's axes."""
+    """A plane of `value` that has more axes than it shares with the one of `other` that it meets, and those."""
     if other.free:
         return None
     for plane in value.planes:
@@ -81,8 +84,8 @@ def _slab_of(value: Marked, other: Marked) -> tuple[Plane, frozenset[int]] | Non
             continue
         own = [p for p in value.planes if not p.example and p.axes & plane.axes]
         met = [p for p in other.planes if not p.example and p.axes & plane.axes]
-        if len(own) == len(met) == 1 and met[0].axes < plane.axes and not _is_row(met[0], plane):
-            return plane, met[0].axes
+        if len(own) == len(met) == 1 and not plane.axes <= met[0].axes and not _is_row(met[0], plane):
+            return plane, met[0].axes & plane.axes
     return None
 
 
