@@ -14,6 +14,9 @@ from surgeon.rules import reasons
 from surgeon.rules.layout import lift, slide
 from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, replace, spread
 
+#: Which planes describe the same axes in the same sense: :attr:`Plane.key`.
+_Key = tuple[bool, frozenset[int]]
+
 
 def align_right(values: Sequence[Marked]) -> list[Marked]:
     """Lift all values to the largest number of axes, as broadcasting does."""
@@ -164,11 +167,12 @@ def assemble(
     keys = list(dict.fromkeys(plane.key for part in parts for plane in part.planes if dim in plane.axes))
     if whole and not keys and len({part.free for part in parts}) > 1:
         keys = [(False, frozenset({dim}))]
+    keys = [key for key in keys if not any(_widens(parts, key, wider) for wider in keys)]
     planes = []
     for example, axes in keys:
         labels = []
         for part in parts:
-            own = [p for p in part.planes if p.key == (example, axes)]
+            own = [p for p in part.planes if p.key == (example, axes) or _widens(parts, p.key, (example, axes))]
             labels.append(spread(own[0] if own else _unlabelled(ledger, part, axes), part.shape))
         planes.append(Plane(combine(labels), axes, example))
     across = [
@@ -179,6 +183,17 @@ def assemble(
     joint = join(ledger, across)
     # parts of other values: places differ, even where each part was made in the size that it needed
     return replace(joint, planes=(*planes, *joint.planes), shape=(), free=False, stretched=frozenset())
+
+
+def _widens(parts: Sequence[Marked], key: _Key, wider: _Key) -> bool:
+    """Whether what lies along the axes of `key` is told along those of `wider`, as other parts are.
+
+    A key that all heads share, beside the keys of each head, is the same row of channels for every head.
+    """
+    if key[0] != wider[0] or not key[1] < wider[1] or max(wider[1]) not in key[1]:
+        return False
+    met = ([p.key for p in part.planes if p.axes & key[1] and not p.example] for part in parts)
+    return all(own == [key] for own in met if key in own)
 
 
 def _unlabelled(ledger: Ledger, part: Marked, axes: frozenset[int]) -> Plane:
