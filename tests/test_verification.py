@@ -205,6 +205,25 @@ def test_what_ended_a_comparison_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 # --- passed
 
 
+class OwnFilter(nn.Module):
+    """A forward that makes the filter of a convolution itself, in single precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x, row = self.conv(x).relu(), torch.tensor([1.0, 2.0, 1.0])
+        x = nn.functional.conv2d(x.flatten(0, 1)[:, None], torch.outer(row, row)[None, None]).view(*x.shape[:2], 6, 6)
+        return self.head(x.square().mean((2, 3)))
+
+
+def test_numbers_that_the_forward_makes_are_in_double_precision_too() -> None:
+    result = surgeon.prune(OwnFilter().eval(), X.float(), ratio=0.5, criterion="random")
+    assert result.report.check is not None
+    assert (result.report.check.status, result.report.check.stopped) == ("passed", "")
+
+
 class Scattered(nn.Module):
     """Adds up messages in a table that it makes without naming a type, as graph networks do."""
 

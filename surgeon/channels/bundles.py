@@ -142,8 +142,8 @@ def _demand(structure: Structure, groups: Sequence[Group], group_of: Ints, parts
     for row, part in enumerate(parts):
         counts[row] = np.bincount(group_of[structure.channel[part]] + 1, minlength=len(groups) + 1)
     fixed, places = counts[:, 0], counts[:, 1:]
-    touched = np.flatnonzero(places.any(axis=0))
-    if not len(touched) or (places == places[0]).all():
+    touched = np.flatnonzero((places != places[0]).any(axis=0))  # what all parts have alike changes nothing
+    if not len(touched):
         return None
     sizes = np.array([groups[int(i)].size for i in touched])
     if (places[:, touched] % sizes).any():

@@ -33,8 +33,11 @@ class Mismatch(Exception):
         self.why = why
 
 
-#: Calls whose result has the axes of their operands: one that was stretched is so still.
-_SAME_AXES = frozenset({"expand", "clone", "alias", "detach", "_to_copy", *POINTWISE})
+#: Calls whose rules say along which axes the result is stretched: those of their operands, or where these have come to.
+_STRETCHING = frozenset({
+    "expand", "repeat", "clone", "alias", "detach", "_to_copy", "view", "_unsafe_view", "_reshape_alias", "permute",
+    "transpose", "t", "squeeze", "unsqueeze", "select", "slice", "flip", "cat", *POINTWISE,
+})  # fmt: skip
 #: Of each plane of a value the number of the plane that the rule gave, and the axes along which its labels vary.
 Arrangement = tuple[tuple[int, frozenset[int] | None], ...]
 
@@ -212,7 +215,9 @@ class LabelPass(fx.Interpreter):
             marked = replace(marked, planes=tuple(p for p in marked.planes if p.labels.numel()))
         planes, axes = self._guided(marked, shape) if guided else self._evident(marked)
         self._axes[node] = axes
-        stretched = marked.stretched if operator_name(node) in _SAME_AXES else frozenset()
+        stretched = marked.stretched if operator_name(node) in _STRETCHING else frozenset()
+        if self._guide is not None and self._ledger.dense in self._guide.dense.marks:
+            stretched = self._guide.dense.marks[self._ledger.dense].stretched  # one channel that is left looks alike
         span = tuple(1 if axis in stretched else size for axis, size in enumerate(span))
         return replace(marked, shape=shape, span=span, planes=planes, stretched=stretched)
 

@@ -14,6 +14,9 @@ from surgeon.rules import reasons
 from surgeon.rules.layout import lift, slide
 from surgeon.rules.marks import FIXED, Ledger, Marked, Plane, replace, spread
 
+#: Which planes describe the same axes in the same sense: :attr:`Plane.key`.
+_Key = tuple[bool, frozenset[int]]
+
 
 def align_right(values: Sequence[Marked]) -> list[Marked]:
     """Lift all values to the largest number of axes, as broadcasting does."""
@@ -45,7 +48,9 @@ def join(ledger: Ledger, values: Sequence[Marked]) -> Marked:
         # what is pinned here stays everywhere: it needs no following any further
         pairs = itertools.permutations(values, 2)
         held = {p.key for value, other in pairs for p in value.planes if _held(ledger, p, other)}
-    shape, span = _broadcast([v.shape for v in values]), _broadcast([v.span for v in values])
+    # what the forward makes takes the size of what it meets: it has no places of its own along the axes of the others
+    given = [v for v in values if v.planes or not v.free] or values
+    shape, span = _broadcast([v.shape for v in values]), _broadcast([v.span for v in given])
     return Marked(
         shape,
         span,
@@ -60,20 +65,21 @@ def _slabs(ledger: Ledger, values: Sequence[Marked]) -> list[Marked]:
     """The values; one with labels along several axes that meets one with labels along a part of these, and places along
     all: only whole slabs can go of both, so each slab is one channel.
 
-    An increment `(B @ A).view(weight.shape)` of a convolution's weight has such labels: one for each column of A.
+    An increment `(B @ A).view(weight.shape)` of a convolution's weight has such labels: one for each column of A. Those
+    of layers that mix rows with channels, and of layers that mix columns with channels, share the channels.
     """
     found = list(values)
     for (index, value), (_, other) in itertools.permutations(enumerate(values), 2):
         if (met := _slab_of(value, other)) is not None:
-            plane, axes = met
-            slabs = slide(ledger, replace(value, planes=(plane,)), sorted(plane.axes - axes)).planes
+            plane, shared = met
+            slabs = slide(ledger, replace(value, planes=(plane,)), sorted(plane.axes - shared)).planes
             rest = (p for p in found[index].planes if p is not plane)
             found[index] = replace(found[index], planes=(*rest, *slabs))
     return found
 
 
 def _slab_of(value: Marked, other: Marked) -> tuple[Plane, frozenset[int]] | None:
-    """The plane of `value` that lies along more axes than the one of `other` that it meets, and the latter's axes."""
+    """A plane of `value` that has more axes than it shares with the one of `other` that it meets, and those."""
     if other.free:
         return None
     for plane in value.planes:
@@ -81,8 +87,8 @@ def _slab_of(value: Marked, other: Marked) -> tuple[Plane, frozenset[int]] | Non
             continue
         own = [p for p in value.planes if not p.example and p.axes & plane.axes]
         met = [p for p in other.planes if not p.example and p.axes & plane.axes]
-        if len(own) == len(met) == 1 and met[0].axes < plane.axes and not _is_row(met[0], plane):
-            return plane, met[0].axes
+        if len(own) == len(met) == 1 and not plane.axes <= met[0].axes and not _is_row(met[0], plane):
+            return plane, met[0].axes & plane.axes
     return None
 
 
@@ -161,11 +167,12 @@ def assemble(
     keys = list(dict.fromkeys(plane.key for part in parts for plane in part.planes if dim in plane.axes))
     if whole and not keys and len({part.free for part in parts}) > 1:
         keys = [(False, frozenset({dim}))]
+    keys = [key for key in keys if not any(_widens(parts, key, wider) for wider in keys)]
     planes = []
     for example, axes in keys:
         labels = []
         for part in parts:
-            own = [p for p in part.planes if p.key == (example, axes)]
+            own = [p for p in part.planes if p.key == (example, axes) or _widens(parts, p.key, (example, axes))]
             labels.append(spread(own[0] if own else _unlabelled(ledger, part, axes), part.shape))
         planes.append(Plane(combine(labels), axes, example))
     across = [
@@ -176,6 +183,17 @@ def assemble(
     joint = join(ledger, across)
     # parts of other values: places differ, even where each part was made in the size that it needed
     return replace(joint, planes=(*planes, *joint.planes), shape=(), free=False, stretched=frozenset())
+
+
+def _widens(parts: Sequence[Marked], key: _Key, wider: _Key) -> bool:
+    """Whether what lies along the axes of `key` is told along those of `wider`, as other parts are.
+
+    A key that all heads share, beside the keys of each head, is the same row of channels for every head.
+    """
+    if key[0] != wider[0] or not key[1] < wider[1] or max(wider[1]) not in key[1]:
+        return False
+    met = ([p.key for p in part.planes if p.axes & key[1] and not p.example] for part in parts)
+    return all(own == [key] for own in met if key in own)
 
 
 def _unlabelled(ledger: Ledger, part: Marked, axes: frozenset[int]) -> Plane:

@@ -48,9 +48,11 @@ def convolve(
     """A convolution of any kind; `counts` are its groups in this run and in the dense one."""
     ndim = len(x.shape)
     spatial = range(2, ndim)
+    alike = 0 in weight.stretched or weight.free  # one filter, repeated, or made in the size that was asked for
     x, weight = layout.slide(ledger, x, spatial), layout.mix(ledger, weight, spatial)
     # Which kind of convolution this is stands in the dense shapes: a cut may leave a group with one channel.
-    per_group = weight.span[0] // counts[1] if transposed else weight.span[1]
+    incoming = ledger.dense.args[1].meta["shape"][0]  # type: ignore[union-attr]  # a node
+    per_group = incoming // counts[1] if transposed else weight.span[1]
     depthwise = per_group == 1 and counts[1] > 1
     if not depthwise:
         note_summed(ledger, x, 0, [1])
@@ -58,8 +60,8 @@ def convolve(
     left = lift(_unmerge(_flat(x), 1, counts), {0: 0, 1: 1, 2: 3}, 4)
     places = {0: 1, 1: 3, 2: 2} if transposed else {0: 1, 1: 2, 2: 3}
     right = lift(_unmerge(_flat(weight), 0, counts), places, 4)
-    if depthwise and 0 in weight.stretched and weight.shape[0] == x.shape[1]:
-        joint = replace(left, free=False)  # one filter, repeated for every channel: each passes by itself
+    if depthwise and alike and weight.shape[0] == x.shape[1]:
+        joint = replace(left, free=False)  # each channel passes by itself
     elif depthwise:
         joint = algebra.join(ledger, [_same_channel(ledger, left, right), right])
         ledger.produced += [(p.labels, True) for p in right.planes if not p.example]

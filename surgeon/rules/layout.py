@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from surgeon.rules import reasons
-from surgeon.rules.marks import Ledger, Marked, Plane, Summed, replace, spread
+from surgeon.rules.marks import Ledger, Marked, Plane, Summed, compact, replace, spread
 from surgeon.tracing import operator_name
 
 
@@ -64,8 +66,18 @@ def move(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: Any, **
         shape=(),
         planes=tuple(Plane(labels, frozenset(range(labels.ndim)), p.example) for p, labels in planes),
         value=None,
-        stretched=frozenset(),
+        stretched=_still_stretched(value, func, args, kwargs),
     )
+
+
+def _still_stretched(value: Marked, func: Callable[..., Any], args: Any, kwargs: Any) -> frozenset[int]:
+    """The axes of what `func` makes of `value` along which one place is repeated: they hold nothing but such axes."""
+    if not value.stretched or 0 in value.shape:
+        return frozenset()
+    own = [1 if axis in value.stretched else size for axis, size in enumerate(value.shape)]
+    moved: Tensor = func(torch.arange(math.prod(own)).view(own).expand(value.shape), *args, **kwargs)
+    _, varied = compact(moved)
+    return frozenset(axis for axis, size in enumerate(moved.shape) if size > 1 and axis not in varied)
 
 
 def move_many(ledger: Ledger, func: Callable[..., Any], value: Marked, *args: Any, **kwargs: Any) -> list[Marked]:

@@ -78,7 +78,16 @@ def expand(ledger: Ledger, value: Marked, size: Sequence[int], **_: Any) -> Mark
     return replace(result, stretched=stretched)
 
 
-for _name in """permute transpose t squeeze unsqueeze flip roll repeat select rot90
+@rule("repeat")
+def repeat(ledger: Ledger, value: Marked, repeats: Sequence[int]) -> Marked:
+    offset = len(repeats) - len(value.shape)
+    result = move(ledger, Tensor.repeat, value, repeats)
+    # as in `expand`, a single place that is repeated stays one; copies of several places follow each other
+    single = {axis for axis, size in enumerate([1] * offset + list(value.span)) if size == 1}
+    return replace(result, stretched=frozenset(axis for axis in single if repeats[axis] > 1) | result.stretched)
+
+
+for _name in """permute transpose t squeeze unsqueeze flip roll select rot90
                 pixel_shuffle pixel_unshuffle unfold""".split():
     _mover(_name)
 
@@ -133,9 +142,11 @@ def cat(ledger: Ledger, tensors: Sequence[Marked], dim: int = 0) -> Marked:
     dim %= len(parts[0].shape)
     full = [number for number, part in enumerate(parts) if part.shape[dim]] or range(len(parts))
     # a part without places along `dim` (what rotary embeddings of whole heads leave out) gives none there
-    return algebra.assemble(
+    joint = algebra.assemble(
         ledger, parts, dim, lambda labels: torch.cat([labels[number] for number in full], dim), whole=True
     )
+    same = len(set(ledger.dense.args[0])) == 1 and parts[0].span[dim] == 1  # type: ignore[arg-type]  # a list of nodes
+    return replace(joint, stretched=parts[0].stretched | {dim}) if same and not joint.covers(dim) else joint
 
 
 @rule("stack")

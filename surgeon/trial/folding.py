@@ -7,7 +7,7 @@ multiplied by ``s / s'``, so that the product stays what it was.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -31,6 +31,8 @@ _LINEAR = frozenset({
 _PICKING = frozenset({"slice", "select", "split", "split_with_sizes", "chunk", "unbind", "index_select"})
 #: Products with a weight: where their bias and their weight stand among the arguments.
 _PRODUCTS = {"addmm": (0, 2), "mm": (None, 1), "convolution": (2, 1), "native_layer_norm": (3, 2)}
+#: Products of two values: where the first of them stands among the arguments.
+_FACTORS = {"bmm": 0, "mul": 0, "div": 0, "mm": 0, "addmm": 1, "convolution": 0}
 _SUMS = frozenset({"add", "sub"})
 _MADE = frozenset({"zeros", "new_zeros", "zeros_like"})
 
@@ -67,18 +69,53 @@ class Fold:
 _different: WeakKeyDictionary[Marked, Ints] = WeakKeyDictionary()
 
 
-def find_fold(graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> Fold | None:
-    """How the changed number of the call `dense` (in the small run: `small`) can be folded; None if it can't."""
-    factor = _factor(dense, small)
-    start = dense.args[0] if dense.args else None
-    if factor is None or factor <= 0 or not isinstance(start, fx.Node):
-        return None
-    ways = (_back(graph, start, (), weights) for weights in (False, True))
-    found = next((way for way in ways if way is not None and way.rows and _exclusive(graph, dense, way)), None)
-    if found is None:
-        return None
-    labels = np.concatenate([_labels_of(graph, place, positions) for place, positions in found.rows.items()])
-    return Fold(factor, found.rows, labels, frozenset(found.path))
+def find_folds(graph: ChannelGraph, changed: Iterable[tuple[fx.Node, fx.Node]]) -> tuple[list[Fold], fx.Node | None]:
+    """How changed numbers can be folded (calls of the dense run, each with the small one), and the first that can't be.
+
+    A number is folded by itself where it can be; else with others that change alike and have the same weights in front
+    of them: a layer that runs several times, or keys that several queries meet.
+    """
+    numbers = [_Number.of(graph, dense, small) for dense, small in changed]
+    folds: list[Fold] = []
+    while numbers:
+        first = numbers[0]
+        joint = (first.together(way, numbers) for way in first.ways)
+        choices = [*((way, [first]) for way in first.ways), *joint]
+        found = next((c for c in choices if _exclusive(graph, {number.call for number in c[1]}, c[0])), None)
+        if found is None:
+            return folds, first.call
+        way, served = found
+        labels = np.concatenate([_labels_of(graph, place, positions) for place, positions in way.rows.items()])
+        folds.append(Fold(first.factor, way.rows, labels, frozenset(way.path)))
+        numbers = [number for number in numbers if number not in served]
+    return folds, None
+
+
+@dataclass(frozen=True, eq=False)
+class _Number:
+    """A call whose number changes by a factor, and the ways in which weights in front can take it."""
+
+    call: fx.Node
+    factor: float
+    ways: list[_Sources]
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, dense: fx.Node, small: fx.Node) -> _Number:
+        factor, start = _factor(dense, small), dense.args[0] if dense.args else None
+        if factor is None or factor <= 0 or not isinstance(start, fx.Node):
+            return cls(dense, 1.0, [])
+        ways = (_back(graph, start, (), weights) for weights in (False, True))
+        return cls(dense, factor, [way for way in ways if way is not None and way.rows])
+
+    def together(self, way: _Sources, others: Iterable[_Number]) -> tuple[_Sources, list[_Number]]:
+        """`way` with the calls between its weights and the other numbers that they reach, and these numbers.
+
+        Not those behind another number: there the rows take the factor once more.
+        """
+        calls = {number.call for number in others}
+        alike = [(number, own) for number in others if number.factor == self.factor for own in number.ways]
+        same = {number: own for number, own in alike if own.is_like(way) and own.path.isdisjoint(calls)}
+        return _Sources(way.rows, set().union(*(own.path for own in same.values()))), list(same)
 
 
 def _factor(dense: fx.Node, small: fx.Node) -> float | None:
@@ -95,6 +132,12 @@ class _Sources:
 
     rows: dict[tuple[str, int], Ints] = field(default_factory=dict)
     path: set[fx.Node] = field(default_factory=set)
+
+    def is_like(self, other: _Sources) -> bool:
+        """Whether both are the same rows."""
+        return self.rows.keys() == other.rows.keys() and all(
+            np.array_equal(rows, other.rows[place]) for place, rows in self.rows.items()
+        )
 
     def with_others(self, others: Iterable[_Sources | None]) -> _Sources | None:
         """These and the others; None where one of them is unknown."""
@@ -224,13 +267,19 @@ def _labels_of(graph: ChannelGraph, place: tuple[str, int], positions: Ints) -> 
     return space.starts[space.index[place]] + positions
 
 
-def _exclusive(graph: ChannelGraph, dense: fx.Node, found: _Sources) -> bool:
-    """Whether the rows reach nothing but the number: whoever else reads from the path picks other rows."""
+def _exclusive(graph: ChannelGraph, numbers: Collection[fx.Node], found: _Sources) -> bool:
+    """Whether the rows reach nothing but the numbers, and once: whoever else reads from the path picks other rows."""
     labels = np.concatenate([_labels_of(graph, place, rows) for place, rows in found.rows.items()])
     for node in found.path:
         for user in node.users:
-            if user is dense or user in found.path:
+            if user in numbers or (user in found.path and _takes_once(user, found.path)):
                 continue
             if not _picks(user) or np.isin(_labels_at(graph, user), labels).any():
                 return False
     return True
+
+
+def _takes_once(call: fx.Node, path: Collection[fx.Node]) -> bool:
+    """Whether a product's factors aren't both on the path: it would be multiplied twice."""
+    first = _FACTORS.get(operator_name(call))
+    return first is None or sum(value in path for value in call.args[first : first + 2]) <= 1

@@ -17,7 +17,7 @@ from surgeon.tracing.parts import StepError
 from surgeon.trial.alignment import align, next_call, same_calls, strays
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
-from surgeon.trial.folding import Fold, find_fold
+from surgeon.trial.folding import Fold, find_folds
 from surgeon.trial.numbers import changed_numbers
 from surgeon.trial.renumbering import Numbers, renumbered
 from surgeon.trial.skeleton import with_tensors
@@ -140,16 +140,11 @@ def read_recording(graph: ChannelGraph, recording: Trace, kept: Flags) -> Run:
     resized = _resized_output(recording, graph.trace)
     if resized is not None:
         raise find_misfit(graph, nodes, kept, resized, "the size of a result depends on the width", exactly=True)
-    folds = []
-    for changed, other in changed_numbers(recording, graph.trace, nodes):
-        found = find_fold(graph, changed, other)
-        if found is None:
-            misfit = find_misfit(
-                graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True
-            )
-            misfit.numeric = True
-            raise misfit
-        folds.append(found)
+    folds, changed = find_folds(graph, changed_numbers(recording, graph.trace, nodes))
+    if changed is not None:
+        misfit = find_misfit(graph, nodes, kept, changed, "a number in the forward depends on the width", exactly=True)
+        misfit.numeric = True
+        raise misfit
     return Run(analyse(labels, nodes), nodes, tuple(folds), numbers)
 
 

@@ -67,8 +67,8 @@ def compare(
     """
     dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
     given = _in(inputs or dense_trace.inputs, dtype), _in(inputs or small_trace.inputs, dtype)
-    run = Replay(dense_trace, _Cast(dense, dtype), in_dtype(silenced, dtype)).steps(given[0])
-    ours = Replay(small_trace, _Cast(small, dtype), in_dtype(plain_call, dtype)).steps(given[1])
+    run = Replay(dense_trace, _Cast(dense, dense_trace.tensors, dtype), in_dtype(silenced, dtype)).steps(given[0])
+    ours = Replay(small_trace, _Cast(small, small_trace.tensors, dtype), in_dtype(plain_call, dtype)).steps(given[1])
     partner = partners(fitted.nodes)
     result, waiting = Comparison(), _Waiting(ours)
     seen: set[fx.Node] = set()
@@ -126,17 +126,17 @@ class _Waiting:
 
 
 class _Cast(Mapping[str, Tensor]):
-    """Tensors in another type."""
+    """Tensors in another type; those that nobody gives (numbers that the forward makes) as they were recorded."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-        self._tensors, self._dtype = tensors, dtype
+    def __init__(self, tensors: Mapping[str, Tensor], recorded: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self._tensors, self._recorded, self._dtype = tensors, recorded, dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
+        tensor = (self._tensors if name in self._tensors else self._recorded)[name]
         return tensor.detach().to(as_wide(tensor.dtype, self._dtype))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return name in self._tensors or name in self._recorded
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

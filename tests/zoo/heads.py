@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -244,3 +245,29 @@ class CrossCovariance(Tokens):
             weights = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * self.temperature
             out = (weights.softmax(dim=-1) @ v).permute(0, 3, 1, 2).flatten(2)
             return self.proj(out)
+
+
+@zoo
+class LatentKeys(Tokens):
+    """DeepSeek's latent attention: keys of each head beside one that all heads share, made from fewer features."""
+
+    cuts = ("embed", "mixer.query", "mixer.down", "mixer.up", "mixer.out")
+    shapes: ClassVar[Mapping[str, tuple[int, ...]]] = {
+        "mixer.query.weight": (3 * (3 + 2), 8), "mixer.down.weight": (6 + 2, 8), "mixer.up.weight": (3 * (3 + 4), 6)
+    }  # fmt: skip
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.own, self.shared, self.values, self.rank = 3, 6, 4, 7, 12
+            self.query, self.down = nn.Linear(16, 3 * (6 + 4)), nn.Linear(16, 12 + 4)
+            self.up, self.out = nn.Linear(12, 3 * (6 + 7)), nn.Linear(3 * 7, 16)
+
+        def forward(self, x: Tensor) -> Any:
+            b, t, _ = x.shape
+            query = self.query(x).view(b, t, self.heads, self.own + self.shared).transpose(1, 2)
+            latent, shared = self.down(x).split([self.rank, self.shared], -1)
+            up = self.up(latent).view(b, t, self.heads, self.own + self.values).transpose(1, 2)
+            own, value = up.split([self.own, self.values], -1)
+            key = torch.cat([own, shared[:, None].expand(-1, self.heads, -1, -1)], -1)
+            return self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))

@@ -47,6 +47,26 @@ class SpatialGating(Tokens):
 
 
 @zoo
+class RowsAndColumns(Classifier):
+    """Vision Permutator: one layer mixes each row with shares of the channels, another each column; both are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def mixed(self, x: Tensor, layer: nn.Module) -> Any:
+        """`x (B, H, W, C)`; its second axis is mixed with C / H channels at a time."""
+        b, h, w, c = x.shape
+        x = x.reshape(b, h, w, h, c // h).transpose(1, 3).reshape(b, h, w, c)
+        return layer(x).reshape(b, h, w, h, c // h).transpose(1, 3).reshape(b, h, w, c)
+
+    def middle(self, x: Tensor) -> Any:
+        x = F.max_pool2d(x, 2).permute(0, 2, 3, 1)
+        columns = self.mixed(x.transpose(1, 2), self.columns).transpose(1, 2)
+        return (self.mixed(x, self.rows) + columns).permute(0, 3, 1, 2)
+
+
+@zoo
 class FourierMixer(Tokens):
     """FNet over tokens only: the real part of an FFT along the sequence."""
 

@@ -264,3 +264,25 @@ class AttendedStates(Recurrent):
         states, _ = self.rnn(self.embed(x))
         weights = torch.softmax(torch.bmm(states, self.query(other).unsqueeze(2)), dim=1)
         return self.fc((weights * states).sum(1))
+
+
+@zoo
+class MatrixState(Recurrent):
+    """RWKV's heads: a state of zeros for each pair of key and value channels fades by a factor for each key channel."""
+
+    cuts = ("embed", "keys", "values")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.values = nn.Linear(10, 12), nn.Linear(10, 12)
+        self.fade, self.heads = nn.Parameter(torch.rand(3, 4)), 3
+
+    def forward(self, x: Tensor) -> Any:
+        b, t, _ = (x := self.embed(x)).shape
+        keys = self.keys(x).view(b, t, self.heads, -1)
+        values = self.values(x).view(b, t, self.heads, -1)
+        state, steps = torch.zeros(b, self.heads, keys.shape[3], values.shape[3], dtype=x.dtype), []
+        for step in range(t):
+            state = state * self.fade.sigmoid()[..., None] + keys[:, step, :, :, None] * values[:, step, :, None]
+            steps.append(keys[:, step, :, None] @ state)
+        return self.fc(torch.stack(steps, 1).reshape(b, t, -1).mean(1))
