@@ -354,6 +354,68 @@ def test_a_search_comes_to_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trials_of(model, monkeypatch) <= 8
 
 
+class Settled(nn.Module):
+    """A block whose width it holds as a number, beside many that mean nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.size = conv(16, 24), conv(24, 16), 24
+        for number in range(6):
+            setattr(self, f"seed_{number}", 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(x)
+        y = y.view(y.shape[0], self.size, y.shape[2] * y.shape[3]).view(y.shape)
+        result: Tensor = x + self.outer(y.relu())
+        return result
+
+
+def test_a_trial_may_be_made_from_another_line_than_the_recording() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 16), Settled(), conv(16, 4))
+    graph = graph_of(model)
+    assert gone(plan_of(graph, ratio=0.5, scope="local")) == {"0": 8, "1.inner": 12}
+
+
+def test_a_hopeless_place_leaves_enough_trials_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("surgeon.trial.search._MOST_TRIALS", 24)
+    torch.manual_seed(0)
+    hopeless = Stubborn()
+    for number in range(24):
+        setattr(hopeless, f"seed_{number}", 8)
+    model = nn.Sequential(conv(3, 16), hopeless, Settled(), conv(16, 4))
+    assert gone(plan_of(graph_of(model), ratio=0.5, scope="local")) == {"0": 8, "2.inner": 12}
+
+
+class Turned(nn.Module):
+    """Heads whose places are the same channels in all of them; whether these are weighed is a one, like the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.last, self.size, self.weighs = nn.Linear(6, 32), nn.Linear(32, 3), 8, 1
+        self.weights = nn.Parameter(torch.arange(1.0, 9.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.project(x).view(1, -1, 4, self.size)
+        if self.weighs:
+            heads = heads * self.weights
+        result: Tensor = self.last(heads.flatten(2))
+        return result
+
+
+def test_no_number_is_taken_for_a_width_of_none() -> None:
+    """All heads lose their first channel: it alone doesn't say that there are no heads then."""
+    torch.manual_seed(0)
+    model = Turned()
+    with torch.no_grad():
+        model.weights[:4] = 0.0
+        model.project.weight.view(4, 8, 6)[:, :4] = 0.0
+    plan = plan_of(graph_of(model, torch.randn(1, 5, 6)), ratio=0.5, scope="local")
+    assert plan.removed == {"project": (0, 1, 2, 3)}
+    assert plan.fitted is not None
+    assert {str(target): value for target, value in plan.fitted.settings.items()} == {"size": 4}
+
+
 # --- ignored layers
 
 

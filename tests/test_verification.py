@@ -129,7 +129,7 @@ def test_the_twin_catches_a_wiring_that_the_own_weights_hide(monkeypatch: pytest
         return found.roll(1) if (name, axis) == ("2.weight", 1) else found
 
     monkeypatch.setattr(Fit, "positions", rolled)
-    with pytest.raises(VerificationError, match=r"on redrawn weights: first at convolution in 2 .*allowed 1e-09"):
+    with pytest.raises(VerificationError, match=r"on redrawn weights: first at convolution in 2, .*allowed 1e-09"):
         surgeon.prune(model, X, ratio=0.5, criterion="random")
     monkeypatch.setattr(Fit, "positions", right)
     assert surgeon.prune(model, X, ratio=0.5, criterion="random").report.check is not None

@@ -179,11 +179,25 @@ def _signatures(
     add(channel[1:], np.repeat(hashes, space.sizes, axis=0).T)  # labels are numbered place by place
     for anchor in ledger.anchors:
         base = _hash(f"{names.get(anchor.node, anchor.node).name}:{anchor.kind}")
-        add(channel[flat(anchor.labels)], [_mix(half, flat(anchor.coordinates)) for half in base])
+        places, coordinates = _once(flat(anchor.labels), flat(anchor.coordinates))
+        add(channel[places], [_mix(half, coordinates) for half in base])
     for pin, (places, counts) in zip(ledger.pins, tallies, strict=False):  # what comes behind met FIXED
         base = _hash(f"{names.get(pin.node, pin.node).name}:pin")
         add(channel[places], [_times(half, counts) for half in base])
     return np.ascontiguousarray(sums[:, :-1].T)
+
+
+def _once(labels: Ints, coordinates: Ints) -> tuple[Ints, Ints]:
+    """Each label at each of its coordinates once: how often it is there depends on how wide what it meets is.
+
+    Where two labelled axes became one, each place of the first stands beside all those of the second.
+    """
+    span = int(labels.max(initial=0)) + 1
+    keys = coordinates * span + labels
+    different = np.unique(keys)
+    if len(different) == len(keys):
+        return labels, coordinates
+    return different % span, different // span
 
 
 @functools.lru_cache(maxsize=1 << 14)  # the small recording has the names of the dense one

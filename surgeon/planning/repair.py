@@ -56,6 +56,7 @@ class Repair:
 
     def after(self, misfit: Misfit) -> None:
         """Take in that a trial failed here."""
+        self._search.spend(misfit)
         self.bindings = misfit.bindings
         if self._stepped(misfit):
             return
@@ -63,7 +64,7 @@ class Repair:
         if self._open is not None and order[misfit.node] > order[self._open.misfit.node]:
             self._open = None  # the link has proved itself
         if self._open is None:
-            links = [] if misfit.numeric or self._search.exhausted else find_links(self.graph, misfit)
+            links = [] if misfit.numeric or self._search.is_spent(misfit) else find_links(self.graph, misfit)
             self._open = _Open(self.graph, misfit, links)
         self.undone()
 
@@ -95,9 +96,10 @@ class Repair:
         """The channels at a misfit; where a call like it failed before, those at all calls alike: they'd fail, too."""
         kind = _kind(misfit.node)
         self._pinned[kind] += 1
-        if self._pinned[kind] <= _ONE_BY_ONE and not self._search.exhausted:
+        spent = self._search.is_spent(misfit)
+        if self._pinned[kind] <= _ONE_BY_ONE and not spent:
             return misfit.channels
-        calls = [n for n in alike(self.graph, misfit.node) if self._search.exhausted or _kind(n) == kind]
+        calls = [n for n in alike(self.graph, misfit.node) if spent or _kind(n) == kind]
         found = [channels_at(self.graph, call, misfit.kept) for call in calls]
         return np.unique(np.concatenate([misfit.channels, *found]))
 

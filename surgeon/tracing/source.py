@@ -95,15 +95,20 @@ class Site:
 
 
 def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
-    """The site of the running operator call; `names` maps ``id(module)`` to its path."""
+    """The site of the running operator call; `names` maps ``id(module)`` to its path.
+
+    What called the model is no part of it: a container at the root has no line of the user's.
+    """
     frame = sys._getframe(skip)
     path: str | None = None
     source: Source | None = None
     while frame is not None:
         code = frame.f_code
         if code is _MODULE_CALL:
-            if path is None:
-                path = names.get(id(frame.f_locals.get("self")))
+            own = names.get(id(frame.f_locals.get("self")))
+            path = own if path is None else path
+            if own == "":
+                break
         elif source is None and _is_users(code.co_filename):
             source = _source(frame, frame.f_lineno)
         if path is not None and source is not None:

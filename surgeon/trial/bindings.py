@@ -134,12 +134,15 @@ def _one_each(wholes: Mapping[str | int, Where], value: Any) -> Iterator[tuple[W
 
 
 def _changing(widths: Sequence[tuple[Where, Ints]], kept: Flags | None) -> dict[int, list[Where]]:
-    """Widths around a call by their dense size; of those with the same dense and small size the first."""
+    """Widths around a call by their dense size; of those with the same dense and small size the first.
+
+    No width is 0: where none of the counted places stays, they tell nothing of the places beside them, which do.
+    """
     flags = np.append(kept, True) if kept is not None else None
     found: dict[int, dict[int, Where]] = {}
     for where, channels in widths:
         small = int(flags[channels].sum()) if flags is not None else 0
-        if small != len(channels):
+        if small not in (0, len(channels)):
             found.setdefault(len(channels), {}).setdefault(small, where)
     return {size: list(ways.values()) for size, ways in found.items()}
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from surgeon.channels import Structure
 from surgeon.channels.structure import Flags, Ints, flat, rows
-from surgeon.rules import Marked
+from surgeon.rules import Marked, Plane
 
 #: Axes of a value, and for each small place along them (flat) the dense place (flat); the small sizes of the axes.
 Places = list[tuple[list[int], Ints, list[int]]]
@@ -49,16 +49,23 @@ class Matching:
         pairs = list(zip(theirs.planes, ours.planes, strict=True))
         found: Places = []
         for axes in dict.fromkeys(plane.axes for plane in theirs.planes):
-            along = [(d, s) for d, s in pairs if d.axes == axes]
-            columns = [(self.dense.of(d.labels), self.arrived[flat(s.labels)]) for d, s in along]
+            if any(axes < plane.axes for plane in theirs.planes):
+                continue  # told along with those: of a row of places others stay than of the next
+            lead = next(pair for pair in pairs if pair[0].axes == axes)
+            columns = [self._column(pair, lead) for pair in pairs if pair[0].axes <= axes]
             index = self._in_order(columns)
             if index is None:
                 index = _match(*_keys(columns))
             if index is None:
                 return None
             ordered = sorted(axes)
-            found.append((ordered, index, [along[0][1].labels.shape[a] for a in ordered]))
+            found.append((ordered, index, [lead[1].labels.shape[a] for a in ordered]))
         return found
+
+    def _column(self, pair: tuple[Plane, Plane], lead: tuple[Plane, Plane]) -> tuple[Ints, Ints]:
+        """The channels of a dense plane and of the small one at all places of `lead`, which have all their axes."""
+        theirs, ours = (own.labels.expand(of.labels.shape) for own, of in zip(pair, lead, strict=True))
+        return self.dense.of(theirs), self.arrived[flat(ours)]
 
     def _in_order(self, columns: Sequence[tuple[Ints, Ints]]) -> Ints | None:
         """The dense places whose channels are kept, if these are the small ones in their order, as nearly always."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from torch import fx
@@ -19,7 +20,9 @@ from surgeon.trial.targets import Target
 #: At how many misfits one fit looks for bindings, and how many pairs of numbers it tries there.
 _MOST_EXPANSIONS, _MOST_PAIRS = 24, 10
 #: After how many trials of one plan nothing more is looked for: what doesn't follow then stays as it is.
-_MOST_TRIALS = 120
+_MOST_TRIALS = 240
+#: One place of the program gets one part in so many of what the others have left: a hopeless one mustn't take all.
+_PLACES = 4
 #: At how many calls of one line a search must have failed alike before the others aren't searched.
 _ENOUGH = 2
 #: The numbers that bindings come to.
@@ -36,18 +39,21 @@ class Search:
     """
 
     def __init__(self) -> None:
-        self.trials = 0
+        self._spent: Counter[Hashable] = Counter()
         self._idle: set[Hashable] = set()
         self._failed: dict[Hashable, set[fx.Node]] = {}
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether so much has been tried that nothing more is looked for."""
-        return self.trials >= _MOST_TRIALS
+    def is_spent(self, misfit: Misfit) -> bool:
+        """Whether nothing more is looked for at a misfit's place: its share of the trials has been used up."""
+        own = self._spent[_charged(misfit)]
+        return own * _PLACES >= _MOST_TRIALS - self._spent.total() + own
+
+    def spend(self, misfit: Misfit) -> None:
+        """Charge a trial to the place that it is made because of."""
+        self._spent[_charged(misfit)] += 1
 
     def attempt(self, graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:
         """One trial."""
-        self.trials += 1
         return attempt(graph, kept, bindings)
 
     def is_idle(self, misfit: Misfit, guess: Guess) -> bool:
@@ -65,10 +71,16 @@ class Search:
 
     def is_hopeless(self, misfit: Misfit) -> bool:
         """Whether there is nothing to look for at a misfit: what there is has failed here, or at calls like it."""
-        if misfit.numeric or misfit.step > 1 or self.exhausted:
+        if misfit.numeric or misfit.step > 1 or self.is_spent(misfit):
             return True  # numeric: the sizes follow, so no number is bound to a width here; a kernel asks for none
         nodes = self._failed.get(_situation(misfit), set()) if _tells(misfit) else set()
         return misfit.node in nodes or len(nodes) >= _ENOUGH
+
+
+def _charged(misfit: Misfit) -> Hashable:
+    """Whose trials a misfit's are: its line's, or, where no line is known, its module's."""
+    line, name = place(misfit.node)
+    return line or misfit.node.meta["site"].path, name
 
 
 def _situation(misfit: Misfit) -> Hashable:
@@ -158,8 +170,9 @@ class _Trials:
         for chosen in choices:
             bindings = _with(self._graph, self._misfit, chosen, nodes)
             key = _settled(bindings, self._kept)
-            if key not in self._tried and not self._search.exhausted:
+            if key not in self._tried and not self._search.is_spent(self._misfit):
                 self._tried.add(key)
+                self._search.spend(self._misfit)
                 outcomes[chosen] = self._search.attempt(self._graph, self._kept, bindings)
                 self._search.note(self._misfit, chosen, outcomes[chosen])
             if isinstance(outcomes.get(chosen), Fit):
