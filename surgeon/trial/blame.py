@@ -125,8 +125,8 @@ def _deviates(graph: ChannelGraph, dense: fx.Node, small: fx.Node, kept: Flags) 
             continue  # counted along with those
         stay = own
         for others, theirs in flags:
-            if others <= axes:  # rows of a grouped weight that go take their part of the columns along, and of two
-                stay = stay & theirs  # labelled axes that became one, either takes places
+            if others < axes:
+                stay = stay & theirs  # rows of a grouped weight that go take their part of the columns along
         outer = min(axes)  # several axes: the channels inside each group of the first
         rows = stay.any(axis=tuple(axis for axis in range(stay.ndim) if axis != outer))
         if rows.sum() != shape[outer] or stay.sum() != math.prod(shape[axis] for axis in axes):
