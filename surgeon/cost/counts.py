@@ -44,7 +44,8 @@ class Cost:
     def terms(self, name: str) -> Terms:
         """What a cost ("macs", "params", "activations") is the sum of: amounts, times the kept share of each axis."""
         if name not in self._terms:
-            self._terms[name] = list(_TERMS[name](self._graph))
+            # an empty tensor costs nothing at any width: models have parameters of no rows, for tokens that are off
+            self._terms[name] = [term for term in _TERMS[name](self._graph) if term[0]]
         return self._terms[name]
 
     def everything(self) -> Flags:
