@@ -501,3 +501,22 @@ def test_the_report_is_json() -> None:
     assert data["filters_before"] - data["filters_after"] == 3
     assert set(data["seconds"]) == {"trace", "score", "plan", "rewrite", "verify"}
     assert [pin["layer"] for pin in data["pinned"]] == ["head"]
+
+
+def test_a_parameter_of_no_rows_costs_nothing() -> None:
+    """Register tokens that are switched off, as DINOv3 has them."""
+
+    class RegistersOff(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.fc = nn.Linear(6, 8), nn.Linear(8, 4)
+            self.registers = nn.Parameter(torch.empty(1, 0, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.fc(torch.cat([self.registers.expand(len(x), -1, -1), self.embed(x)], 1))
+            return y
+
+    result = surgeon.prune(RegistersOff(), torch.randn(2, 5, 6), max_params=0.5, criterion="magnitude")
+    assert result.report.check is not None
+    assert result.report.check.status == "passed"
+    assert (result.report.params_before, result.report.params_after) == (92, 37)
