@@ -139,9 +139,9 @@ def _changing(widths: Sequence[tuple[Where, Ints]], kept: Flags | None) -> dict[
     No width is 0: where none of the counted places stays, they tell nothing of the places beside them, which do.
     """
     flags = np.append(kept, True) if kept is not None else None
-    found: dict[int, dict[int, Where]] = {}
+    found: dict[int, dict[int | None, Where]] = {}
     for where, channels in widths:
-        small = int(flags[channels].sum()) if flags is not None else 0
+        small = int(flags[channels].sum()) if flags is not None else None
         if small not in (0, len(channels)):
             found.setdefault(len(channels), {}).setdefault(small, where)
     return {size: list(ways.values()) for size, ways in found.items()}
