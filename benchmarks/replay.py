@@ -29,7 +29,8 @@ def replaying(model: nn.Module, sample: Tensor, precision: str) -> Iterator[None
     plain, was = model.forward, model.training
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with _autocast(precision):
-        recorded = torch.cuda.make_graphed_callables(model.train(), (sample,)).forward
+        graphed: Any = torch.cuda.make_graphed_callables(model.train(), (sample,))
+    recorded = graphed.forward
     for name, buffer in model.named_buffers():  # the passes before the recording were no training
         buffer.copy_(buffers[name])
     model.train(was)
@@ -46,7 +47,7 @@ class Replayed(nn.Module):
     def __init__(self, model: nn.Module, sample: Tensor, precision: str) -> None:
         super().__init__()
         self.model, self._input, self._graph = model.eval(), sample.clone(), torch.cuda.CUDAGraph()
-        side = torch.cuda.Stream()
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), _autocast(precision):
             with torch.cuda.stream(side):
@@ -54,7 +55,7 @@ class Replayed(nn.Module):
                     model(self._input)
             torch.cuda.current_stream().wait_stream(side)
             with torch.cuda.graph(self._graph):
-                self._output = model(self._input)
+                self._output: Tensor = model(self._input)
 
     def forward(self, x: Tensor) -> Tensor:
         """The scores, good until the next call."""

@@ -304,7 +304,7 @@ def test_settings_of_precision_come_back(products: str) -> None:
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch sets all at once")
 def test_settings_of_precision_that_are_set_one_by_one_come_back() -> None:
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch 2.9
     before = matmul.fp32_precision, conv.fp32_precision
     try:
         matmul.fp32_precision = "tf32"
