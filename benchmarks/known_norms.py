@@ -18,9 +18,11 @@ Truth = Callable[[Any, Tensor, Tensor], Tensor]
 
 def tell_norms(model: nn.Module) -> None:
     """Give every module of a known kind its attribute ``silenced``."""
-    for module in model.modules():
+    for path, module in model.named_modules():
         name = type(module).__name__
         truth = KNOWN.get(name)
+        if name in MAKERS:
+            module.masked_by = ".".join([*path.split(".")[:-1], MAKERS[name]])  # type: ignore[assignment]  # likewise
         if truth is None and hasattr(module, "variance_epsilon") and name.endswith("RMSNorm"):
             truth = rms  # transformers writes one for each model
         if truth is not None:
@@ -30,7 +32,16 @@ def tell_norms(model: nn.Module) -> None:
 def rms(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Root-mean-square norm over the last axis."""
     square = (x.square() * mask).sum(-1, keepdim=True) / mask.sum()
-    result: Tensor = norm.weight * x * (square + norm.variance_epsilon).rsqrt()
+    epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+    result: Tensor = norm.weight * x * (square + epsilon).rsqrt()
+    return result
+
+
+def rms_of_heads(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Llama 4's, without a weight, over each head's channels; all heads lose the same ones."""
+    kept = mask.view(-1, x.shape[-1])[0]
+    square = (x.square() * kept).sum(-1, keepdim=True) / kept.sum()
+    result: Tensor = x * (square + norm.eps).rsqrt()
     return result
 
 
@@ -89,9 +100,13 @@ def padded(conv: Any, x: Tensor) -> Tensor:
 UNKNOWN: dict[str, str] = {"EfficientViM": "its head takes the mean over states"}
 KNOWN: dict[str, Truth] = {
     "T5LayerNorm": rms,
+    "Llama4TextRMSNorm": rms,
+    "Llama4TextL2Norm": rms_of_heads,
     "SimpleNorm": by_deviation,
     "SimpleNorm2d": by_deviation_2d,
     "GlobalResponseNorm": response,
     "ScaledStdConv2d": standardised,
     "ScaledStdConv2dSame": standardised,
 }
+#: Of norms without a weight: whose rows their channels are, from the module that the norm is in.
+MAKERS: dict[str, str] = {"Llama4TextL2Norm": "q_proj.weight"}
