@@ -22,11 +22,12 @@ def tell_norms(model: nn.Module) -> None:
         name = type(module).__name__
         truth = KNOWN.get(name)
         if name in MAKERS:
-            module.masked_by = ".".join([*path.split(".")[:-1], MAKERS[name]])  # type: ignore[assignment]  # likewise
+            told: Any = module  # the attributes are ours
+            told.masked_by = ".".join([*path.split(".")[:-1], MAKERS[name]])
         if truth is None and hasattr(module, "variance_epsilon") and name.endswith("RMSNorm"):
             truth = rms  # transformers writes one for each model
         if truth is not None:
-            module.silenced = functools.partial(truth, module)  # type: ignore[assignment]  # an attribute of ours
+            module.silenced = functools.partial(truth, module)
 
 
 def rms(norm: Any, x: Tensor, mask: Tensor) -> Tensor:

@@ -215,3 +215,85 @@ class Chooses(Hooked):
 def test_containers_of_a_class_of_their_own_are_not_asked() -> None:
     surgeon.trace(Chooses().eval(), X)
     assert list(dict.values(ACTIVATIONS)) == [nn.ReLU]
+
+
+@functools.cache
+def triangle(size: int) -> Tensor:
+    return torch.ones(size, size).tril()
+
+
+@functools.lru_cache(maxsize=8)
+def slopes(size: int, device: torch.device) -> tuple[Tensor, int]:
+    return torch.arange(1.0, size + 1, device=device) / size, size
+
+
+@functools.cache
+def settings(name: str) -> dict[str, int]:
+    return {name: 4}
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As libraries write it: the function that remembers is in a closure."""
+    cached = functools.lru_cache(maxsize=4)(function)
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        return cached(*args)
+
+    run.cached = cached  # type: ignore[attr-defined]
+    return run
+
+
+@remembered
+def offsets(size: int, device: torch.device) -> Tensor:
+    return torch.linspace(0, 1, size, device=device)
+
+
+def weights(x: Tensor) -> Tensor:
+    size = x.shape[-1]
+    share: Tensor = slopes(size, x.device)[0] + offsets(size, x.device)
+    return share
+
+
+class Attention(nn.Module):
+    """Its masks are made once for each length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size = settings("heads")["heads"], 4
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:2], self.heads, self.size).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        scores = (q @ k.mT).masked_fill(triangle(x.shape[1]) == 0, -9.0).softmax(-1)
+        y: Tensor = self.out(((scores * weights(scores)) @ v).transpose(1, 2).flatten(2))
+        return y
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Linear(6, 16), nn.ModuleList([Attention(), Attention()])
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.fc(x)
+
+
+def test_functions_that_remember_tensors_hinder_nothing() -> None:
+    """A trial that finds a mask remembered makes other calls than the recording did, and was taken for another way."""
+    caches = [triangle, slopes, offsets.cached]  # type: ignore[attr-defined]
+    model, x = Remembering().eval(), torch.randn(2, 7, 6)
+    kept = settings("heads")
+    result = surgeon.prune(model, x, ratio=0.5, scope="local", criterion="magnitude")
+    assert result.report.check is not None
+    assert result.report.check.status == "passed"
+    assert result.report.params_after < 0.35 * result.report.params_before
+    assert [cache.cache_info().currsize for cache in caches] == [0, 0, 0]
+    assert settings("heads") is kept, "what is no tensor stays: it may be there but once"
+    assert result.model(x).shape == model(x).shape == (2, 7, 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import sys
 import types
 from collections import OrderedDict, deque
@@ -17,6 +18,11 @@ from torch.nn.modules import module as torch_module
 _MOST = 20_000
 _LIBRARIES = {"torch", *sys.stdlib_module_names} - {"types", "__main__"}
 _CONTAINERS = (list, dict, set, deque)
+#: What ``functools.lru_cache`` makes of a function; and what may be called by the name of its module.
+_Remembering: Any = type(functools.lru_cache(len))
+_CALLED = (types.FunctionType, _Remembering)
+#: What it keeps a result in, and how deep in there tensors are looked for.
+_LINK, _DEPTH = "_lru_list_elem", 5
 #: What nothing is kept in that a forward could leave.
 _ATOMS = frozenset({type(None), bool, int, float, str, bytes, types.ModuleType, types.BuiltinFunctionType})
 
@@ -25,7 +31,9 @@ class Kept:
     """The state of modules, as it was when this was made.
 
     It is their attributes, and the content of the containers and objects that they, their hooks and what these close
-    over refer to: a hook that appends to a list of the caller's leaves nothing there.
+    over refer to: a hook that appends to a list of the caller's leaves nothing there. Functions that remember tensors
+    (``functools.lru_cache``) forget them, now and when all is put back: each run makes the same calls, and what one of
+    them made, perhaps without numbers, isn't there for the next.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -71,17 +79,21 @@ class Kept:
             self._undo.append(functools.partial(_refill_cell, value, _content(value)))
         elif isinstance(value, types.FunctionType):
             self._globals(value)
+        elif isinstance(value, _Remembering):
+            _forget_tensors(value)
+            self._undo.append(functools.partial(_forget_tensors, value))
         elif _is_plain(value):
             self._attributes(vars(value))
         for part in _parts(value):
             self._look(part)
 
     def _globals(self, function: types.FunctionType) -> None:
-        """The names of its own module that a function uses: those that it sets, and what containers hold."""
+        """The names of its own module that a function uses: those that it sets, what containers hold, what it calls."""
         space = function.__globals__
-        for name in function.__code__.co_names:
-            if isinstance(space.get(name), _CONTAINERS):
-                self._look(space[name])
+        for name in _names(function.__code__):
+            value = space.get(name)
+            if isinstance(value, _CONTAINERS) or (isinstance(value, _CALLED) and _is_callers(value)):
+                self._look(value)
         changed = {name: space[name] for name in _set_names(function.__code__) if name in space}
         if changed:
             self._undo.append(functools.partial(space.update, changed))
@@ -98,10 +110,33 @@ def _code_of(modules: list[nn.Module]) -> Iterator[Any]:
         yield from _methods(kind)
 
 
-def _methods(kind: type[nn.Module]) -> list[types.FunctionType]:
+def _methods(kind: type[nn.Module]) -> list[Any]:
     """The methods of a class that aren't torch's."""
     homes = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins")]
-    return [part for base in homes for part in vars(base).values() if isinstance(part, types.FunctionType)]
+    return [part for base in homes for part in vars(base).values() if isinstance(part, _CALLED)]
+
+
+def _forget_tensors(function: Any) -> None:
+    """Have a function that remembers tensors forget all that it remembers; others may keep what is there but once."""
+    waiting = [function]
+    for _ in range(_DEPTH):
+        held = [part for value in waiting for part in gc.get_referents(value)]
+        if any(isinstance(part, Tensor) for part in held):
+            function.cache_clear()
+            return
+        waiting = [part for part in held if isinstance(part, dict | tuple | list) or type(part).__name__ == _LINK]
+
+
+def _is_callers(function: Any) -> bool:
+    """Whether a function is none of torch or of Python."""
+    return str(function.__module__).partition(".")[0] not in _LIBRARIES
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> frozenset[str]:
+    """The names that this code uses, and the functions that are written within it."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return frozenset(code.co_names).union(*map(_names, inner))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -124,6 +159,8 @@ def _parts(value: Any) -> Iterable[Any]:
         return [*(value.__closure__ or ()), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     if isinstance(value, types.MethodType):
         return [value.__self__, value.__func__]
+    if isinstance(value, _Remembering):
+        return [value.__wrapped__]
     return [value.func, *value.args, *value.keywords.values()] if isinstance(value, functools.partial) else []
 
 
