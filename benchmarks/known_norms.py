@@ -24,8 +24,10 @@ def tell_norms(model: nn.Module) -> None:
         if name in MAKERS:
             told: Any = module  # the attributes are ours
             told.masked_by = ".".join([*path.split(".")[:-1], MAKERS[name]])
-        if truth is None and hasattr(module, "variance_epsilon") and name.endswith("RMSNorm"):
-            truth = rms  # transformers writes one for each model
+        if truth is None and hasattr(module, "variance_epsilon"):  # transformers writes one for each model
+            truth = next((own for ending, own in ENDINGS.items() if name.endswith(ending)), None)
+        if truth is gated:
+            module.register_forward_pre_hook(_note_gate, with_kwargs=True)
         if truth is not None:
             module.silenced = functools.partial(truth, module)
 
@@ -43,6 +45,35 @@ def rms_of_heads(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     kept = mask.view(-1, x.shape[-1])[0]
     square = (x.square() * kept).sum(-1, keepdim=True) / kept.sum()
     result: Tensor = x * (square + norm.eps).rsqrt()
+    return result
+
+
+def _note_gate(norm: Any, args: Any, kwargs: Any) -> None:
+    norm.gate = args[1] if len(args) > 1 else kwargs.get("gate")
+
+
+def gated(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Of state-space models: multiplied by a gate, then a root-mean-square norm of each group of channels."""
+    x = x if norm.gate is None else x * functional.silu(norm.gate)
+    rows, kept = (part.unflatten(-1, (-1, norm.group_size)) for part in (x, mask))
+    square = (rows.square() * kept).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)
+    result: Tensor = norm.weight * (rows * (square + norm.variance_epsilon).rsqrt()).flatten(-2)
+    return result
+
+
+def layer_norm(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Over the last axis, without bias, written out."""
+    mean = (x * mask).sum(-1, keepdim=True) / mask.sum()
+    variance = ((x - mean).square() * mask).sum(-1, keepdim=True) / mask.sum()
+    result: Tensor = norm.weight * (x - mean) * (variance + norm.variance_epsilon).rsqrt()
+    return result
+
+
+def layer_norm_around_one(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """Nemotron's: its weight is what it is above one."""
+    mean = (x * mask).sum(-1, keepdim=True) / mask.sum()
+    variance = ((x - mean).square() * mask).sum(-1, keepdim=True) / mask.sum()
+    result: Tensor = (norm.weight + 1) * (x - mean) * (variance + norm.eps).rsqrt() + norm.bias
     return result
 
 
@@ -98,10 +129,17 @@ def padded(conv: Any, x: Tensor) -> Tensor:
 
 
 #: Models that take a mean over what may be cut outside of any module of its own: surgeon's is over what is kept.
-UNKNOWN: dict[str, str] = {"EfficientViM": "its head takes the mean over states"}
+UNKNOWN: dict[str, str] = {
+    "EfficientViM": "its head takes the mean over states",
+    "Gemma3nForCausalLM": "its forward scales streams to the magnitude of the first",
+}
+#: Of modules with an attribute `variance_epsilon`, by how their classes' names end.
+ENDINGS: dict[str, Truth] = {"RMSNorm": rms, "RMSNormGated": gated}
 KNOWN: dict[str, Truth] = {
     "T5LayerNorm": rms,
     "Llama4TextRMSNorm": rms,
+    "Cohere2LayerNorm": layer_norm,
+    "NemotronLayerNorm1P": layer_norm_around_one,
     "Llama4TextL2Norm": rms_of_heads,
     "SimpleNorm": by_deviation,
     "SimpleNorm2d": by_deviation_2d,
