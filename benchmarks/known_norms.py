@@ -55,7 +55,7 @@ def _note_gate(norm: Any, args: Any, kwargs: Any) -> None:
 def gated(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Of state-space models: multiplied by a gate, then a root-mean-square norm of each group of channels."""
     x = x if norm.gate is None else x * functional.silu(norm.gate)
-    rows, kept = (part.unflatten(-1, (-1, norm.group_size)) for part in (x, mask))
+    rows, kept = (part.view(*part.shape[:-1], -1, norm.group_size) for part in (x, mask))
     square = (rows.square() * kept).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)
     result: Tensor = norm.weight * (rows * (square + norm.variance_epsilon).rsqrt()).flatten(-2)
     return result
