@@ -274,7 +274,9 @@ def _exclusive(graph: ChannelGraph, numbers: Collection[fx.Node], found: _Source
         for user in node.users:
             if user in numbers or (user in found.path and _takes_once(user, found.path)):
                 continue
-            if not _picks(user) or np.isin(_labels_at(graph, user), labels).any():
+            # what a split picks, its parts say
+            parts = [user] if user in graph.structure.labels.marks else set(user.users) - found.path
+            if not _picks(user) or any(np.isin(_labels_at(graph, part), labels).any() for part in parts):
                 return False
     return True
 

@@ -137,6 +137,17 @@ class TorchCrossAttention(CrossAttention):
 
 
 @zoo
+class TorchCrossAttentionTwice(CrossAttention):
+    """One attention for two rounds: its packed weight is taken apart in each, and takes what the scale does once."""
+
+    def forward(self, x: Tensor, memory: Tensor) -> Any:
+        q, k = self.embed(x), self.other(memory)
+        for _ in range(2):
+            q = q + self.attn(q, k, k, **self.call)[0]
+        return self.fc(q.mean(1))
+
+
+@zoo
 class TorchCrossAttentionOwnWidths(CrossAttention):
     """kdim and vdim: three weights."""
 
