@@ -140,7 +140,7 @@ class TorchCrossAttention(CrossAttention):
 class TorchCrossAttentionTwice(CrossAttention):
     """One attention for two rounds: its packed weight is taken apart in each, and takes what the scale does once."""
 
-    def forward(self, x: Tensor, memory: Tensor) -> Any:
+    def forward(self, x: Tensor, memory: Tensor) -> Any:  # type: ignore[override]  # two inputs
         q, k = self.embed(x), self.other(memory)
         for _ in range(2):
             q = q + self.attn(q, k, k, **self.call)[0]
