@@ -23,7 +23,7 @@ from finegrained_table import masks, packing, shared_values
 from latency_table import latency
 from steps_table import dogs_cats, gradual
 from summary_table import summary
-from tables import Results, grid, quartiles
+from tables import Results, grid, outcomes, quartiles
 from training_table import training
 
 #: The files with markers.
@@ -173,8 +173,10 @@ def rounds(ratio: Results) -> str:
 
 def oracle(found: Results) -> str:
     """How many random networks came out how."""
-    statuses = found["statuses"]
-    names = {"exact": "exact", "refused": "refused, with the reason", "wrong": "wrong", "crash": "crashed"}
+    statuses = outcomes(found)
+    names = {"exact": "exact", "refused": "refused, with the reason"}
+    names["noticed"] = "cut anew: the check refused a first cut"
+    names |= {"wrong": "wrong", "crash": "crashed"}
     rows = [[words, str(statuses.get(name, 0))] for name, words in names.items()]
     return grid(["random networks, random plans", "count"], rows) + (
         f"\n\nExact: within {found['tolerance']}, of the dense network with the removed channels silenced; "

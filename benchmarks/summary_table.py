@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tables import Results, grid, mean_top1
+from tables import Results, grid, mean_top1, outcomes
 
 _ALIKE = 1.02  # times fewer MACs than ours that go for the same
 _SETS = {"torchvision": "of torchvision's", "timm": "timm families", "huggingface": "transformers"}
@@ -34,11 +34,11 @@ def read(folder: Path, name: str) -> Results:
 
 def never_wrong(folder: Path) -> Iterator[str]:
     """Random networks by what came of them."""
-    found = read(folder, "oracle_extended")["statuses"]
-    count = sum(found.values())
+    found = outcomes(read(folder, "oracle_extended"))
+    anew = f"{found['noticed']} cut anew because the check refused a first cut, " if found["noticed"] else ""
     yield (
-        f"{count:,} random networks, judged by an oracle of their own: {found.get('exact', 0):,} exact, "
-        f"{found.get('refused', 0)} refused with the reason, {found.get('wrong', 0)} wrong, "
+        f"{sum(found.values()):,} random networks, judged by an oracle of their own: {found.get('exact', 0):,} exact, "
+        f"{found.get('refused', 0)} refused with the reason, {anew}{found['wrong']} wrong, "
         f"{found.get('crash', 0)} crashed"
     )
 

@@ -38,3 +38,10 @@ def mean_top1(rows: Iterable[Results], case: tuple[str, float, str, str], level:
     names = ("network", "speedup", "tool", "criterion")
     found = [row["top1"] for row in rows if tuple(row[name] for name in names) == case and row.get("steps", 1) == 1]
     return statistics.fmean(top1[level] for top1 in found if level in top1)
+
+
+def outcomes(found: Results) -> dict[str, int]:
+    """Random networks by what came of them; "noticed": the check refused a first cut, and another one came back."""
+    statuses = dict(found["statuses"])
+    noticed = sum("only the check noticed" in row["detail"] for row in found["failures"])
+    return {**statuses, "noticed": noticed, "wrong": statuses.get("wrong", 0) - noticed}
