@@ -177,13 +177,14 @@ NEWER = (
 EAGER = (
     "BertModel", "DistilBertModel", "GPT2LMHeadModel", "LlamaForCausalLM", "ViTModel", "WhisperForAudioClassification",
 )  # fmt: skip
-MODELS = (*(recipe.model for recipe in (*RECIPES, *NEWER)), *(f"{name}/eager" for name in EAGER))
+KNOWN = {recipe.model: recipe for recipe in (*RECIPES, *NEWER)}
+MODELS = (*KNOWN, *(f"{name}/eager" for name in EAGER))
 
 
 def model(name: str) -> tuple[nn.Module, Inputs]:
     """A model by its class's name, and its inputs by keyword."""
     wanted, _, attention = name.partition("/")
-    recipe = next(recipe for recipe in (*RECIPES, *NEWER) if recipe.model == wanted)
+    recipe = KNOWN[wanted]
     config = getattr(transformers, recipe.config)(**recipe.kwargs)
     if attention:
         config._attn_implementation = attention

@@ -32,9 +32,14 @@ def tell_norms(model: nn.Module) -> None:
             module.silenced = functools.partial(truth, module)
 
 
+def mean_of(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean along the last axis, over the places that are kept."""
+    return (x * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+
+
 def rms(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Root-mean-square norm over the last axis."""
-    square = (x.square() * mask).sum(-1, keepdim=True) / mask.sum()
+    square = mean_of(x.square(), mask)
     epsilon = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     result: Tensor = norm.weight * x * (square + epsilon).rsqrt()
     return result
@@ -43,7 +48,7 @@ def rms(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
 def rms_of_heads(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Llama 4's, without a weight, over each head's channels; all heads lose the same ones."""
     kept = mask.view(-1, x.shape[-1])[0]
-    square = (x.square() * kept).sum(-1, keepdim=True) / kept.sum()
+    square = mean_of(x.square(), kept)
     result: Tensor = x * (square + norm.eps).rsqrt()
     return result
 
@@ -56,31 +61,30 @@ def gated(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Of state-space models: multiplied by a gate, then a root-mean-square norm of each group of channels."""
     x = x if norm.gate is None else x * functional.silu(norm.gate)
     rows, kept = (part.view(*part.shape[:-1], -1, norm.group_size) for part in (x, mask))
-    square = (rows.square() * kept).sum(-1, keepdim=True) / kept.sum(-1, keepdim=True)
+    square = mean_of(rows.square(), kept)
     result: Tensor = norm.weight * (rows * (square + norm.variance_epsilon).rsqrt()).flatten(-2)
     return result
 
 
 def layer_norm(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Over the last axis, without bias, written out."""
-    mean = (x * mask).sum(-1, keepdim=True) / mask.sum()
-    variance = ((x - mean).square() * mask).sum(-1, keepdim=True) / mask.sum()
+    mean = mean_of(x, mask)
+    variance = mean_of((x - mean).square(), mask)
     result: Tensor = norm.weight * (x - mean) * (variance + norm.variance_epsilon).rsqrt()
     return result
 
 
 def layer_norm_around_one(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Nemotron's: its weight is what it is above one."""
-    mean = (x * mask).sum(-1, keepdim=True) / mask.sum()
-    variance = ((x - mean).square() * mask).sum(-1, keepdim=True) / mask.sum()
+    mean = mean_of(x, mask)
+    variance = mean_of((x - mean).square(), mask)
     result: Tensor = (norm.weight + 1) * (x - mean) * (variance + norm.eps).rsqrt() + norm.bias
     return result
 
 
 def by_deviation(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
     """timm's SimpleNorm over the last axis: divided by the standard deviation, which is taken without bias."""
-    share = mask / mask.sum()
-    mean = (x * share).sum(-1, keepdim=True)
+    mean = mean_of(x, mask)
     variance = ((x - mean).square() * mask).sum(-1, keepdim=True) / (mask.sum() - 1)
     result: Tensor = norm.weight * x * (variance + norm.eps).rsqrt()
     return result

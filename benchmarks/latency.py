@@ -132,8 +132,12 @@ def network(name: str, device: torch.device) -> nn.Module:
 
 
 def images(batch: int, options: argparse.Namespace, device: torch.device) -> torch.Tensor:
-    """Random images."""
-    size = options.image_size
+    """Random images of the size that was asked for."""
+    return random_images(batch, options.image_size, device)
+
+
+def random_images(batch: int, size: int, device: torch.device) -> torch.Tensor:
+    """Random images, always the same."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
 
 
@@ -353,8 +357,8 @@ def by_memory(name: str, batch: int, dtype: str, options: argparse.Namespace, de
 
     Per MAC twice: of all channels, and of those alone that no other layer shares, which is all that many tools cut.
     """
-    cuts = by_criterion(name, options.macs, options.image_size, device)
-    cuts |= {BY_TIME: by_time(name, options.macs, options.image_size, batch, device)}
+    asked = name, options.macs, options.image_size
+    cuts = {**by_criterion(*asked, device), BY_TIME: by_time(*asked, batch, device)}
     models, kept = {key: cut.model for key, cut in cuts.items()}, {key: cut.kept for key, cut in cuts.items()}
     x = images(2, options, device)
     measured = latency(models, x, rounds=options.rounds, dtype=dtype, layout="channels_last", batch_size=batch)
@@ -381,7 +385,7 @@ class Ranked(NamedTuple):
 
 def labelled(size: int, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Random images, each of a class of its own."""
-    x = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    x = random_images(8, size, device)
     return [(x, torch.arange(len(x), device=device))]
 
 
@@ -389,7 +393,7 @@ def labelled(size: int, device: torch.device) -> list[tuple[torch.Tensor, torch.
 def by_time(name: str, share: float, size: int, batch: int, device: torch.device) -> Ranked:
     """Fisher scores, and what may be spent in MACs planned by the times measured at this batch (float32)."""
     model = network(name, device)
-    x = torch.randn(batch, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+    x = random_images(batch, size, device).contiguous(memory_format=torch.channels_last)
     graph = surgeon.channel_graph(surgeon.trace(model.to(memory_format=torch.channels_last), x))
     scores = surgeon.score(graph, "fisher", labelled(size, device))
     plan = surgeon.make_plan(graph, scores, max_macs=share, round_to="auto")

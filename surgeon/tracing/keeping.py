@@ -127,9 +127,9 @@ def _forget_tensors(function: Any) -> None:
         waiting = [part for part in held if isinstance(part, dict | tuple | list) or type(part).__name__ == _LINK]
 
 
-def _is_callers(function: Any) -> bool:
-    """Whether a function is none of torch or of Python."""
-    return str(function.__module__).partition(".")[0] not in _LIBRARIES
+def _is_callers(written: Any) -> bool:
+    """Whether a function or a class is none of torch or of Python."""
+    return str(written.__module__).partition(".")[0] not in _LIBRARIES
 
 
 @functools.lru_cache(maxsize=4096)
@@ -166,8 +166,7 @@ def _parts(value: Any) -> Iterable[Any]:
 
 def _is_plain(value: Any) -> bool:
     """Whether it is an object of a class of the caller's; those of torch and of Python look after themselves."""
-    home = type(value).__module__.partition(".")[0]
-    return home not in _LIBRARIES and isinstance(getattr(value, "__dict__", None), dict)
+    return _is_callers(type(value)) and isinstance(getattr(value, "__dict__", None), dict)
 
 
 def _content(cell: types.CellType) -> list[Any]:
