@@ -376,7 +376,8 @@ def _no_statistics(x: Tensor) -> Tensor:
 
 
 def _other_reductions() -> list[Sample]:
-    within = ["amax", "amin", "logsumexp", "prod", "any", "all", "argmax", "argmin"]
+    within = ["logsumexp", "prod", "any", "all", "argmax", "argmin"]
+    extremes = ["amax", "amin", "aminmax"]
     pairs = ["max", "min", "median", "nanmedian", "mode"]
     spreads = ["var", "std", "var_mean", "std_mean"]
     return [
@@ -384,18 +385,20 @@ def _other_reductions() -> list[Sample]:
         *(Sample(n, _with(torch, n, 1, keepdim=True), "3c 4p", "keepdim") for n in within),
         *(Sample(n, _with(torch, n, 1), "3c 4p") for n in pairs),
         *(Sample(n, _with(torch, n, 1, keepdim=True), "3c 4p", "keepdim") for n in pairs),
-        *(Sample(n, _with(torch, n), "3p 4p", "all") for n in ["max", "argmax", "median"]),
+        *(Sample(n, _with(torch, n), "3p 4p", "all") for n in ["argmax", "median"]),
+        *(Sample(n, _with(torch, n, dim=1), "3c 4c") for n in extremes),
+        *(Sample(n, _with(torch, n, dim=1, keepdim=True), "3c 4c", "keepdim") for n in extremes),
+        *(Sample(n, _with(torch, n), "3c 4c", "all") for n in [*extremes, "max", "min"]),
+        *(Sample(n, lambda x, n=n: getattr(x, n)(1).values, "3c 4c", "no places") for n in ["max", "min"]),
+        Sample("amax", lambda x: x.amax((0, 2)), "3c 4c 2c", "two axes"),
+        Sample("amax", lambda x: x.view(x.shape[0], -1, 2).amax(2), "3c 4c", "pieces"),
         *(Sample(n, _with(torch, n, 1), "3c 4c") for n in spreads),
         *(Sample(n, _with(torch, n, 1, keepdim=True), "3c 4c", "keepdim") for n in spreads),
         *(Sample(n, _with(torch, n, (0, 2), correction=0), "3c 4c 5c", "biased") for n in spreads),
         *(Sample(n, _with(torch, n), "3c 4c", "all") for n in spreads),
-        Sample("aminmax", _with(torch, "aminmax", dim=1), "3c 4p"),
-        Sample("aminmax", _with(torch, "aminmax", dim=1, keepdim=True), "3c 4p", "keepdim"),
-        Sample("aminmax", _with(torch, "aminmax"), "3p 4p", "all"),
         Sample("nansum", lambda x: x.nansum(1), "3c 4c"),
         Sample("count_nonzero", lambda x: (x > 0).count_nonzero(1), "3c 4c"),
         *_norms(),
-        Sample("amax", lambda x: x.amax((0, 2)), "3p 4c 2p", "two axes"),
         *_along(),
     ]
 
@@ -762,7 +765,7 @@ def _meetings() -> list[Sample]:
         Sample("convolution", _shuffled, "1i 2i 3i 3i, 8b 2p 1- 1-, 6b 4b 1- 1-", "shuffled groups"),
         Sample("embedding", lambda w: F.embedding(torch.tensor([0, 1]), w, padding_idx=0), "3p 4c", "padding"),
         Sample("baddbmm", torch.baddbmm, "1- 5c, 2c 3c 4c, 2c 4c 5c", "broadcast"),
-        Sample("amax", lambda x: x * x.amax(0, keepdim=True), "3p 4c", "gate"),
+        Sample("amax", lambda x: x * x.amax(0, keepdim=True), "3c 4c", "gate"),
         Sample("_softmax", lambda x, y: (x @ y.mT).softmax(-1) @ y, "3c 4c, 5p 4c", "attention"),
     ]  # fmt: skip
 

@@ -9,6 +9,7 @@ from surgeon.rules import algebra, layout
 from surgeon.rules.layout import on_axis
 from surgeon.rules.marks import Ledger, Marked, Plane, replace
 from surgeon.rules.registry import rule
+from surgeon.tracing import reads_places
 
 BATCH_NORMS = (
     "native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm",
@@ -116,8 +117,19 @@ def spread_of(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & frozenset(dims))), dims)
 
 
-@rule("amax", "amin", "logsumexp", "prod", "any", "all", "argmax", "argmin", "max", "min", "median", "nanmedian",
-      "aminmax")  # fmt: skip
+@rule("amax", "amin", "max", "min", "aminmax")
+def extreme(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
+    """As means, extremes are taken over what is kept; the place where one stands, if read, is which channel it is."""
+    dims = frozenset(_axes(x, args, kwargs))
+    crossing = any(p.axes & dims and not p.axes <= dims for p in x.planes)  # pieces of a maxout: they hold each other
+    if crossing or reads_places(ledger.node):
+        return other_reduction(ledger, x, *args, **kwargs)
+    x = layout.slide_outer(ledger, x, dims)
+    note_statistics(ledger, x, sorted(dims))
+    return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & dims)), sorted(dims))
+
+
+@rule("logsumexp", "prod", "any", "all", "argmax", "argmin", "median", "nanmedian")
 def other_reduction(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """Reductions over places inside a channel are fine; over channels they mix."""
     dims = _axes(x, args, kwargs)

@@ -2,7 +2,7 @@
 
 from surgeon.tracing.calling import as_before, copied_inputs, results_of, running
 from surgeon.tracing.copying import copied
-from surgeon.tracing.decisions import MASKS
+from surgeon.tracing.decisions import MASKS, reads_places
 from surgeon.tracing.graphs import as_graph
 from surgeon.tracing.guard import check_model, in_mode, outside_inference_mode, unwrap
 from surgeon.tracing.inputs import Inputs
@@ -17,5 +17,5 @@ __all__ = [
     "MASKS", "Call", "Inputs", "Recent", "Replay", "Site", "Source", "Trace", "Unfinished", "as_before", "as_graph",
     "check_model", "copied", "copied_inputs", "error_site", "in_mode", "is_copy", "modules", "moves_numbers",
     "named_modules", "named_parameters", "named_tensors", "operator_name", "outside_inference_mode", "plain_call",
-    "record", "results_of", "running", "trace", "unwrap",
+    "reads_places", "record", "results_of", "running", "trace", "unwrap",
 ]  # fmt: skip

@@ -77,6 +77,8 @@ def _fits(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], decisio
     if not _ranks(func) or not decision.ndim:
         return True
     value, dim = _ranked(func, args, kwargs)
+    if decision.numel() and decision.device.type != "meta" and int(decision.max()) >= value.shape[dim]:
+        return False
     sizes, places = list(value.shape), list(decision.shape)
     del sizes[dim]
     if len(places) > len(sizes):
@@ -153,7 +155,15 @@ def _indices(indices: Sequence[Any]) -> list[Any]:
     return found
 
 
+def reads_places(node: fx.Node) -> bool:
+    """Whether of a call that finds the largest numbers it is read where they stand, and not only how large they are."""
+    target: Any = node.target
+    return _ranks(target) and ("shape" in node.meta or any(user.args[1:] == (1,) for user in node.users))
+
+
 def follow(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The outcome of a deciding call in a replay: what was decided when it was recorded."""
     target: Any = node.target
+    if _ranks(target) and not reads_places(node):
+        return target(*args, **kwargs)
     return _apply(target, args, kwargs, node.meta["decision"])

@@ -1,6 +1,6 @@
 """The dense model with the removed channels silenced.
 
-They contribute zero at every contraction; norms and means over channels see kept places only.
+They contribute zero at every contraction; norms, means and extremes over channels see kept places only.
 """
 
 from __future__ import annotations
@@ -129,6 +129,23 @@ def _with_mean(spread: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Ten
     return run
 
 
+def _silenced_extreme(name: str) -> Callable[..., Any]:
+    """The largest or the smallest of what is kept: the others can't be either."""
+    operator: Any = getattr(torch.ops.aten, name)
+
+    def run(kept: Tensor, x: Tensor, *args: Any, **options: Any) -> Any:
+        limits = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
+        return operator(torch.where(kept, x, limits.min if "max" in name else limits.max), *args, **options)
+
+    return run
+
+
+def _silenced_aminmax(kept: Tensor, x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Any, Any]:
+    dims = list(range(x.ndim)) if dim is None else [dim]
+    smallest, largest = _silenced_extreme("amin"), _silenced_extreme("amax")
+    return smallest(kept, x, dims, keepdim), largest(kept, x, dims, keepdim)
+
+
 def _silenced_renorm(kept: Tensor, x: Tensor, p: float, dim: int, largest: float) -> Tensor:
     axes = [axis for axis in range(x.ndim) if axis != dim % x.ndim]
     norm = torch.linalg.vector_norm(torch.where(kept, x, 0.0), p, axes, keepdim=True)
@@ -164,6 +181,8 @@ STATISTICS: dict[str, Callable[..., Any]] = {
     "std": _silenced_std,
     "var_mean": _with_mean(_silenced_var),
     "std_mean": _with_mean(_silenced_std),
+    **{name: _silenced_extreme(name) for name in ("amax", "amin", "max", "min")},
+    "aminmax": _silenced_aminmax,
     "renorm": _silenced_renorm,
     **{name: _silenced_loss(name) for name in LOSSES},
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
-from tests.blocks.base import Place, block, bn, conv, conv_bn_act, digits, even
+from tests.blocks.base import Place, block, bn, conv, conv_bn_act, digits, even, parameter, per_channel
 
 
 @block()
@@ -171,16 +171,31 @@ class ConvAttention(nn.Module):
         return x + self.gamma * self.leave(out.view(x.shape[0], -1, *x.shape[2:]))
 
 
+class ChannelPool(nn.Module):
+    """The mean, the largest and the smallest of the scaled channels, over those that are kept."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = parameter(channels)
+
+    def forward(self, x: Tensor) -> Any:
+        x = x * per_channel(self.weight, x)
+        return torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0], x.amin(1, keepdim=True)], dim=1)
+
+    def silenced(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = (x * per_channel(self.weight, x))[:, mask]
+        return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True), x.amin(1, keepdim=True)], dim=1)
+
+
 @block()
 class Cbam(nn.Module):
-    """Mean and maximum over the channels make a spatial gate: the maximum mixes channels, so they stay."""
+    """Mean and extremes over the channels make a spatial gate."""
 
     def __init__(self, place: Place, width: int, option: int) -> None:
         super().__init__()
         self.enter = conv_bn_act(place, place.channels, even(width))
-        self.map = conv(place, 2, 1, 3, padding=1)
+        self.pool, self.map = ChannelPool(even(width)), conv(place, 3, 1, 3, padding=1)
 
     def forward(self, x: Tensor) -> Any:
         x = self.enter(x)
-        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return x * torch.sigmoid(self.map(pooled))
+        return x * torch.sigmoid(self.map(self.pool(x)))

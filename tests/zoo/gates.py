@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -67,17 +68,14 @@ class ChannelPool(nn.Module):
         return torch.cat((x.max(1, keepdim=True)[0], x.mean(1, keepdim=True)), dim=1)
 
     def silenced(self, x: Tensor, mask: Tensor) -> Tensor:
-        return torch.as_tensor(self(x[:, mask]))
+        return torch.as_tensor(self.forward(x[:, mask]))
 
 
 @zoo
 class Cbam(Classifier):
-    """Channel gate from mean and maximum through one MLP, spatial gate from mean and maximum over channels.
+    """Channel gate from mean and maximum through one MLP, spatial gate from mean and maximum over channels."""
 
-    The maximum runs over what is kept, or all are kept.
-    """
-
-    cuts = ("mlp.0", "last")
+    cuts = ("stem", "mlp.0", "last")
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +91,7 @@ class Cbam(Classifier):
 class MaxOverChannels(Classifier):
     """The largest channel as a gate."""
 
-    cuts = ("last",)
+    cuts = ("stem", "last")
 
     class Largest(nn.Module):
         masked_by = "stem.weight"
@@ -110,6 +108,18 @@ class MaxOverChannels(Classifier):
 
     def middle(self, x: Tensor) -> Any:
         return x * torch.sigmoid(self.largest(x))
+
+
+@zoo
+class PlaceOfTheLargest(Classifier):
+    """The largest channel as a gate, and where it stands as another: that counts channels, so all stay."""
+
+    cuts, keeps = ("last",), ("stem", "fc")
+    pins = MappingProxyType({"stem": "mixes channels in max"})
+
+    def middle(self, x: Tensor) -> Any:
+        largest, place = x.max(1, keepdim=True)
+        return x * torch.sigmoid(largest) + place / 16
 
 
 @zoo
