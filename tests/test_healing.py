@@ -133,7 +133,7 @@ def test_branches_make_up_for_what_the_shortcut_is_off_by(monkeypatch: pytest.Mo
     model = made(Residual())
     errors = []
     one = torch.ones(1)
-    for find in (find_outlook, lambda *_: Outlook(one, one, one)):
+    for find in (find_outlook, lambda *_: Outlook(one.shape, None, one, one, 0.0)):
         monkeypatch.setattr(calibration, "find_outlook", find)
         result = without(model, "inner.0", list(range(8)))
         heal(model, result.model, result.plan, images())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
 from surgeon.errors import HealingError, SurgeonError
-from surgeon.healing.outlook import Goal, find_outlook
+from surgeon.healing.outlook import Goal, Outlook, find_outlook
 from surgeon.healing.sites import Site, find_sites
 from surgeon.planning import Plan
 from surgeon.processes import from_first
@@ -77,13 +76,16 @@ class Pair:
 
     def goal(self, number: int) -> Goal:
         """What the small layer should give: the dense layer's kept outputs, and what the shortcut is off by."""
-        site = self.sites[number]
-        wanted, added = self._kept(site.dense, site.product.node), None
-        outlook = find_outlook(self.fitted, site.product.node, self._norms(site))
-        if outlook.small is not None and outlook.dense is not None:
-            added = self.small.value(outlook.small.name)
-            wanted = wanted + outlook.correction(self._kept(outlook.dense, outlook.small), added, wanted.shape)
+        outlook, wanted, added = self._met(number)
         return outlook.goal(wanted, added)
+
+    def _met(self, number: int) -> tuple[Outlook, Tensor, tuple[Tensor, Tensor] | None]:
+        """What becomes of the layer's output, the dense layer's, and what both models add to it."""
+        site = self.sites[number]
+        outlook, added = find_outlook(self.fitted, site.product.node, self._norms(site)), None
+        if outlook.small is not None and outlook.dense is not None:
+            added = self._kept(outlook.dense, outlook.small), self.small.value(outlook.small.name)
+        return outlook, self._kept(site.dense, site.product.node), added
 
     def dense_mean(self, site: Site) -> Tensor | None:
         """The running mean of the dense norm: what is taken off it, the layer in front seems to add."""
@@ -114,7 +116,9 @@ class Pair:
         `seed`: of which they are. `judges`: whether to hold out the row of a batch that has but one.
         """
         site = self.sites[number]
-        form, goal, count = site.product.form, self.goal(number), self.count(number)
+        form, count = site.product.form, self.count(number)
+        outlook, wanted, added = self._met(number)
+        goal = outlook.goals(wanted, added, form.outputs)
         chosen = torch.arange(count)
         if count > quota:
             chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:quota].sort().values
@@ -124,7 +128,7 @@ class Pair:
         for held in (False, True):
             for some in torch.split(chosen[(chosen >= edge) == held], size):
                 some = some.to(x.device)
-                yield held, form.inputs(x, some), goal.map(partial(form.outputs, chosen=some))
+                yield held, form.inputs(x, some), goal(some)
 
 
 def read_batches(

@@ -57,40 +57,60 @@ class Outlook:
 
     Attributes
     ----------
+    shape:
+        Of the end.
     index:
-        Flat numbers of the layer's output elements, in the shape of the end.
+        Flat numbers of the layer's output elements, in the shape of the end; None where all stand in their places.
     scale, shift:
-        Of each on the way; they broadcast with `index`.
+        Of each on the way; they broadcast with the end.
+    least:
+        Scales up to here carry no correction, and set no limit.
     small, dense:
         What is added, by its nodes in both recordings.
     limits:
         What is below or above has the same effect as the limit itself.
     """
 
-    index: Tensor
+    shape: torch.Size
+    index: Tensor | None
     scale: Tensor
     shift: Tensor
+    least: float
     small: fx.Node | None = None
     dense: fx.Node | None = None
     limits: tuple[float, float] | None = None
 
-    def correction(self, dense: Tensor, small: Tensor, shape: torch.Size) -> Tensor:
-        """What to add to the layer's target for what the shortcut is off by, in the shape of the layer's output."""
-        scale, wide = self._scales(small)
-        change = torch.where(wide, (dense - small) / torch.where(wide, scale, 1.0), 0.0)
-        return self._back(change, small.new_zeros(shape))
+    def goals(
+        self, wanted: Tensor, added: tuple[Tensor, Tensor] | None, pick: Callable[[Tensor, Tensor], Tensor]
+    ) -> Callable[[Tensor], Goal]:
+        """The goal of chosen rows alone, as ``pick(tensor, chosen)`` picks them of what has the output's shape.
 
-    def goal(self, wanted: Tensor, added: Tensor | None) -> Goal:
-        """The target and what is as good; `added` is what the small model adds to the layer's result."""
+        Of a large map few rows are looked at; where all stand in their places, only these are worked out.
+        """
+        if self.index is not None or (added is None and self.limits is None):
+            whole = self.goal(wanted, added)
+            return lambda chosen: whole.map(lambda part: pick(part, chosen))
+        scale, shift = (part.to(wanted).expand(self.shape) for part in (self.scale, self.shift))
+
+        def goal(chosen: Tensor) -> Goal:
+            near = replace(self, scale=pick(scale, chosen), shift=pick(shift, chosen))
+            given = None if added is None else (pick(added[0], chosen), pick(added[1], chosen))
+            return near.goal(pick(wanted, chosen), given)
+
+        return goal
+
+    def goal(self, wanted: Tensor, added: tuple[Tensor, Tensor] | None) -> Goal:
+        """The target and what is as good; `added` is what the dense and the small model add to the layer's result."""
+        scale, rest = self.scale.to(wanted), self.shift.to(wanted)
+        wide = scale.abs() > self.least
+        if added is not None:  # the layer makes up for what the shortcut is off by
+            change = torch.where(wide, (added[0] - added[1]) / torch.where(wide, scale, 1.0), 0.0)
+            wanted, rest = wanted + self._back(change, 0.0, wanted), rest + added[1]
         if self.limits is None:
             return Goal(wanted)
-        scale, wide = self._scales(wanted)
-        rest = self.shift.to(wanted) if added is None else self.shift.to(wanted) + added
         ends = [torch.where(wide, (limit - rest) / scale, math.nan) for limit in self.limits]
         low, high = torch.where(scale > 0, ends[0], ends[1]), torch.where(scale > 0, ends[1], ends[0])
-        low, high = (
-            self._back(end.expand(self.index.shape), wanted.new_full(wanted.shape, math.nan)) for end in (low, high)
-        )
+        low, high = (self._back(end, math.nan, wanted) for end in (low, high))
         below, above = wanted <= low, wanted >= high  # false where there is no end
         return Goal(
             wanted,
@@ -98,24 +118,29 @@ class Outlook:
             torch.where(below, low, torch.where(above, math.inf, wanted)),
         )
 
-    def _scales(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.scale.to(like).expand(self.index.shape)
-        return scale, scale.abs() > _LEAST_SCALE * scale.abs().max()
-
-    def _back(self, values: Tensor, onto: Tensor) -> Tensor:
+    def _back(self, values: Tensor, otherwise: float, like: Tensor) -> Tensor:
         """Values at the end as such of the layer's output."""
-        onto.view(-1)[self.index.to(onto.device).reshape(-1)] = values.reshape(-1)
+        if self.index is None:
+            return values
+        onto = like.new_full(like.shape, otherwise)
+        onto.view(-1)[self.index.to(onto.device).reshape(-1)] = values.expand(self.index.shape).reshape(-1)
         return onto
 
 
 @dataclass(frozen=True, eq=False)
 class _Way:
-    """How far a value has come: at `last` it is ``scale * output[index] + shift``."""
+    """How far a value has come: at `last` it is ``scale * output[index] + shift``; without index, in its place."""
 
     last: fx.Node
-    index: Tensor
+    shape: torch.Size
+    index: Tensor | None
     scale: Tensor
     shift: Tensor
+
+    def outlook(self, **end: Any) -> Outlook:
+        """From here."""
+        least = _LEAST_SCALE * float(self.scale.abs().max()) if self.scale.numel() else 0.0
+        return Outlook(self.shape, self.index, self.scale, self.shift, least, **end)
 
 
 def find_outlook(fitted: Fit, node: fx.Node, tensors: Mapping[str, Tensor]) -> Outlook:
@@ -130,16 +155,16 @@ def find_outlook(fitted: Fit, node: fx.Node, tensors: Mapping[str, Tensor]) -> O
     other = _other(add, end) if add is not None and _is_add(add) else None
     if add is not None and other is not None and find_part(other, trace) is None:
         dense = fitted.nodes.get(other)
-        if dense is None or trace.order[other] > trace.order[node] or other.meta["shape"] != way.index.shape:
-            return Outlook(way.index, way.scale, way.shift)
+        if dense is None or trace.order[other] > trace.order[node] or other.meta["shape"] != way.shape:
+            return way.outlook()
         end, small = add, other
-    return Outlook(way.index, way.scale, way.shift, small, dense, _limits(_only_user(end)))
+    return way.outlook(small=small, dense=dense, limits=_limits(_only_user(end)))
 
 
 def _follow(node: fx.Node, trace: Trace, tensors: Mapping[str, Tensor]) -> _Way:
-    index: Tensor = torch.arange(node.meta["shape"].numel()).view(node.meta["shape"])
-    one = torch.ones([1] * index.ndim, dtype=torch.float64)
-    way: _Way | None = _Way(node, index, one, one - 1)
+    shape: torch.Size = node.meta["shape"]
+    one = torch.ones([1] * len(shape), dtype=torch.float64)
+    way: _Way | None = _Way(node, shape, None, one, one - 1)
     while way is not None:
         known, user = way, _only_user(way.last)
         way = None if user is None else _step(user, known, trace, tensors)
@@ -164,26 +189,32 @@ def _other(user: fx.Node, last: fx.Node) -> fx.Node | None:
 
 def _step(user: fx.Node, way: _Way, trace: Trace, tensors: Mapping[str, Tensor]) -> _Way | None:
     """Behind one more call; None where it does anything else than move, shift or scale."""
-    last, index, scale, shift = way.last, way.index, way.scale, way.shift
+    last, scale, shift = way.last, way.scale, way.shift
     if user.target is operator.getitem:
         return replace(way, last=user) if user.args[1] == 0 and is_fixed_norm(last) else None
     if is_fixed_norm(user) and user.args[0] is last:
         factor, constant = norm_scale(user, trace, tensors), norm_shift(user, trace, tensors)
         if factor is None or constant is None:
             return None
-        factor, constant, shape = factor.cpu(), constant.cpu(), (1, -1, *[1] * (index.ndim - 2))
-        return _Way(user, index, scale * factor.view(shape), shift * factor.view(shape) + constant.view(shape))
+        factor, constant = (part.cpu().view(1, -1, *[1] * (len(way.shape) - 2)) for part in (factor, constant))
+        return replace(way, last=user, scale=scale * factor, shift=shift * factor + constant)
     if operator_name(user) == "mul" or _is_add(user):
         constant = _constant(user, last, trace, tensors)
-        if constant is None or user.meta["shape"] != index.shape:
+        if constant is None or user.meta["shape"] != way.shape:
             return None
         if _is_add(user):
             return replace(way, last=user, shift=shift + constant)
-        return _Way(user, index, scale * constant, shift * constant)
+        return replace(way, last=user, scale=scale * constant, shift=shift * constant)
     if operator_name(user) in MOVES and len(user.all_input_nodes) == 1:
-        places, *factors = (moved(user, part.expand(index.shape)) for part in (index, scale, shift))
-        return _Way(user, places, *factors) if isinstance(places, Tensor) else None  # not where it comes apart
+        return _moved(user, way)
     return None
+
+
+def _moved(user: fx.Node, way: _Way) -> _Way | None:
+    """Behind a move; None where the value comes apart."""
+    index = torch.arange(way.shape.numel()).view(way.shape) if way.index is None else way.index
+    places, *factors = (moved(user, part.expand(way.shape)) for part in (index, way.scale, way.shift))
+    return _Way(user, places.shape, places, *factors) if isinstance(places, Tensor) else None
 
 
 def _constant(user: fx.Node, last: fx.Node, trace: Trace, tensors: Mapping[str, Tensor]) -> Any:
