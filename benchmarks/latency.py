@@ -13,7 +13,8 @@ made from MACs alone that is as fast keeps no more of the score.
 scores per MAC, batch 1, 32 and 256.
 
 Weights are random and channels ranked by magnitude (E: Fisher scores on random images): which ones go makes no
-difference to the time.
+difference to the time. Where they go does, and scores of random weights say little about it: E has one network with
+trained weights and real photographs as well, if they are there.
 
     python benchmarks/latency.py --threads 2              # A to C, about 20 minutes on two idle cores
     python benchmarks/latency.py --quick                  # mobilenet_v2 alone, small images, few rounds
@@ -32,19 +33,30 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
-from common import MissingError, Table, arguments, environment, output_path, pick_device, run_main, say, version_of
-from timing import Case, interleaved, paired_ratio, spread
+from common import (
+    MissingError,
+    Table,
+    arguments,
+    environment,
+    output_path,
+    pick_device,
+    run_main,
+    say,
+    version_of,
+)
+from latency_memory import GPU_BATCHES, GPU_DTYPES, GPU_NETWORKS, by_memory
+from latency_rows import Row, images, kept_of, network, pace, target, times
+from timing import Case, interleaved, paired_ratio
 from torch import nn
 
 import surgeon
 from surgeon.deadline import Timing
-from surgeon.measure import Comparison, file_bytes, footprint, latency, rounds_for
+from surgeon.measure import file_bytes, footprint, latency, rounds_for
 
 NETWORKS = ("vgg16_bn", "resnet50", "mobilenet_v2", "efficientnet_b0")
 BATCHES = (8, 1)
@@ -54,12 +66,7 @@ EFFICIENCY = {"vgg16_bn": 0.95, "resnet50": 0.95, "mobilenet_v2": 0.9, "efficien
 FASTER = 1.05  # than the other tool's better row, at least
 WITHIN = 0.05  # of the time that was asked for
 PEER, PEER_STEP = "torch_pruning", 16
-GPU_NETWORKS, GPU_BATCHES, GPU_DTYPES = ("resnet50", "vgg16_bn"), (1, 32, 256), ("float32", "bfloat16")
-GPU_FASTER = 1.2
-BY_TIME = "fisher, by time"
 _SEARCHING = 9  # rounds, while a plan from MACs alone is searched for
-
-Row = dict[str, Any]
 
 
 def main() -> int:
@@ -119,35 +126,6 @@ def verdicts(row: Row) -> list[str]:
     ]
 
 
-def target(value: float, rule: str, bound: float) -> Row:
-    """A figure beside its target."""
-    return {"value": value, "rule": rule, "bound": bound, "met": value >= bound if rule == ">=" else value <= bound}
-
-
-def network(name: str, device: torch.device) -> nn.Module:
-    """A torchvision network with random weights, in eval mode."""
-    torch.manual_seed(0)
-    model: nn.Module = getattr(torchvision.models, name)(weights=None).eval().to(device)
-    return model
-
-
-def images(batch: int, options: argparse.Namespace, device: torch.device) -> torch.Tensor:
-    """Random images of the size that was asked for."""
-    return random_images(batch, options.image_size, device)
-
-
-def random_images(batch: int, size: int, device: torch.device) -> torch.Tensor:
-    """Random images, always the same."""
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-def times(measured: Comparison) -> Row:
-    """Medians, quartiles and samples of every model, in seconds."""
-    return {name: spread(values) for name, values in measured.samples.items()} | {
-        "noisy": [found.name for found in measured.latencies if found.noisy]
-    }
-
-
 # ---------------------------------------------------------------- A: half the MACs
 
 
@@ -176,12 +154,6 @@ def half_the_macs(name: str, batch: int, options: argparse.Namespace, device: to
         "score_kept": score_kept(model, x, result.plan), "conditions": dict(measured.conditions),
         "widths": {row.name: [row.before, row.after] for row in result.report.layers if row.before != row.after},
     }  # fmt: skip
-
-
-def pace(measured: Comparison, macs: dict[str, int], key: str) -> Row:
-    """Speed-up, MACs ratio, and the one over the other."""
-    speed_up, ratio = measured.speed_up(key, "dense"), macs["dense"] / macs[key]
-    return {"speed_up": speed_up.to_dict(), "macs_ratio": ratio, "efficiency": speed_up.ratio / ratio}
 
 
 def theirs(model: nn.Module, example: torch.Tensor, share: float, step: int | None) -> nn.Module:
@@ -347,83 +319,6 @@ def through_the_command_line(options: argparse.Namespace) -> Row:
             "times smaller file": target(whole / size, ">=", 4.0),
         },
     }  # fmt: skip
-
-
-# ---------------------------------------------------------------- E: on a GPU
-
-
-def by_memory(name: str, batch: int, dtype: str, options: argparse.Namespace, device: torch.device) -> Row:
-    """Coupled cuts by score per byte of activation, and by time, against score per MAC, all at the same MACs.
-
-    Per MAC twice: of all channels, and of those alone that no other layer shares, which is all that many tools cut.
-    """
-    asked = name, options.macs, options.image_size
-    cuts = {**by_criterion(*asked, device), BY_TIME: by_time(*asked, batch, device)}
-    models, kept = {key: cut.model for key, cut in cuts.items()}, {key: cut.kept for key, cut in cuts.items()}
-    x = images(2, options, device)
-    measured = latency(models, x, rounds=options.rounds, dtype=dtype, layout="channels_last", batch_size=batch)
-    macs = {key: footprint(m, x).macs for key, m in models.items()}
-    activations = {key: footprint(m, x).activation_bytes for key, m in models.items()}
-    rows = {key: pace(measured, macs, key) for key in models if key != "dense"}
-    pace_of = {way: rows[key]["efficiency"] for way, key in (("memory", "fisher-memory"), ("time", BY_TIME))}
-    targets = {
-        f"by {way} / {key}, at equal MACs": target(found / rows[key]["efficiency"], ">=", GPU_FASTER)
-        for way, found in pace_of.items() for key in rows if key not in ("fisher-memory", BY_TIME)
-    }  # fmt: skip
-    return {
-        "macs": macs, "activation_bytes": activations, "score_kept": kept, "rows": rows, "times_s": times(measured),
-        "conditions": dict(measured.conditions), "targets": targets,
-    }  # fmt: skip
-
-
-class Ranked(NamedTuple):
-    """A model, and the share of the Fisher score that it kept."""
-
-    model: nn.Module
-    kept: float
-
-
-def labelled(size: int, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Random images, each of a class of its own."""
-    x = random_images(8, size, device)
-    return [(x, torch.arange(len(x), device=device))]
-
-
-@lru_cache(maxsize=1)
-def by_time(name: str, share: float, size: int, batch: int, device: torch.device) -> Ranked:
-    """Fisher scores, and what may be spent in MACs planned by the times measured at this batch (float32)."""
-    model = network(name, device)
-    x = random_images(batch, size, device).contiguous(memory_format=torch.channels_last)
-    graph = surgeon.channel_graph(surgeon.trace(model.to(memory_format=torch.channels_last), x))
-    scores = surgeon.score(graph, "fisher", labelled(size, device))
-    plan = surgeon.make_plan(graph, scores, max_macs=share, round_to="auto")
-    return Ranked(surgeon.rewrite(model, plan), kept_of(scores, graph, plan))
-
-
-def kept_of(scores: surgeon.Scores, graph: surgeon.ChannelGraph, plan: surgeon.Plan) -> float:
-    """Share of the score of all removable channels that a plan keeps."""
-    values, which = scores.normalised[graph.removable], plan.kept(graph)[graph.removable]
-    return float(values[which].sum()) / float(values.sum())
-
-
-@lru_cache(maxsize=1)
-def by_criterion(name: str, share: float, size: int, device: torch.device) -> dict[str, Ranked]:
-    """The dense network and its cuts to this share of the MACs, widths in steps of 32."""
-    model, batches = network(name, device), labelled(size, device)
-    graph = surgeon.channel_graph(surgeon.trace(model, batches[0][0][:2]))
-    coupled = [layer for group in graph.groups if len(group.producers) > 1 for layer in group.producers]
-    cuts: dict[str, tuple[str, list[str]]] = {"fisher-memory": ("fisher-memory", []), "fisher-mac": ("fisher-mac", [])}
-    if coupled:
-        cuts["fisher-mac, inner layers"] = ("fisher-mac", coupled)
-    fisher = surgeon.score(graph, "fisher", batches)
-    models = {"dense": Ranked(model, 1.0)}
-    for key, (criterion, ignored) in cuts.items():
-        scores = surgeon.score(graph, criterion, batches)
-        plan = surgeon.make_plan(
-            graph, scores, max_macs=share, round_to=32, min_channels=32, ignored_layers=ignored
-        )  # fmt: skip
-        models[key] = Ranked(surgeon.rewrite(model, plan), kept_of(fisher, graph, plan))
-    return models
 
 
 if __name__ == "__main__":
