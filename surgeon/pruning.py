@@ -16,7 +16,7 @@ from surgeon.criteria import Request, find_criterion
 from surgeon.criteria.gradients import Floats, ForwardLoss, check_losses
 from surgeon.cutting import Clock, Cut, Cutter, read_graph
 from surgeon.errors import BudgetError, HealingError, ModelError, ScoreError
-from surgeon.exclusive import alone, collecting_new
+from surgeon.exclusive import collecting_new, one_at_a_time
 from surgeon.healing import LEVELS, LayerHealing
 from surgeon.healing import heal as run_healing
 from surgeon.planning import Plan, names_of_layers, plain_amounts
@@ -41,7 +41,7 @@ class Result:
 
 @outside_inference_mode
 @together("pruning")
-@alone
+@one_at_a_time
 @collecting_new()
 def prune(
     model: nn.Module,

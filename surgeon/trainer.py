@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.checkpoint import save
 from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.files import locked
 from surgeon.finegrained import plain_copy
 from surgeon.jsonfiles import as_read, changed, read_file, write_file, write_lines
@@ -252,7 +252,7 @@ def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-@alone
+@one_at_a_time
 def _check_outputs(model: nn.Module, loader: Iterable[Any], classes: int) -> None:
     images, _ = next(iter(loader))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -27,7 +27,7 @@ from surgeon.criteria.gradients import (
 from surgeon.criteria.pieces import check_micro_batch
 from surgeon.criteria.registry import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.processes import repeatable, same, together
 from surgeon.tracing import outside_inference_mode
 
@@ -89,7 +89,7 @@ def find_criterion(name: str | Callable[[Request], Floats]) -> tuple[str, Criter
     return name, CRITERIA[name]
 
 
-@alone
+@one_at_a_time
 def score(
     graph: ChannelGraph,
     criterion: str | Callable[[Request], Floats] = "taylor",
@@ -149,7 +149,7 @@ def score(
 
 @outside_inference_mode
 @together("scoring")
-@alone
+@one_at_a_time
 def score_all(
     graph: ChannelGraph,
     criteria: Iterable[str | Callable[[Request], Floats]],

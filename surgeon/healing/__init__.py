@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from surgeon.errors import HealingError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.healing.calibration import example_of, read_batches, read_inputs
 from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
@@ -37,7 +37,7 @@ _MEASURED = ("bn", "bias", "gram")
 
 @outside_inference_mode
 @together("healing")
-@alone
+@one_at_a_time
 def heal(
     dense: nn.Module,
     small: nn.Module,

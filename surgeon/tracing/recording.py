@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.contents import Contents, reachable
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
 from surgeon.tracing.detours import Detour
@@ -157,7 +157,7 @@ def record_once(
             del returned[1 + len(passes) :]
         return [tensor for result in returned for tensor in (*result.contents.tensors, *result.held)]
 
-    with ALONE, untouched(model), plain_kernels(model):
+    with ONE_AT_A_TIME, untouched(model), plain_kernels(model):
         try:
             with CanonicalProducts(), recorder:
                 run = torch.func.functionalize(forward) if functional else forward

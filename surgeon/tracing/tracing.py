@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.tracing.copying import copied
 from surgeon.tracing.guard import check_model
 from surgeon.tracing.indices import is_place
@@ -68,7 +68,7 @@ def _by_shapes(model: nn.Module, inputs: Inputs) -> Trace | None:
         return None
     empty = {name: _without_numbers(tensor) for name, tensor in tensors.items()}
     try:
-        with ALONE:
+        with ONE_AT_A_TIME:
             found = record_once(copied(model, empty, share=True), inputs.to("meta"), blind=True)
     except Exception:  # noqa: BLE001  # what the user's forward raises without numbers says nothing about it
         return None

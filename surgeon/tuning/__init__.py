@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import ModelError, TuningError
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.files import locked
 from surgeon.processes import length
 from surgeon.tracing import in_mode, outside_inference_mode, unwrap
@@ -158,7 +158,7 @@ def tune(
     distillation = None if teacher is None else Distillation(teacher, temperature, teacher_weight)
     objective = Objective(loss_fn, forward_loss, label_smoothing, distillation)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ALONE)
+        stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(torch.enable_grad())
         accelerator, place = stack.enter_context(hardware(module, mixed_precision, device))
         stack.enter_context(own_randomness(place))

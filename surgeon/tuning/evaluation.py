@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import TuningError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.processes import count, rank, share, together, total
 from surgeon.tracing import in_mode
 from surgeon.tuning.objectives import Objective, Outcome, count_examples, scores_of
@@ -49,7 +49,7 @@ def moved(batch: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(Tensor, move, batch)
 
 
-@alone
+@one_at_a_time
 @torch.no_grad()
 @together("evaluation")
 def evaluate(

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.planning import Plan
 from surgeon.rules import reasons
 from surgeon.tracing import (
@@ -80,7 +80,7 @@ class Check:
 
 
 @outside_inference_mode
-@alone
+@one_at_a_time
 def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0) -> Check:
     """Prove that `small` is `model` without the plan's channels.
 
