@@ -118,7 +118,7 @@ def make_plan(
         try:
             steps = Steps(clocked.step, min_channels, shares.blocked, repair.steps)
             levels, kept = _chosen(repair.graph, scores, asked, scope, steps, clocked.latency, time_goal)
-            kept = shares.settle(repair.graph, scores, levels, kept)
+            kept = shares.with_exact_counts(repair.graph, scores, levels, kept)
             fitted = repair.fit(kept)
             break
         except Misfit as misfit:

@@ -4,7 +4,7 @@ from surgeon.trial.alignment import align, calls, next_call, partners, same_call
 from surgeon.trial.arrivals import arrivals
 from surgeon.trial.bindings import Binding, alike, place
 from surgeon.trial.blame import Misfit, channels_at, find_misfit
-from surgeon.trial.fitting import Counts, Fit, Strangers, fit_recording, settle
+from surgeon.trial.fitting import Counts, Fit, Strangers, counts_at, fit_recording
 from surgeon.trial.links import find_links
 from surgeon.trial.running import widths_of
 from surgeon.trial.search import Search, fit
@@ -22,6 +22,7 @@ __all__ = [
     "arrivals",
     "calls",
     "channels_at",
+    "counts_at",
     "find_links",
     "find_misfit",
     "fit",
@@ -31,7 +32,6 @@ __all__ = [
     "place",
     "replace_tensors",
     "same_calls",
-    "settle",
     "widths_of",
     "with_tensors",
 ]

@@ -139,7 +139,7 @@ class Fit:
         return list(dict.fromkeys([*smaller, *(name for fold in self.folds for name, _ in fold.rows)]))
 
 
-def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> Counts | Strangers:
+def counts_at(graph: ChannelGraph, widths: Widths, kept: Flags) -> Counts | Strangers:
     """How many channels each group has when the forward runs at these widths; or those that take other ways there.
 
     Raises

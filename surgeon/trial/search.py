@@ -25,8 +25,8 @@ _MOST_TRIALS = 240
 _PLACES = 4
 #: At how many calls of one line a search must have failed alike before the others aren't searched.
 _ENOUGH = 2
-#: The numbers that bindings come to.
-Settled = frozenset[tuple[Target, str]]
+#: The numbers that bindings come to, as text: trials with equal ones are the same trial.
+TrialKey = frozenset[tuple[Target, str]]
 #: Numbers to bind together.
 _Choice = tuple[Guess, ...]
 
@@ -162,14 +162,14 @@ class _Trials:
 
     def __init__(self, graph: ChannelGraph, misfit: Misfit, kept: Flags, search: Search) -> None:
         self._graph, self._misfit, self._kept, self._search = graph, misfit, kept, search
-        self._tried = {_settled(misfit.bindings, kept)}
+        self._tried = {_trial_key(misfit.bindings, kept)}
 
     def of(self, choices: Iterable[_Choice], nodes: Sequence[fx.Node]) -> dict[_Choice, Fit | Misfit]:
         """What comes of each choice, bound at all of these calls; none after one that fits."""
         outcomes: dict[_Choice, Fit | Misfit] = {}
         for chosen in choices:
             bindings = _with(self._graph, self._misfit, chosen, nodes)
-            key = _settled(bindings, self._kept)
+            key = _trial_key(bindings, self._kept)
             if key not in self._tried and not self._search.is_spent(self._misfit):
                 self._tried.add(key)
                 self._search.spend(self._misfit)
@@ -203,8 +203,7 @@ def _with(graph: ChannelGraph, misfit: Misfit, chosen: _Choice, nodes: Sequence[
     return tuple(bound.values())
 
 
-def _settled(bindings: Sequence[Binding], kept: Flags) -> Settled:
-    """Equal numbers make equal trials."""
+def _trial_key(bindings: Sequence[Binding], kept: Flags) -> TrialKey:
     return frozenset((target, repr(value)) for target, value in settings(bindings, kept).items())
 
 
