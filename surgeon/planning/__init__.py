@@ -16,7 +16,7 @@ from surgeon.cost import Cost, Latency, Place, channel_step, open_table
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.amounts import plain_amounts, seconds_of
-from surgeon.planning.budgets import AMOUNTS, LIMITS, TIME, Problem, choose, given_amounts, reachable, tightest
+from surgeon.planning.budgets import AMOUNTS, LIMITS, TIME, Problem, check_reachable, choose, given_amounts, tightest
 from surgeon.planning.moves import Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group, sizes_by_group
 from surgeon.planning.repair import Repair
@@ -236,7 +236,7 @@ def check_reach(
         return
     flat = np.zeros(graph.structure.count)
     stairs = staircases(graph, Scores("none", flat, flat, graph), Steps(timing.step, min_channels, {}))
-    reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), _limits(asked))
+    check_reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), _limits(asked))
 
 
 def _chosen(

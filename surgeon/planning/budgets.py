@@ -238,7 +238,7 @@ def out_of_reach(problem: Problem, limits: dict[str, Any]) -> str:
     return "the budget is out of reach; " + ("; ".join(lines) or "no widths hold all limits together") + stays
 
 
-def reachable(problem: Problem, limits: dict[str, Any]) -> None:
+def check_reachable(problem: Problem, limits: dict[str, Any]) -> None:
     """Refuse limits that not even the smallest widths hold, before anything is scored.
 
     Raises
