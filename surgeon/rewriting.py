@@ -11,8 +11,7 @@ from surgeon.channels import channel_graph
 from surgeon.errors import ConstantError, ModelError, PlanError
 from surgeon.planning import Plan
 from surgeon.tracing import Inputs, Trace, named_tensors, outside_inference_mode, trace, unwrap
-from surgeon.trial import Fit, Misfit, arrivals, replace_tensors, with_tensors
-from surgeon.trial import fit as try_fit
+from surgeon.trial import Fit, Misfit, arrivals, find_fit, replace_tensors, with_tensors
 
 __all__ = ["fit", "rewrite"]
 
@@ -49,7 +48,7 @@ def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
         graph = channel_graph(trace(module, example_inputs))
     kept = plan.kept(graph)
     try:
-        return try_fit(graph, kept)
+        return find_fit(graph, kept)
     except Misfit as misfit:
         place = f"{misfit.node.meta.get('site')}"
         raise ConstantError(

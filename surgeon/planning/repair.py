@@ -14,7 +14,7 @@ from torch import fx
 from surgeon.channels import ChannelGraph, Link
 from surgeon.channels.structure import Flags, Ints
 from surgeon.rules import reasons
-from surgeon.trial import Binding, Fit, Misfit, Search, alike, channels_at, find_links, fit, place
+from surgeon.trial import Binding, Fit, Misfit, Search, alike, channels_at, find_fit, find_links, place
 
 #: At how many calls alike channels are pinned one call at a time, before those at all of them are.
 _ONE_BY_ONE = 1
@@ -52,7 +52,7 @@ class Repair:
         Misfit
             If the forward doesn't follow: to be taken in by :meth:`after`.
         """
-        return fit(self.graph, kept, self.bindings, self._search)
+        return find_fit(self.graph, kept, self.bindings, self._search)
 
     def after(self, misfit: Misfit) -> None:
         """Take in that a trial failed here."""

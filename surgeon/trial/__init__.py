@@ -7,7 +7,7 @@ from surgeon.trial.blame import Misfit, channels_at, find_misfit
 from surgeon.trial.fitting import Counts, Fit, Strangers, counts_at, fit_recording
 from surgeon.trial.links import find_links
 from surgeon.trial.running import widths_of
-from surgeon.trial.search import Search, fit
+from surgeon.trial.search import Search, find_fit
 from surgeon.trial.skeleton import replace_tensors, with_tensors
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "calls",
     "channels_at",
     "counts_at",
+    "find_fit",
     "find_links",
     "find_misfit",
-    "fit",
     "fit_recording",
     "next_call",
     "partners",

@@ -96,7 +96,7 @@ def _same(misfit: Misfit, outcome: Misfit) -> bool:
     return outcome.node is misfit.node and outcome.why == misfit.why and _tells(misfit)
 
 
-def fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = (), search: Search | None = None) -> Fit:
+def find_fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = (), search: Search | None = None) -> Fit:
     """Match the small model that keeps exactly these channels (bool per channel) with the dense one.
 
     `known` are bindings found before; where the forward fails, more are looked for. `search`: what earlier rounds of
