@@ -21,7 +21,7 @@ from surgeon.criteria.filters import filters, producing, total
 from surgeon.criteria.gates import GatedModel
 from surgeon.criteria.pieces import pieces
 from surgeon.errors import ScoreError, SurgeonError
-from surgeon.processes import count, length, seed_of, share
+from surgeon.processes import count, length, own_batches, seed_of
 from surgeon.processes import total as total_of_all
 from surgeon.tracing import Inputs
 
@@ -116,7 +116,7 @@ def _passes(
 ) -> Iterator[Gradients]:  # fmt: skip
     """The gradients of each batch in turn; of this process's."""
     size = length(batches) or 0
-    for index, batch in share(batches):
+    for index, batch in own_batches(batches):
         gates = []
         for piece in pieces(batch, micro_batch):
             loss = forward_loss(gated, piece)
