@@ -23,6 +23,7 @@ from surgeon.cost import Cost
 from surgeon.errors import BudgetError, NothingToCutError, PlanError, SelectionError
 from surgeon.planning import Plan
 from surgeon.planning.moves import Staircase, in_order
+from surgeon.trial import fitting, search
 from tests.networks import Spec, networks, redraw
 from tests.oracle import OracleError
 from tests.oracle import compare as judge
@@ -327,14 +328,14 @@ class Stubborn(nn.Module):
 def trials_of(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> int:
     """How often the forward is tried for a plan at half the width, which must leave some layer smaller."""
     count = 0
-    real = surgeon.trial.Search.attempt
+    real = fitting.attempt
 
     def counted(*args: Any) -> Any:
         nonlocal count
         count += 1
         return real(*args)
 
-    monkeypatch.setattr(surgeon.trial.Search, "attempt", counted)
+    monkeypatch.setattr(search, "attempt", counted)
     assert gone(plan_of(graph_of(model), ratio=0.5, scope="local"))
     return count
 

@@ -14,7 +14,7 @@ from torch import fx
 from surgeon.channels import ChannelGraph, Link
 from surgeon.channels.structure import Flags, Ints
 from surgeon.rules import reasons
-from surgeon.trial import Binding, Fit, Misfit, Search, alike, channels_at, find_fit, find_links, place
+from surgeon.trial import Binding, Fit, Misfit, Search, alike, channels_at, find_fit, find_links, line_and_operator
 
 #: At how many calls alike channels are pinned one call at a time, before those at all of them are.
 _ONE_BY_ONE = 1
@@ -106,7 +106,7 @@ class Repair:
 
 def _kind(node: fx.Node) -> Hashable:
     """The same for calls of one line on values of one shape, in modules that are numbered."""
-    return place(node), re.sub(r"\d+", "#", node.meta["site"].path), node.meta.get("shape")
+    return line_and_operator(node), re.sub(r"\d+", "#", node.meta["site"].path), node.meta.get("shape")
 
 
 @dataclass

@@ -153,7 +153,7 @@ def _indices(indices: Sequence[Any]) -> list[Any]:
     return found
 
 
-def follow(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def as_decided(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The outcome of a deciding call in a replay: what was decided when it was recorded."""
     target: Any = node.target
     return _apply(target, args, kwargs, node.meta["decision"])

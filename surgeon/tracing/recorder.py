@@ -66,7 +66,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self._paths = {id(module): name for name, module in named_modules(model)}
         self._nodes: Any = WeakTensorKeyDictionary()
         self._known = {id(tensor): name for name, tensor in known.items()}
-        self._stored = {_place(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
+        self._stored = {_memory_of(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
         self._storages = {tensor.untyped_storage()._cdata for tensor in known.values()}
         self._attributes: dict[str, fx.Node] = {}
 
@@ -87,7 +87,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         """
         nodes = [self.node(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
         order = {node: index for index, node in enumerate(self.graph.nodes)}
-        found = {self.node(tensor) for tensor in held if tensor in self._nodes or _place(tensor) in self._stored}
+        found = {self.node(tensor) for tensor in held if tensor in self._nodes or _memory_of(tensor) in self._stored}
         others = found - set(nodes)
         attributes = sorted((node for node in others if node not in order), key=lambda node: str(node.target))
         computed = sorted((node for node in others if node in order), key=lambda node: order[node])
@@ -181,7 +181,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _attribute(self, tensor: Tensor) -> fx.Node:
         # A parameter is recognised by its storage: models reach theirs through .data, detach() or an alias too.
-        name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"{_OWN}{len(self.tensors)}"
+        name = self._known.get(id(tensor)) or self._stored.get(_memory_of(tensor)) or f"{_OWN}{len(self.tensors)}"
         if name not in self._attributes:
             if name.startswith(_OWN):
                 self._need_numbers(name)
@@ -261,7 +261,7 @@ def _operands(values: Iterable[Any]) -> Iterator[fx.Node]:
             yield from _operands(value)
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
+def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 

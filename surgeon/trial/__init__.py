@@ -2,7 +2,7 @@
 
 from surgeon.trial.alignment import align, calls, next_call, partners, same_calls
 from surgeon.trial.arrivals import arrivals
-from surgeon.trial.bindings import Binding, alike, place
+from surgeon.trial.bindings import Binding, alike, line_and_operator
 from surgeon.trial.blame import Misfit, channels_at, find_misfit
 from surgeon.trial.fitting import Counts, Fit, Strangers, counts_at, fit_recording
 from surgeon.trial.links import find_links
@@ -27,9 +27,9 @@ __all__ = [
     "find_links",
     "find_misfit",
     "fit_recording",
+    "line_and_operator",
     "next_call",
     "partners",
-    "place",
     "replace_tensors",
     "same_calls",
     "widths_of",

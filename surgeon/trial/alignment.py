@@ -47,7 +47,7 @@ def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
     seen: Counter[Any] = Counter()
     keyed = {}
     for node in nodes:
-        key = _place(node)
+        key = _address(node)
         keyed[key, seen[key]] = node
         seen[key] += 1
     return keyed
@@ -121,7 +121,7 @@ def same_calls(small: fx.Graph, dense: fx.Graph) -> bool:
 
 def strays(small: fx.Graph, dense: fx.Graph) -> fx.Node | None:
     """The first dense call where `small` took another way through the program; None if both ran the same lines."""
-    ours, theirs = [_place(n) for n in calls(small)], [_place(n) for n in calls(dense)]
+    ours, theirs = [_address(n) for n in calls(small)], [_address(n) for n in calls(dense)]
     common = set(ours) & set(theirs)
     lost = next((i for i, place in enumerate(theirs) if place not in common), None)
     added = next((i for i, place in enumerate(ours) if place not in common), None)
@@ -129,7 +129,7 @@ def strays(small: fx.Graph, dense: fx.Graph) -> fx.Node | None:
     return None if first is None else calls(dense)[min(first, len(theirs) - 1)]
 
 
-def _place(node: fx.Node) -> Any:
+def _address(node: fx.Node) -> Any:
     """Operator and place in the program."""
     site = node.meta["site"]
     return site.path, site.source, _name(node)

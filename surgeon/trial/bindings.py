@@ -271,11 +271,13 @@ def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:
 
 def alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
     """`node`, and all other calls of the user's line and of its operator."""
-    own = place(node)
-    return [node, *(n for n in graph.trace.calls if n is not node and own[0] is not None and place(n) == own)]
+    own = line_and_operator(node)
+    if own[0] is None:
+        return [node]
+    return [node, *(n for n in graph.trace.calls if n is not node and line_and_operator(n) == own)]
 
 
-def place(node: fx.Node) -> tuple[str | None, str]:
+def line_and_operator(node: fx.Node) -> tuple[str | None, str]:
     """The user's line that makes a call, and its operator."""
     return _written(node), operator_name(node)
 

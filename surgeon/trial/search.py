@@ -12,7 +12,7 @@ from torch import fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
-from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, place, settings, together
+from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, line_and_operator, settings, together
 from surgeon.trial.blame import Misfit
 from surgeon.trial.fitting import Fit, attempt
 from surgeon.trial.targets import Target
@@ -52,18 +52,14 @@ class Search:
         """Charge a trial to the place that it is made because of."""
         self._spent[_charged(misfit)] += 1
 
-    def attempt(self, graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:
-        """One trial."""
-        return attempt(graph, kept, bindings)
-
     def is_idle(self, misfit: Misfit, guess: Guess) -> bool:
         """Whether binding this number is known to change nothing at calls of the misfit's line."""
-        return (place(misfit.node), guess.kind) in self._idle
+        return (line_and_operator(misfit.node), guess.kind) in self._idle
 
     def note(self, misfit: Misfit, chosen: _Choice, outcome: Fit | Misfit) -> None:
         """Take in what came of binding these numbers at a misfit."""
-        if len(chosen) == 1 and isinstance(outcome, Misfit) and _same(misfit, outcome):
-            self._idle.add((place(misfit.node), chosen[0].kind))
+        if len(chosen) == 1 and isinstance(outcome, Misfit) and _is_same(misfit, outcome):
+            self._idle.add((line_and_operator(misfit.node), chosen[0].kind))
 
     def give_up(self, misfit: Misfit) -> None:
         """Take in that no number helps at a misfit."""
@@ -79,12 +75,12 @@ class Search:
 
 def _charged(misfit: Misfit) -> Hashable:
     """Whose trials a misfit's are: its line's, or, where no line is known, its module's."""
-    line, name = place(misfit.node)
+    line, name = line_and_operator(misfit.node)
     return line or misfit.node.meta["site"].path, name
 
 
 def _situation(misfit: Misfit) -> Hashable:
-    return place(misfit.node), misfit.why
+    return line_and_operator(misfit.node), misfit.why
 
 
 def _tells(misfit: Misfit) -> bool:
@@ -92,7 +88,7 @@ def _tells(misfit: Misfit) -> bool:
     return misfit.stopped and re.search(r"\d", misfit.why) is not None
 
 
-def _same(misfit: Misfit, outcome: Misfit) -> bool:
+def _is_same(misfit: Misfit, outcome: Misfit) -> bool:
     return outcome.node is misfit.node and outcome.why == misfit.why and _tells(misfit)
 
 
@@ -108,7 +104,7 @@ def find_fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = (), 
         If the forward doesn't follow; it carries the bindings found so far.
     """
     search = search or Search()
-    best = outcome = search.attempt(graph, kept, known)
+    best = outcome = attempt(graph, kept, known)
     open_ends: list[Fit | Misfit] = []
     for _ in range(_MOST_EXPANSIONS):
         if isinstance(outcome, Fit):
@@ -173,7 +169,7 @@ class _Trials:
             if key not in self._tried and not self._search.is_spent(self._misfit):
                 self._tried.add(key)
                 self._search.spend(self._misfit)
-                outcomes[chosen] = self._search.attempt(self._graph, self._kept, bindings)
+                outcomes[chosen] = attempt(self._graph, self._kept, bindings)
                 self._search.note(self._misfit, chosen, outcomes[chosen])
             if isinstance(outcomes.get(chosen), Fit):
                 break
