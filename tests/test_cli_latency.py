@@ -15,7 +15,8 @@ from surgeon.cost import Place, staircase
 from surgeon.cost import tables as tables_module
 from surgeon.measure import Comparison
 from tests.cli_run import Ran, surgeon_cli
-from tests.test_latency import Staircase, took
+from tests.test_deadline import took
+from tests.test_latency import Staircase
 
 
 def wide() -> nn.Module:
