@@ -91,17 +91,17 @@ def command(criteria: str, as_json: bool, experiment: Path | None, **options: An
         grid.run({**options, "experiment": experiment, "folder": folder, "as_json": as_json})
         return
     refuse_typed(_OF_EXPERIMENTS, "for an experiment: give --experiment FILE")
-    compared = run(criteria, options)
+    ranked = run(criteria, options)
     if as_json:
         from ..output import emit_json
 
-        emit_json(compared.facts())
-    _show(compared)
+        emit_json(ranked.facts())
+    _show(ranked)
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What came out.
+class Ranked:
+    """What each criterion would cut, and how alike the criteria rank.
 
     Attributes
     ----------
@@ -128,7 +128,7 @@ class Compared:
         return dict(vars(self))
 
 
-def run(criteria: str, options: Mapping[str, Any]) -> Compared:
+def run(criteria: str, options: Mapping[str, Any]) -> Ranked:
     """The whole command but the printing."""
     budget = _budget(options)
     names = _names(criteria)
@@ -152,7 +152,7 @@ def run(criteria: str, options: Mapping[str, Any]) -> Compared:
         loss = None if loader is None else loader.loss
         scores = surgeon.score_all(graph, names, loader, loss, seed=options["seed"], progress=watch)
     plans = {name: surgeon.make_plan(graph, found, **budget) for name, found in scores.items()}
-    return Compared(
+    return Ranked(
         model=subject.name,
         weights=subject.weights,
         budget=budget,
@@ -225,41 +225,41 @@ def spearman(scores: Mapping[str, surgeon.Scores]) -> dict[str, dict[str, float]
     return {one: dict(zip(scores, row.tolist(), strict=True)) for one, row in zip(scores, table, strict=True)}
 
 
-def _show(compared: Compared) -> None:
+def _show(ranked: Ranked) -> None:
     from ..output import say
 
-    names = list(compared.spearman)
+    names = list(ranked.spearman)
     parts = [names[first : first + _COLUMNS] for first in range(0, len(names), _COLUMNS)]
     for part in parts:
-        _show_correlation(compared, part)
+        _show_correlation(ranked, part)
     for part in parts:
-        _show_removed(compared, part)
-    for note in (f"weights: {compared.weights}", *compared.notes):
+        _show_removed(ranked, part)
+    for note in (f"weights: {ranked.weights}", *ranked.notes):
         say(f"note: {note}")
 
 
-def _show_correlation(compared: Compared, names: list[str]) -> None:
+def _show_correlation(ranked: Ranked, names: list[str]) -> None:
     from ..output import table
 
-    rows = [(one, *(_number(found[other]) for other in names)) for one, found in compared.spearman.items()]
-    count = sum(compared.groups.values())
-    table(f"{compared.model}: rank correlation (Spearman) over {count:,} channels", ("", *names), rows)
+    rows = [(one, *(_number(found[other]) for other in names)) for one, found in ranked.spearman.items()]
+    count = sum(ranked.groups.values())
+    table(f"{ranked.model}: rank correlation (Spearman) over {count:,} channels", ("", *names), rows)
 
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _show_removed(compared: Compared, names: list[str]) -> None:
+def _show_removed(ranked: Ranked, names: list[str]) -> None:
     from ..output import table
 
-    removed = [compared.removed[name] for name in names]
-    rows = [(group, size, *(found.get(group, 0) for found in removed)) for group, size in compared.groups.items()]
-    totals = ("all", sum(compared.groups.values()), *(sum(found.values()) for found in removed))
-    macs = ("MACs left", "", *(f"{100 * compared.macs[name]:.1f} %" for name in names))
-    amount = ", ".join(f"{name} {value}" for name, value in compared.budget.items())
+    removed = [ranked.removed[name] for name in names]
+    rows = [(group, size, *(found.get(group, 0) for found in removed)) for group, size in ranked.groups.items()]
+    totals = ("all", sum(ranked.groups.values()), *(sum(found.values()) for found in removed))
+    macs = ("MACs left", "", *(f"{100 * ranked.macs[name]:.1f} %" for name in names))
+    amount = ", ".join(f"{name} {value}" for name, value in ranked.budget.items())
     table(
-        f"{compared.model}: channels that each group would lose ({amount})",
+        f"{ranked.model}: channels that each group would lose ({amount})",
         ("group", "channels", *names),
         [*rows, totals, macs],
     )
