@@ -24,7 +24,7 @@ from surgeon.planning.selection import channels_in, channels_made_by, names_of_l
 from surgeon.planning.shares import NoSuchWidthError, Shares
 from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
-from surgeon.trial import Misfit
+from surgeon.trial import Fit, Misfit
 
 __all__ = [
     "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_options", "check_reach", "make_plan", "names_of_layers",
@@ -62,6 +62,8 @@ def make_plan(
 
     Parameters
     ----------
+    graph, scores:
+        The model's channels (:func:`surgeon.channel_graph`), and how useful each is (:func:`surgeon.score`).
     filters:
         Remove this many convolution filters; coupled ones each count. Never more, and as near as can be.
     ratio:
@@ -85,6 +87,8 @@ def make_plan(
         Likewise; modules that stay as they are: every tensor in them, and all that enters and leaves them.
     min_channels:
         No group keeps fewer.
+    seed:
+        What the scores were drawn with, if they were: the plan notes it.
     latency:
         The model's predicted latency, where it is at hand: time is planned with then. Otherwise it is made where it is
         needed, which takes up to a few minutes the first time.
@@ -112,14 +116,34 @@ def make_plan(
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)
     graph = graph.pin(channels_in(graph, select_layers(graph.trace.model, units, "units")), reasons.IGNORED)
-    repair = Repair(graph)
-    shares = Shares()
+    repair, shares = Repair(graph), Shares()
+
+    def attempt() -> tuple[Flags, Fit]:
+        steps = Steps(clocked.step, min_channels, shares.blocked, repair.steps)
+        levels, kept = _chosen(repair.graph, scores, asked, scope, steps, clocked.latency, time_goal)
+        kept = shares.with_exact_counts(repair.graph, scores, levels, kept)
+        return kept, repair.fit(kept)
+
+    kept, fitted = _repaired(attempt, repair)
+    graph = repair.graph
+    removed = removed_by_group(graph, kept)
+    return Plan(
+        model=type(graph.trace.model).__name__,
+        removed=removed,
+        inputs=graph.trace.inputs.spec(),
+        budget={**asked, "scope": scope, "min_channels": min_channels, **_timed(clocked, fitted)},
+        criterion=scores.criterion,
+        seed=seed,
+        sizes=sizes_by_group(graph, removed),
+        fitted=fitted,
+    )
+
+
+def _repaired(attempt: Callable[[], tuple[Flags, Fit]], repair: Repair) -> tuple[Flags, Fit]:
+    """What an attempt gives that nothing stands in the way of; each that fails leaves fewer to make."""
     while True:
         try:
-            steps = Steps(clocked.step, min_channels, shares.blocked, repair.steps)
-            levels, kept = _chosen(repair.graph, scores, asked, scope, steps, clocked.latency, time_goal)
-            kept = shares.with_exact_counts(repair.graph, scores, levels, kept)
-            fitted = repair.fit(kept)
+            found = attempt()
             break
         except Misfit as misfit:
             repair.after(misfit)
@@ -128,17 +152,16 @@ def make_plan(
         except (BudgetError, NothingToCutError):
             if not repair.undone():
                 raise
-    graph = repair.graph
-    budget: dict[str, Any] = {**asked, "scope": scope, "min_channels": min_channels}
-    budget |= {"round_to": clocked.step} if clocked.step > 1 else {}
+    return found
+
+
+def _timed(clocked: Device, fitted: Fit) -> dict[str, Any]:
+    """What the plan says of the device: its step, and the predicted seconds of both models."""
+    told: dict[str, Any] = {"round_to": clocked.step} if clocked.step > 1 else {}
     if clocked.latency is not None:
-        budget["predicted_latency"] = {
-            "dense": clocked.latency.seconds(Cost(graph).everything()), "small": clocked.latency.exactly(fitted.kept)
-        }  # fmt: skip
-    inputs = graph.trace.inputs.spec()
-    name = type(graph.trace.model).__name__
-    removed = removed_by_group(graph, kept)
-    return Plan(name, removed, inputs, budget, scores.criterion, seed, sizes_by_group(graph, removed), fitted)
+        dense = clocked.latency.seconds(Cost(fitted.graph).everything())
+        told["predicted_latency"] = {"dense": dense, "small": clocked.latency.exactly(fitted.kept)}
+    return told
 
 
 def check_options(
