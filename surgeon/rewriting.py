@@ -82,12 +82,21 @@ def _still_holds(known: Fit, plan: Plan, module: nn.Module, example_inputs: Any)
 def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> nn.Module:
     """The model without the plan's channels: the same class, state-dict names, dtype, device, mode and ties.
 
-    `model` is left as it is, unless `inplace`: then it is changed and given back.
+    Parameters
+    ----------
+    model, plan:
+        The dense model, and what to take out of it; a plan that was made on another copy fits, too.
+    example_inputs:
+        What to trace the model with; by default inputs of the shapes that the plan remembers.
+    inplace:
+        Change `model` itself and give it back; else it is left as it is.
 
     Raises
     ------
-    PlanError, ConstantError
-        As :func:`fit`.
+    PlanError
+        If the plan names groups or channels that the model doesn't have.
+    ConstantError
+        If the model's forward doesn't follow the plan's widths; the message names the line.
     """
     fitted = fit(model, plan, example_inputs)
     module = unwrap(model)

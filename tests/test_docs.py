@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import shlex
@@ -106,6 +107,20 @@ def test_names_in_the_readmes_python_exist(code: str) -> None:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "surgeon":
             assert hasattr(surgeon, node.attr), node.attr
+
+
+FUNCTIONS = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (surgeon, surgeon.finegrained)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name))
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_parameter_of_a_public_function_is_explained(name: str) -> None:
+    explained = set(re.findall(r"\w+", inspect.getdoc(FUNCTIONS[name]) or ""))
+    assert [own for own in inspect.signature(FUNCTIONS[name]).parameters if own not in explained] == []
 
 
 def test_markers_of_generated_tables_come_in_pairs() -> None:

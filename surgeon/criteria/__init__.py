@@ -108,6 +108,8 @@ def score(
 
     Parameters
     ----------
+    graph:
+        The channels, of a model that is left as it is (:func:`surgeon.channel_graph`).
     criterion:
         A name of the table (``taylor``, ``fisher``, ``magnitude``, ...: docs/criteria.md has all), or a function of a
         :class:`Request` that gives one float per channel.
@@ -130,6 +132,10 @@ def score(
     inputs_of:
         What the model takes of a batch, where that isn't the batch itself or the first part of ``(inputs, targets)``:
         for criteria that look at no targets.
+    seed:
+        For criteria that draw, such as ``random``.
+    progress:
+        Called as ``progress("score", batches done, batches in all)``.
 
     Raises
     ------
@@ -164,7 +170,14 @@ def score_all(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Scores]:
-    """Score every channel by several criteria, by name, in one pass over the data: see :func:`score`.
+    """Score every channel by several criteria, by name, in one pass over the data.
+
+    Parameters
+    ----------
+    criteria:
+        Names and functions, as one of them is given to :func:`score`.
+    graph, dataloader, loss_fn, forward_loss, macs_weight, micro_batch, weights, inputs_of, seed, progress:
+        See :func:`score`.
 
     Raises
     ------

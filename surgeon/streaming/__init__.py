@@ -109,6 +109,10 @@ def prune_shards(
     verify:
         Run both models side by side at every node, as :func:`surgeon.verify` does: on redrawn weights, then on their
         own, and compare every tensor written with the dense one.
+    seed:
+        For everything that draws: random scores, and the weights that the check redraws.
+    progress:
+        Called as ``progress(stage, done, total)``.
     planning:
         How much, and how: see :func:`surgeon.make_plan`.
 

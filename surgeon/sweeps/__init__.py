@@ -73,6 +73,8 @@ def sensitivity(
         As in :func:`surgeon.tune`.
     directory:
         Keeps what is measured; a sweep that was stopped and is called again with the same arguments goes on from there.
+    seed:
+        For criteria that draw.
     progress:
         Called as ``progress("sweep", cuts done, cuts in all)``.
 

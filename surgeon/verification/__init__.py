@@ -88,6 +88,15 @@ def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, 
     At every node the places that are kept must agree, relative to the node's own scale. Verify before training or
     healing: `small` must still hold the dense model's own numbers.
 
+    Parameters
+    ----------
+    model, small, plan:
+        The dense model, what it was cut to, and by which plan.
+    example_inputs:
+        What both run on: a tensor, a tuple of arguments, or :class:`surgeon.Inputs`.
+    seed:
+        Of the redrawn weights.
+
     Raises
     ------
     VerificationError
