@@ -20,9 +20,10 @@ from surgeon.tracing.inplace import plain_form
 from surgeon.tracing.members import named_modules
 from surgeon.tracing.parts import parts_of
 from surgeon.tracing.shapes import all_meta, run_meta
-from surgeon.tracing.source import call_site
+from surgeon.tracing.source import Site, call_site
 from surgeon.tracing.traits import traits_of, undrawn
 
+#: Indices of more places than these aren't kept.
 _MAX_INDEX = 1 << 24
 #: How tensors are called that the model makes for itself.
 _OWN = "_constant_"
@@ -114,20 +115,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.draws:
             func, args, kwargs, node_args, node_kwargs = undrawn(func, args, kwargs, node_args, node_kwargs)
             traits = traits_of(func)
-        decision, site = None, call_site(self._paths, skip=2)
+        site = call_site(self._paths, skip=2)
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
-            from_data = _from_data(node_args, node_kwargs)
-            line = str(site.source)
+            from_data, line = _from_data(node_args, node_kwargs), str(site.source)
             result, decision = self.decisions.run(func, args, kwargs, from_data=from_data, line=line)
         else:
-            result = _run(func, args, kwargs)
+            result, decision = _run(func, args, kwargs), None
         if traits.rewritten:
             func, node_args = plain_form(func, args, node_args)
-        node = self._write("call_function", func, node_args, _recordable(node_kwargs))
-        node.meta["site"] = site
-        node.meta["extra"] = self.extra
-        node.meta["data"] = any(source.meta.get("data") for source in node.all_input_nodes)
+        node = self._write_call(func, node_args, node_kwargs, site)
         if decision is not None:
             node.meta["decision"] = decision
         if traits.reads_indices:
@@ -154,6 +151,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         node.args = args
         if kwargs:
             node.kwargs = kwargs
+        return node
+
+    def _write_call(self, func: OpOverload, args: Any, kwargs: dict[str, Any], site: Site) -> fx.Node:
+        node = self._write("call_function", func, args, _recordable(kwargs))
+        node.meta["site"] = site
+        node.meta["extra"] = self.extra
+        node.meta["data"] = any(source.meta.get("data") for source in node.all_input_nodes)
         return node
 
     def _written(self, value: Any) -> Any:
@@ -262,6 +266,7 @@ def _operands(values: Iterable[Any]) -> Iterator[fx.Node]:
 
 
 def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors that are the same numbers in the same order: storage, offset, shape and strides."""
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 
