@@ -73,7 +73,7 @@ def _ranked(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> tu
 
 
 def _fits(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], decision: Any) -> bool:
-    """Whether a given decision is about as many places as there are; along axes with channels there may be fewer."""
+    """Whether a given decision is about as many places as there are, but for the axis that is ranked."""
     if not _ranks(func) or not decision.ndim:
         return True
     value, dim = _ranked(func, args, kwargs)

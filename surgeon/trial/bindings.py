@@ -148,6 +148,7 @@ def _changing(widths: Sequence[tuple[Where, Ints]], kept: Flags | None) -> dict[
 
 
 def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
+    """All widths at a call, each with the channels that it counts: of values, of a slice's bounds, of weights."""
     for number, source in enumerate(_values(node)):
         mark = graph.structure.labels.marks.get(source)
         for index, plane in enumerate(mark.planes if mark is not None else ()):
@@ -205,6 +206,7 @@ def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
 
 
 def _along(graph: ChannelGraph, plane: Plane, axis: int | None) -> Ints:
+    """The channel of each place of a plane, flat; of one `axis` alone where there are several."""
     labels = plane.labels
     if axis is not None:  # one row of several: they are equally long, or no number could hold it
         for other in plane.axes - {axis}:
@@ -213,6 +215,7 @@ def _along(graph: ChannelGraph, plane: Plane, axis: int | None) -> Ints:
 
 
 def _counted(graph: ChannelGraph, channels: Ints, unit: str | int) -> Ints:
+    """Those of the places' channels that a width counts; `unit` as in :class:`Where`."""
     if unit == "places":
         return channels
     if unit == "channels":
