@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
-from surgeon.cost import Cost, Latency, Place, channel_step, open_table
+from surgeon.cost import Cost, Latency
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.amounts import plain_amounts, seconds_of
-from surgeon.planning.budgets import AMOUNTS, LIMITS, TIME, Problem, check_reachable, choose, given_amounts, tightest
+from surgeon.planning.budgets import (
+    AMOUNTS,
+    LIMITS,
+    TIME,
+    check_reachable,
+    choose,
+    given_amounts,
+    limits_of,
+    tightest,
+)
+from surgeon.planning.device import AUTO, Device, timing_of
 from surgeon.planning.moves import Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group, sizes_by_group
+from surgeon.planning.problem import Problem
 from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_in, channels_made_by, names_of_layers, select_layers
 from surgeon.planning.shares import NoSuchWidthError, Shares
@@ -30,9 +39,6 @@ __all__ = [
     "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_options", "check_reach", "make_plan", "names_of_layers",
     "plain_amounts", "seconds_of", "select_layers", "share_of", "timing_of",
 ]  # fmt: skip
-
-#: The `round_to` that stands for the device's own step.
-AUTO = "auto"
 
 
 @outside_inference_mode
@@ -197,52 +203,9 @@ def _check(scope: str, round_to: Any, min_channels: Any) -> None:
             raise BudgetError(f"{name}={value!r}: expected a positive whole number{also}")
 
 
-@dataclass(frozen=True)
-class Device:
-    """What planning knows of the device: predicted latency where it is asked for, and the step of widths."""
-
-    latency: Latency | None
-    step: int
-
-
-def timing_of(
-    graph: ChannelGraph,
-    asked: Mapping[str, Any],
-    round_to: int | str | None,
-    latency: Latency | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Device:
-    """Measure what these amounts and `round_to` need to know of the device, and no more."""
-    limited = _limits(asked)
-    timed = TIME in limited
-    if latency is None and round_to != AUTO and not timed:
-        return Device(None, 1 if round_to is None else int(round_to))
-    table = latency.table if latency is not None else open_table(_place_of(graph))
-    step = round_to if isinstance(round_to, int) else channel_step(table)
-    if not limited:
-        return Device(None, step)
-    return Device(latency or Latency(graph, table, step=max(step, 8), progress=progress), step)
-
-
-def _place_of(graph: ChannelGraph) -> Place:
-    """Where the model runs; a kernel without numbers takes no time that means anything."""
-    place = Place.of(graph.trace.inputs)
-    if torch.device(place.device).type == "meta":
-        raise BudgetError(
-            f"{TIME} and round_to={AUTO!r} need the model to run, and on the meta device it has no numbers to run on: "
-            "give max_macs or max_params, and round_to a number"
-        )
-    return place
-
-
 def share_of(graph: ChannelGraph, asked: Mapping[str, Any]) -> float:
     """The tightest of the counted budgets, as a share of what the dense model has."""
-    return tightest(Problem(graph, [], Cost(graph), "global"), _limits(asked))
-
-
-def _limits(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The amounts that limit a cost."""
-    return {name: asked[name] for name in LIMITS if asked.get(name) is not None}
+    return tightest(Problem(graph, [], Cost(graph), "global"), limits_of(asked))
 
 
 def check_reach(
@@ -259,7 +222,7 @@ def check_reach(
         return
     flat = np.zeros(graph.structure.count)
     stairs = staircases(graph, Scores("none", flat, flat, graph), Steps(timing.step, min_channels, {}))
-    check_reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), _limits(asked))
+    check_reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), limits_of(asked))
 
 
 def _chosen(
