@@ -234,7 +234,7 @@ def _cut_in_steps(
         checks += [cut.check] if cut.check is not None else []
         inexact += cut.inexact
     if plan is None:
-        raise BudgetError(f"{dict(budget)}: the model is within it as it is")
+        raise BudgetError(f"{dict(budget)}: the model is within it as it is; ask for less to be left")
     fitted = fit(module, plan, cutter.example_inputs)
     whole = replace(plan, budget={**plan.budget, **budget, "steps": steps}, fitted=fitted)
     return Cut(whole, small, _all_of(checks), tuple(dict.fromkeys(inexact)))

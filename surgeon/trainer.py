@@ -267,10 +267,12 @@ def _frozen(model: nn.Module, head: Iterable[str] | None) -> Iterator[None]:
     """Only the head requires a gradient; afterwards what did before."""
     parameters = dict(model.named_parameters())
     if not parameters:
-        raise ModelError("the model has no parameters")
+        raise ModelError("the model has no parameters: there is nothing to train")
     chosen = {head} if isinstance(head, str) else set(head) if head is not None else _last(list(parameters))
     if unknown := chosen - parameters.keys():
-        raise SelectionError(f"head: the model has no parameter {min(unknown)!r}")
+        raise SelectionError(
+            f"head: the model has no parameter {min(unknown)!r}; model.named_parameters() has the names"
+        )
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():

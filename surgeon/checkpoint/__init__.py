@@ -278,8 +278,9 @@ def _dense(
         raise CheckpointError(f"{path}: {problem}") from problem
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory gave {type(model).__name__}, expected a torch.nn.Module")
-    if type(model).__name__ != header.class_name:
-        raise CheckpointError(f"{path}: holds a {header.class_name}, but the dense model is {type(model).__name__}")
+    made = type(model).__name__
+    if made != header.class_name:
+        raise CheckpointError(f"{path}: holds a {header.class_name}, but the dense model is {made}; pass its factory")
     return model.cpu() if numbers or factory is not None else model
 
 

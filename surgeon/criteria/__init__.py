@@ -221,7 +221,10 @@ def _scores(name: str, entry: Criterion, request: Request, macs_weight: float) -
     raw = np.array(entry.score(request), dtype=np.float64)
     raw = same(torch.from_numpy(raw)).numpy()  # processors of another kind round otherwise
     if raw.shape != (graph.structure.count,) or not np.isfinite(raw[graph.removable]).all():
-        raise ScoreError(f"criterion {name!r} gave no finite number for each of the {graph.structure.count} channels")
+        raise ScoreError(
+            f"criterion {name!r} gave no finite number for each of the {graph.structure.count} channels: return an "
+            "array of that many floats"
+        )
     values = raw.copy()
     for bundle in graph.bundles:
         numbers = np.concatenate([group.numbers for group in bundle.groups])

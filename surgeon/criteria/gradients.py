@@ -151,7 +151,10 @@ def _check(loss: Any, number: int) -> None:
             "check the data and the targets, or rank with criterion='magnitude', which needs none"
         )
     if not loss.requires_grad:
-        raise ScoreError(f"the loss of batch {number} doesn't depend on the model's outputs")
+        raise ScoreError(
+            f"the loss of batch {number} doesn't depend on the model's outputs: compute it from them, without detach() "
+            "or no_grad()"
+        )
 
 
 def check_losses(loss_fn: Any, forward_loss: Any, error: type[SurgeonError] = ScoreError) -> None:

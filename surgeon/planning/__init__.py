@@ -117,7 +117,9 @@ def make_plan(
     })  # fmt: skip
     _check(scope, round_to, min_channels)
     if time_goal is not None and round_to != AUTO:
-        raise BudgetError(f"time_goal={time_goal!r} is for round_to='auto', which plans with time")
+        raise BudgetError(
+            f"time_goal={time_goal!r} is for round_to='auto', which plans with time: give both, or neither"
+        )
     clocked = timing_of(graph, asked, round_to, latency)
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)

@@ -192,7 +192,10 @@ def load_shards(
     source = Weights(small, Shards(folder), buffers)
     missing = [name for name in named_tensors(small) if name not in source]
     if missing:
-        raise CheckpointError(f"{folder}: {missing[0]} isn't there, and the model doesn't make it")
+        raise CheckpointError(
+            f"{folder}: {missing[0]} isn't there, and the model doesn't make it; pass the factory of the model whose "
+            "shards these are"
+        )
     replace_tensors(small, {name: source[name] for name in named_tensors(small)}, {})
     return small
 
