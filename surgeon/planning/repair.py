@@ -14,7 +14,17 @@ from torch import fx
 from surgeon.channels import ChannelGraph, Link
 from surgeon.channels.structure import Flags, Ints
 from surgeon.rules import reasons
-from surgeon.trial import Binding, Fit, Misfit, Search, alike, channels_at, find_fit, find_links, line_and_operator
+from surgeon.trial import (
+    Binding,
+    Fit,
+    Misfit,
+    Search,
+    calls_alike,
+    channels_at,
+    find_fit,
+    find_links,
+    line_and_operator,
+)
 
 #: At how many calls alike channels are pinned one call at a time, before those at all of them are.
 _ONE_BY_ONE = 1
@@ -99,7 +109,7 @@ class Repair:
         spent = self._search.is_spent(misfit)
         if self._pinned[kind] <= _ONE_BY_ONE and not spent:
             return misfit.channels
-        calls = [n for n in alike(self.graph, misfit.node) if spent or _kind(n) == kind]
+        calls = [n for n in calls_alike(self.graph, misfit.node) if spent or _kind(n) == kind]
         found = [channels_at(self.graph, call, misfit.kept) for call in calls]
         return np.unique(np.concatenate([misfit.channels, *found]))
 

@@ -1,8 +1,8 @@
 """Trial: what really happens to the channels when the user's own forward runs at other widths."""
 
-from surgeon.trial.alignment import align, calls, next_call, partners, same_calls
+from surgeon.trial.alignment import align, next_call, partners, same_calls
 from surgeon.trial.arrivals import arrivals
-from surgeon.trial.bindings import Binding, alike, line_and_operator
+from surgeon.trial.bindings import Binding, calls_alike, line_and_operator
 from surgeon.trial.blame import Misfit, channels_at, find_misfit
 from surgeon.trial.fitting import Counts, Fit, Strangers, counts_at, fit_recording
 from surgeon.trial.links import find_links
@@ -18,9 +18,8 @@ __all__ = [
     "Search",
     "Strangers",
     "align",
-    "alike",
     "arrivals",
-    "calls",
+    "calls_alike",
     "channels_at",
     "counts_at",
     "find_fit",

@@ -272,7 +272,7 @@ def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:
     return Binding(target, int if isinstance(value, int) else type(value), tuple(parts))
 
 
-def alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
+def calls_alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
     """`node`, and all other calls of the user's line and of its operator."""
     own = line_and_operator(node)
     if own[0] is None:

@@ -19,11 +19,11 @@ from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold, find_folds
 from surgeon.trial.numbers import changed_numbers
-from surgeon.trial.renumbering import Numbers, renumbered
+from surgeon.trial.renumbering import ChannelNumbers, renumbered
 from surgeon.trial.skeleton import with_tensors
 from surgeon.trial.targets import Settings
 
-_NONE: Numbers = {}
+_NONE: ChannelNumbers = {}
 #: New size of each axis: (tensor name, axis) -> places kept on it.
 Widths = Mapping[tuple[str, int], int]
 
@@ -35,7 +35,7 @@ class Run:
     structure: Structure
     nodes: dict[fx.Node, fx.Node]
     folds: tuple[Fold, ...]
-    numbers: Numbers
+    numbers: ChannelNumbers
 
 
 def widths_of(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, int], int]:
@@ -118,7 +118,7 @@ def _stopped(graph: ChannelGraph, stop: Unfinished, kept: Flags) -> Misfit:
 
 
 def _skeleton(
-    graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None, numbers: Numbers = _NONE
+    graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None, numbers: ChannelNumbers = _NONE
 ) -> nn.Module:
     """A copy of the model with tensors of these widths, and these numbers in those that hold numbers of channels."""
     named = {name: t for name, t in graph.trace.tensors.items() if not name.startswith("_constant_")}

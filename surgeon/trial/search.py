@@ -12,7 +12,16 @@ from torch import fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
-from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, line_and_operator, settings, together
+from surgeon.trial.bindings import (
+    Binding,
+    Guess,
+    bind_alike,
+    calls_alike,
+    guesses,
+    line_and_operator,
+    settings,
+    together,
+)
 from surgeon.trial.blame import Misfit
 from surgeon.trial.fitting import Fit, attempt
 from surgeon.trial.targets import Target
@@ -129,7 +138,7 @@ def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags, search: Search) -> 
     trials = _Trials(graph, misfit, kept, search)
     taken = {binding.target for binding in misfit.bindings}
     found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
-    everywhere = alike(graph, misfit.node) if found else []
+    everywhere = calls_alike(graph, misfit.node) if found else []
     for choices in _choices(found, misfit, search):
         outcomes = trials.of(choices, everywhere)
         further = trials.furthest(outcomes.values())
