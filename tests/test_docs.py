@@ -18,6 +18,7 @@ import click
 import pytest
 
 import surgeon
+from surgeon import tracing, trial
 from surgeon.rules import reasons
 from surgeon_cli import files
 from tests.cli_run import commands
@@ -121,6 +122,12 @@ FUNCTIONS = {
 def test_every_parameter_of_a_public_function_is_explained(name: str) -> None:
     explained = set(re.findall(r"\w+", inspect.getdoc(FUNCTIONS[name]) or ""))
     assert [own for own in inspect.signature(FUNCTIONS[name]).parameters if own not in explained] == []
+
+
+@pytest.mark.parametrize("package", [tracing, trial], ids=lambda package: package.__name__)
+def test_the_map_of_a_package_names_all_its_files(package: types.ModuleType) -> None:
+    files = {path.stem for path in Path(package.__path__[0]).glob("[!_]*.py")}
+    assert set(re.findall(r"(?<!:)`(\w+)`", package.__doc__ or "")) == files
 
 
 def test_markers_of_generated_tables_come_in_pairs() -> None:
