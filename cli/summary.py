@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import change, emit_json, reasons, say, size, table, warn
+from .output import emit_json, percent_change, reasons, say, size, table, warn
 
 if TYPE_CHECKING:
     import surgeon
@@ -80,9 +80,9 @@ _COUNTS = (("filters", "convolution filters"), ("macs", "MACs (1 multiply-add = 
 def _totals(report: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     for key, title in _COUNTS:
         before, after = report[f"{key}_before"], report[f"{key}_after"]
-        yield title, f"{before:,}", f"{after:,}", change(before, after)
+        yield title, f"{before:,}", f"{after:,}", percent_change(before, after)
     before, after = report["bytes_before"], report["bytes_after"]
-    yield "parameters and buffers", size(before), size(after), change(before, after)
+    yield "parameters and buffers", size(before), size(after), percent_change(before, after)
 
 
 def _show_timing(timing: dict[str, Any]) -> None:

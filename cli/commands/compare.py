@@ -12,7 +12,15 @@ import click
 
 from ..cuts import SAMPLES, SAMPLES_WITH_DATA
 from ..files import check_outputs, run_folder
-from ..options import json_option, one_cut_options, refuse_of_cifar, refuse_of_files, refuse_typed, warn_typed
+from ..options import (
+    json_option,
+    one_cut_options,
+    refuse_of_cifar,
+    refuse_of_files,
+    refuse_together,
+    refuse_typed,
+    warn_typed,
+)
 from ..training_options import training_names, training_options
 from .prune import command as prune
 
@@ -167,9 +175,7 @@ def run(criteria: str, options: Mapping[str, Any]) -> Ranked:
 
 def _budget(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: options[name] for name in _BUDGETS if options[name] is not None} or {"ratio": _RATIO}
-    if len(given) > 1 and given.keys() & {"filters", "ratio"}:
-        both = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
+    refuse_together(given)
     return {**given, "scope": options["scope"]}
 
 
