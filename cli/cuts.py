@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .files import named_after, run_folder
-from .options import warn_typed
+from .options import refuse_together, warn_typed
 
 #: Images to rank on where `--samples` is not given: crops of two photographs have less to tell.
 SAMPLES, SAMPLES_WITH_DATA = 64, 256
@@ -95,14 +95,11 @@ class Options:
 
 def _check_budget(options: Options) -> None:
     """Refuse contradictory amounts before anything is loaded."""
-    given = [f"--{name.replace('_', '-')}" for name in options.budget]
-    if not given:
+    if not options.budget:
         raise click.UsageError(
             "say how much: --filters N, --ratio R, --max-macs AMOUNT, --max-params AMOUNT, --max-latency TIME"
         )
-    if len(given) > 1 and (options.filters is not None or options.ratio is not None):
-        both = " and ".join(given)
-        raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
+    refuse_together(options.budget)
     if options.filters is not None and options.filters < 1:
         raise click.UsageError(
             f"--filters {options.filters}: give at least 1; surgeon inspect {options.model} shows how many there are"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from surgeon.data import Data, Split, batches, open_data
-from surgeon.errors import InputError, ModelError
+from surgeon.errors import InputError
 from surgeon.finegrained import nonzero
 from surgeon.measure import file_bytes, footprint
 from surgeon.tuning import evaluate
@@ -22,7 +22,7 @@ from .files import is_file, write_text
 from .models import resolve
 from .output import Watch, emit_json, say, size, table, warn
 from .runtime import pick_device, try_forward
-from .subjects import Subject, warn_of_classes
+from .subjects import Subject, check_classes, warn_of_classes
 from .training_options import percent
 
 _MANY = 1_000_000
@@ -91,11 +91,7 @@ def _checked(subject: Subject, data: Data, device: torch.device) -> Subject:
     """The same, if it tells the data's classes apart: all are looked at before the first is evaluated."""
     _, outputs = try_forward(subject.model.to(device), subject, device)
     subject.model.cpu()
-    if tuple(getattr(outputs, "shape", ()))[1:] != (len(data.classes),):
-        raise ModelError(
-            f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
-            "head for them first: surgeon train --model ... --weights ..."
-        )
+    check_classes(subject, data, outputs)
     warn_of_classes(subject, data.classes)
     return subject
 

@@ -8,22 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import surgeon
-from surgeon.data import batches, open_data
-from surgeon.errors import InputError, ModelError, TuningError
+from surgeon.errors import InputError, TuningError
 from surgeon.experiments import Cell, Compared, Experiment, Summary
 from surgeon.jsonfiles import read_text
 from surgeon.jsontext import read_json
 
-from .images import Batches
+from .labelled import Loaders, open_labelled
 from .models import asked_for
 from .output import Watch, emit_json, say, table
 from .runtime import pick_device, try_forward
 from .stopping import resumable
-from .subjects import warn_of_classes
-from .training_options import about_of, augment_of, check_folder, percent, tuning_of
+from .subjects import check_classes, warn_of_classes
+from .training_options import about_of, check_folder, percent, tuning_of
 
-#: Training images that rank the filters.
-_RANKED = 256
 _WORDS = ("criterion", "budget", "schedule")
 
 
@@ -74,40 +71,25 @@ def run(options: Mapping[str, Any]) -> None:
     experiment = read(options["experiment"])
     folder = options["folder"]
     check_folder(folder, resume=options["resume"])
-    if options["data"] is None:
-        raise InputError("an experiment needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits or cifar10")
+    data = open_labelled(options, "an experiment")
     device = pick_device(options["device"])
-    data = (
-        open_data(options["data"], options["data_root"])
-        .checked()
-        .with_validation(options["val_share"], options["seed"])
-    )
     subject = asked_for(options)
     example, outputs = try_forward(subject.model.to(device), subject, device)
-    if tuple(getattr(outputs, "shape", ()))[1:] != (len(data.classes),):
-        raise ModelError(
-            f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
-            "head for them first: surgeon train --model ... --weights ..."
-        )
+    check_classes(subject, data, outputs)
     warn_of_classes(subject, data.classes)
-    made, size, workers = subject.preprocess, options["train_batch_size"], options["workers"]
-    rank = data.train.drawn(options["samples"] or _RANKED, options["seed"]).loaded(made)
-    assert rank.pixels is not None
-    assert data.val is not None
-    val = batches(data.val, made, size, workers=workers)
-    test = None if data.test is None else batches(data.test, made, size, workers=workers)
+    loaders = Loaders.of(options, data, subject.preprocess, device)
     with resumable(), Watch() as watch:
         found = surgeon.compare(
             subject.model,
             example,
-            batches(data.train, made, size, augment_of(options), workers=workers),
-            val,
+            loaders.train,
+            loaders.val,
             experiment,
-            judge=test,
+            judge=loaders.test,
             directory=folder,
             about=about_of(options, subject, data),
             tuning={**tuning_of(options), "device": device},
-            dataloader=Batches(rank.pixels, rank.labels, made, options["batch_size"], device),
+            dataloader=loaders.rank,
             on_cell=_tell,
             progress=watch,
         )
@@ -115,7 +97,7 @@ def run(options: Mapping[str, Any]) -> None:
         from surgeon.plots import fronts
 
         fronts(found, options["plot"])
-    judged = "validation" if test is None else "test"
+    judged = "validation" if loaders.test is None else "test"
     if options["as_json"]:
         emit_json({"model": subject.name, "judged": judged, **found.to_dict()})
     _show(subject.name, found, judged)

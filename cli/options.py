@@ -108,6 +108,19 @@ def refuse_typed(names: Collection[str], why: str) -> None:
         raise click.UsageError(f"{typed} {why}")
 
 
+def refuse_together(amounts: Collection[str]) -> None:
+    """Refuse ``filters`` or ``ratio`` beside another of these amounts, which are named as the library names them.
+
+    Raises
+    ------
+    click.UsageError
+        If they exclude each other.
+    """
+    if len(amounts) > 1 and not {"filters", "ratio"}.isdisjoint(amounts):
+        both = " and ".join(f"--{name.replace('_', '-')}" for name in amounts)
+        raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
+
+
 def warn_typed(names: Collection[str], why: str) -> None:
     """As :func:`refuse_typed`, of options that the same command looks at in another case: it goes on."""
     from .output import warn

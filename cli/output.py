@@ -127,7 +127,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
         console().print(grid)
 
 
-def share(before: float, after: float) -> str:
+def percent_change(before: float, after: float) -> str:
     """How much less, such as "-41.2 %"."""
     return f"{100 * (after / before - 1):+.1f} %" if before else "-"
 

@@ -12,23 +12,23 @@ import torch
 from torch import nn
 
 import surgeon
-from surgeon.data import Data, batches, open_data
-from surgeon.errors import InputError, ModelError
+from surgeon.errors import ModelError
 from surgeon.jsonfiles import blamed, read_lines, shaped, write_lines
 from surgeon.measure import latency
 from surgeon.measure.results import Latency, SpeedUp
 from surgeon.processes import first, from_first
-from surgeon.tuning import Epoch, evaluate
+from surgeon.tuning import Epoch, Validation, evaluate
 from surgeon.tuning.record import Step
 
 from .cuts import looks_at_images
 from .images import Batches
+from .labelled import Loaders, open_labelled
 from .models import asked_for
 from .output import Watch, emit_json, say, table, warn
 from .runtime import header_of, pick_device, try_forward
 from .stopping import resumable
-from .subjects import Subject, warn_of_classes, warn_of_masks
-from .training_options import about_of, announce, augment_of, check_folder, epoch_line, percent, tuning_of
+from .subjects import Subject, check_classes, warn_of_classes, warn_of_masks
+from .training_options import about_of, announce, check_folder, epoch_line, percent, tuning_of
 
 #: Rounds of timing after each step.
 _ROUNDS = 10
@@ -46,31 +46,32 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
     folder = options["folder"]
     from_first(lambda: check_folder(folder, resume=options["resume"]))
     device = pick_device(options["device"], options["threads"])
-    data = _data(options)
+    data = open_labelled(options, "fine-tuning")
     subject = asked_for(options)
     warn_of_masks(subject)
     example, outputs = try_forward(subject.model.to(device), subject, device)
-    _check(subject, data, outputs)
+    _check_whole(subject)
+    check_classes(subject, data, outputs)
     warn_of_classes(subject, data.classes)
     announce(subject, data)
     looks_at_images(options["criterion"], options["heal"], trained=True)
     rows = _Rows(folder / _METRICS, subject.model, example)
-    loaders = _loaders(options, data, subject, device)
+    loaders = Loaders.of(options, data, subject.preprocess, device)
     with resumable(), Watch() as watch:
         result = surgeon.prune_and_tune(
             subject.model,
             example,
-            loaders["train"],
-            loaders["val"],
+            loaders.train,
+            loaders.val,
             **budget,
-            dataloader=loaders["rank"],
+            dataloader=loaders.rank,
             micro_batch=options["micro_batch"],
             steps=options["steps"],
             schedule=options["schedule"],
             epochs_per_step=options["epochs"],
             final_epochs=options["final_epochs"],
             tuning={**_tuning(options, subject.model), "device": device, "on_epoch": rows.on_epoch},
-            after_cut=_healer(options, loaders["rank"]),
+            after_cut=_healer(options, loaders.rank),
             rewind=_early(options, device),
             directory=folder,
             about=about_of(options, subject, data),
@@ -89,57 +90,21 @@ def run(options: Mapping[str, Any], budget: Mapping[str, Any], target: Path) -> 
         )
     if first():
         surgeon.save(target, result.model, result.plan, origin=subject.origin)
-    test = None if data.test is None else evaluate(result.model, loaders["test"])
-    if not first():
-        return
-    if options["as_json"]:
-        emit_json(
-            {
-                "model": subject.name,
-                "dense": asdict(result.dense),
-                "steps": rows.facts(result.steps),
-                "test": None if test is None else asdict(test),
-                "plan": json.loads(result.plan.to_json()),
-                "output": str(target),
-            }
-        )
-    _show(subject, result, rows.facts(result.steps))
-    if test is not None:
-        say(f"test images: top-1 {percent(test.accuracy)}, top-5 {percent(test.top5)}, loss {test.loss:.4f}")
-    say(f"written: {target}; every step's model is in {folder}/step-N.safetensors, its figures in {rows.path}")
+    test = None if loaders.test is None else evaluate(result.model, loaders.test)
+    if first():
+        if options["as_json"]:
+            emit_json(_facts(subject, result, rows, test) | {"output": str(target)})
+        _show(subject, result, rows.facts(result.steps))
+        if test is not None:
+            say(f"test images: top-1 {percent(test.accuracy)}, top-5 {percent(test.top5)}, loss {test.loss:.4f}")
+        say(f"written: {target}; every step's model is in {folder}/step-N.safetensors, its figures in {rows.path}")
 
 
-def _data(options: Mapping[str, Any]) -> Data:
-    if options["data"] is None:
-        raise InputError("fine-tuning needs labelled images: give --data DIR (DIR/CLASS/*.jpg), digits or cifar10")
-    data = open_data(options["data"], options["data_root"]).checked()
-    return data.with_validation(options["val_share"], options["seed"])
-
-
-def _check(subject: Subject, data: Data, outputs: Any) -> None:
+def _check_whole(subject: Subject) -> None:
     if subject.cuts is not None:
         raise ModelError(
             f"{subject.name} is cut already: give the model that it was made from, or go on without --epochs"
         )
-    shape = tuple(getattr(outputs, "shape", ()))
-    if shape[1:] != (len(data.classes),):
-        raise ModelError(
-            f"{subject.name} gives {shape} of an image, {data.name} has {len(data.classes)} classes; give it a head "
-            "for them first: surgeon train --model ... --weights ..."
-        )
-
-
-def _loaders(options: Mapping[str, Any], data: Data, subject: Subject, device: torch.device) -> dict[str, Any]:
-    made, size, workers = subject.preprocess, options["train_batch_size"], options["workers"]
-    rank = data.train.drawn(options["samples"] or 256, options["seed"]).loaded(made)
-    assert rank.pixels is not None
-    assert data.val is not None
-    return {
-        "train": batches(data.train, made, size, augment_of(options), workers=workers),
-        "val": batches(data.val, made, size, workers=workers),
-        "test": None if data.test is None else batches(data.test, made, size, workers=workers),
-        "rank": Batches(rank.pixels, rank.labels, made, options["batch_size"], device),
-    }
 
 
 def _tuning(options: Mapping[str, Any], dense: nn.Module) -> dict[str, Any]:
@@ -230,6 +195,16 @@ class _Timed:
     dense: Latency
     small: Latency
     speed_up: SpeedUp
+
+
+def _facts(subject: Subject, result: surgeon.PrunedAndTuned, rows: _Rows, test: Validation | None) -> dict[str, Any]:
+    return {
+        "model": subject.name,
+        "dense": asdict(result.dense),
+        "steps": rows.facts(result.steps),
+        "test": None if test is None else asdict(test),
+        "plan": json.loads(result.plan.to_json()),
+    }
 
 
 def _accuracy(step: Step) -> float | None:

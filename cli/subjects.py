@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from surgeon.data import Preprocess
+from surgeon.data import Data, Preprocess
+from surgeon.errors import ModelError
 from surgeon.planning import Plan
 
 from .output import warn
@@ -52,6 +53,21 @@ class Subject:
     make: Callable[[], nn.Module] | None = None
     compact: bool = False
     random: bool | None = False
+
+
+def check_classes(subject: Subject, data: Data, outputs: Any) -> None:
+    """Refuse a model whose `outputs`, ``(N, classes)``, tell another number of classes apart than the data has.
+
+    Raises
+    ------
+    ModelError
+        If they do.
+    """
+    if tuple(getattr(outputs, "shape", ()))[1:] != (len(data.classes),):
+        raise ModelError(
+            f"{subject.name} hasn't one output for each of the {len(data.classes)} classes of {data.name}; give it a "
+            "head for them first: surgeon train --model ... --weights ..."
+        )
 
 
 def warn_of_classes(subject: Subject, classes: Sequence[str]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .output import emit_json, reasons, say, share, size, table, warn
+from .output import emit_json, percent_change, reasons, say, size, table, warn
 
 if TYPE_CHECKING:
     import surgeon
@@ -27,35 +27,22 @@ def show(
     report = result.report.to_dict()
     file_bytes = written.stat().st_size if written else None
     if as_json:
-        plan = json.loads(result.plan.to_json())
         emit_json(
             {
                 "model": subject.name,
                 "weights": subject.weights,
                 "report": report,
-                "plan": plan,
+                "plan": json.loads(result.plan.to_json()),
                 "output": None if written is None else str(written),
                 "file_bytes": file_bytes,
             }
         )
-    rows = [(row["name"], row["type"], row["before"], row["after"]) for row in report["layers"]]
-    changed = [(*row, f"-{row[2] - row[3]}") for row in rows if row[2] != row[3]]
-    table(
-        f"{subject.name}: out-channels, {len(changed)} of {len(rows)} layers changed",
-        ("layer", "type", "before", "after", "removed"),
-        changed,
-        left=2,
-    )
+    _show_widths(subject.name, report["layers"])
     table("", ("", "before", "after", "change"), _totals(report))
     if report["timing"] is not None:
         _show_timing(report["timing"])
     reasons(report["pinned"])
-    for note in report["notes"]:
-        say(f"note: {note}")
-    for warning in [w for w in report["warnings"] if w not in subject.warnings]:
-        warn(warning)
-    if report["check"] is not None and report["check"]["status"] != "passed":
-        warn("the check could not prove the cut right everywhere; compare the two models before you rely on it")
+    _show_doubts(report, subject.warnings)
     say(_check_line(report["check"]))
     if report["healing"]:
         say(_healing_line(report["healing"]))
@@ -66,15 +53,36 @@ def show(
         say(_next_line(written))
 
 
+def _show_widths(name: str, layers: list[dict[str, Any]]) -> None:
+    rows = [(row["name"], row["type"], row["before"], row["after"]) for row in layers]
+    changed = [(*row, f"-{row[2] - row[3]}") for row in rows if row[2] != row[3]]
+    table(
+        f"{name}: out-channels, {len(changed)} of {len(rows)} layers changed",
+        ("layer", "type", "before", "after", "removed"),
+        changed,
+        left=2,
+    )
+
+
+def _show_doubts(report: dict[str, Any], told: Collection[str]) -> None:
+    """Notes and warnings, but those that were told before the cut."""
+    for note in report["notes"]:
+        say(f"note: {note}")
+    for warning in [w for w in report["warnings"] if w not in told]:
+        warn(warning)
+    if report["check"] is not None and report["check"]["status"] != "passed":
+        warn("the check could not prove the cut right everywhere; compare the two models before you rely on it")
+
+
 _COUNTS = (("filters", "convolution filters"), ("macs", "MACs (1 multiply-add = 1)"), ("params", "parameters"))
 
 
 def _totals(report: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
     for key, title in _COUNTS:
         before, after = report[f"{key}_before"], report[f"{key}_after"]
-        yield title, f"{before:,}", f"{after:,}", share(before, after)
+        yield title, f"{before:,}", f"{after:,}", percent_change(before, after)
     before, after = report["bytes_before"], report["bytes_after"]
-    yield "parameters and buffers", size(before), size(after), share(before, after)
+    yield "parameters and buffers", size(before), size(after), percent_change(before, after)
 
 
 def _show_timing(timing: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from surgeon.criteria.table import mixture
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.healing import heal
 from surgeon.planning import make_plan
-from surgeon.processes import Own, kept, share, total
+from surgeon.processes import Own, kept, own_batches, total
 from surgeon.rewriting import rewrite
 from surgeon.tracing import Inputs, results_of
 
@@ -108,7 +108,7 @@ class Automatic:
         """``obs`` and ``fisher``; where there are no targets, the latter of what the model itself expects."""
         scoring = dict(self.scoring)
         given = scoring.get("loss_fn") or scoring.get("forward_loss")
-        firsts = [batch for _, batch in itertools.islice(share(batches), 1)]
+        firsts = [batch for _, batch in itertools.islice(own_batches(batches), 1)]
         (bare,) = total(torch.tensor([sum(not has_targets(batch, graph.trace.inputs) for batch in firsts)]))
         if not given and bool(bare):
             scoring["forward_loss"] = expected_loss(graph.trace.inputs, self.seed, self.inputs_of)
@@ -179,7 +179,7 @@ def distance_between(
     """
     summed, count = 0.0, 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    for _, batch in share(batches):
+    for _, batch in own_batches(batches):
         inputs = Inputs.from_batch(batch, like, inputs_of).to(device)
         pairs = zip(_outputs(model, inputs), _outputs(small, inputs), strict=True)
         summed, count = summed + sum(_apart(a, b) for a, b in pairs), count + 1

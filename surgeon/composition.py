@@ -47,5 +47,8 @@ def compose(dense: Any, first: Plan, then: Fit, example_inputs: Any = None) -> P
     both = fit(dense, result, example_inputs)
     for name, axis in places:
         if not torch.equal(both.positions(name, axis), once.positions(name, axis)[then.positions(name, axis)]):
-            raise PlanError(f"the two cuts of {name} can't be made at once: its channels would stand in another order")
+            raise PlanError(
+                f"the two cuts of {name} can't be made at once: its channels would stand in another order; apply the "
+                "two plans one after the other"
+            )
     return result

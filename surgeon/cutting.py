@@ -203,7 +203,7 @@ class Cutter:
             return cut
         timing = Timing.of(cut.plan.budget.get(TIME), predicted, self._measure(module, cut))
         if timing.limit is not None and timing.measured["latencies"][1]["median"] > timing.limit * (1 + TOLERANCE):
-            raise BudgetError(f"{TIME}: out of reach without the channels that could not be cut exactly")
+            raise BudgetError(f"{TIME}: out of reach without the channels that could not be cut exactly; allow more")
         return replace(cut, timing=timing)
 
     def _measure(self, module: nn.Module, cut: Cut) -> Comparison:

@@ -2,8 +2,9 @@
 
 torch's default generator, its switches for fused kernels (with them, results differ in the last bits), the number of
 threads, accelerate's state, filters of warnings, the garbage collector, and torch.nn.Module itself while ``torch.fx``
-traces: what changes one of them for a while, and puts it back, holds :data:`ALONE`, and so does what computes numbers
-that matter. Several threads can thus work on models of their own, and get what they would get one after the other.
+traces: what changes one of them for a while, and puts it back, holds :data:`ONE_AT_A_TIME`, and so does what computes
+numbers that matter. Several threads can thus work on models of their own, and get what they would get one after the
+other.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
-__all__ = ["ALONE", "alone", "collecting_new"]
+__all__ = ["ONE_AT_A_TIME", "collecting_new", "one_at_a_time"]
 
 #: Held around every use of the above; the thread that holds it may take it again.
-ALONE = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def alone(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Hold :data:`ALONE` while `function` runs."""
+def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Hold :data:`ONE_AT_A_TIME` while `function` runs."""
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        with ALONE:
+        with ONE_AT_A_TIME:
             return function(*args, **kwargs)
 
     return run

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from surgeon.agreement import distance, full_precision
 from surgeon.errors import ModelError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.tracing import Inputs, Trace, check_model, copied, operator_name, outside_inference_mode, results_of, trace
 
 __all__ = ["fold_batch_norms"]
@@ -204,7 +204,7 @@ def _compare(model: nn.Module, folded: nn.Module, inputs: Inputs) -> None:
         )
 
 
-@alone
+@one_at_a_time
 def _run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -16,7 +16,7 @@ from surgeon.criteria import Request, find_criterion
 from surgeon.criteria.gradients import Floats, ForwardLoss, check_losses
 from surgeon.cutting import Clock, Cut, Cutter, read_graph
 from surgeon.errors import BudgetError, HealingError, ModelError, ScoreError
-from surgeon.exclusive import alone, collecting_new
+from surgeon.exclusive import collecting_new, one_at_a_time
 from surgeon.healing import LEVELS, LayerHealing
 from surgeon.healing import heal as run_healing
 from surgeon.planning import Plan, names_of_layers, plain_amounts
@@ -41,7 +41,7 @@ class Result:
 
 @outside_inference_mode
 @together("pruning")
-@alone
+@one_at_a_time
 @collecting_new()
 def prune(
     model: nn.Module,
@@ -234,7 +234,7 @@ def _cut_in_steps(
         checks += [cut.check] if cut.check is not None else []
         inexact += cut.inexact
     if plan is None:
-        raise BudgetError(f"{dict(budget)}: the model is within it as it is")
+        raise BudgetError(f"{dict(budget)}: the model is within it as it is; ask for less to be left")
     fitted = fit(module, plan, cutter.example_inputs)
     whole = replace(plan, budget={**plan.budget, **budget, "steps": steps}, fitted=fitted)
     return Cut(whole, small, _all_of(checks), tuple(dict.fromkeys(inexact)))

@@ -11,8 +11,7 @@ from surgeon.channels import channel_graph
 from surgeon.errors import ConstantError, ModelError, PlanError
 from surgeon.planning import Plan
 from surgeon.tracing import Inputs, Trace, named_tensors, outside_inference_mode, trace, unwrap
-from surgeon.trial import Fit, Misfit, arrivals, replace_tensors, with_tensors
-from surgeon.trial import fit as try_fit
+from surgeon.trial import Fit, Misfit, arrivals, find_fit, replace_tensors, with_tensors
 
 __all__ = ["fit", "rewrite"]
 
@@ -49,7 +48,7 @@ def fit(model: nn.Module, plan: Plan, example_inputs: Any = None) -> Fit:
         graph = channel_graph(trace(module, example_inputs))
     kept = plan.kept(graph)
     try:
-        return try_fit(graph, kept)
+        return find_fit(graph, kept)
     except Misfit as misfit:
         place = f"{misfit.node.meta.get('site')}"
         raise ConstantError(
@@ -83,12 +82,21 @@ def _still_holds(known: Fit, plan: Plan, module: nn.Module, example_inputs: Any)
 def rewrite(model: nn.Module, plan: Plan, example_inputs: Any = None, *, inplace: bool = False) -> nn.Module:
     """The model without the plan's channels: the same class, state-dict names, dtype, device, mode and ties.
 
-    `model` is left as it is, unless `inplace`: then it is changed and given back.
+    Parameters
+    ----------
+    model, plan:
+        The dense model, and what to take out of it; a plan that was made on another copy fits, too.
+    example_inputs:
+        What to trace the model with; by default inputs of the shapes that the plan remembers.
+    inplace:
+        Change `model` itself and give it back; else it is left as it is.
 
     Raises
     ------
-    PlanError, ConstantError
-        As :func:`fit`.
+    PlanError
+        If the plan names groups or channels that the model doesn't have.
+    ConstantError
+        If the model's forward doesn't follow the plan's widths; the message names the line.
     """
     fitted = fit(model, plan, example_inputs)
     module = unwrap(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgeon.checkpoint import save
 from surgeon.data import Augment, Data, Preprocess, Split, batches
 from surgeon.errors import CheckpointError, ModelError, SelectionError, TuningError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.files import locked
 from surgeon.finegrained import plain_copy
 from surgeon.jsonfiles import as_read, changed, read_file, write_file, write_lines
@@ -252,7 +252,7 @@ def _check_same(path: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-@alone
+@one_at_a_time
 def _check_outputs(model: nn.Module, loader: Iterable[Any], classes: int) -> None:
     images, _ = next(iter(loader))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -267,10 +267,12 @@ def _frozen(model: nn.Module, head: Iterable[str] | None) -> Iterator[None]:
     """Only the head requires a gradient; afterwards what did before."""
     parameters = dict(model.named_parameters())
     if not parameters:
-        raise ModelError("the model has no parameters")
+        raise ModelError("the model has no parameters: there is nothing to train")
     chosen = {head} if isinstance(head, str) else set(head) if head is not None else _last(list(parameters))
     if unknown := chosen - parameters.keys():
-        raise SelectionError(f"head: the model has no parameter {min(unknown)!r}")
+        raise SelectionError(
+            f"head: the model has no parameter {min(unknown)!r}; model.named_parameters() has the names"
+        )
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
     try:
         for name, parameter in parameters.items():

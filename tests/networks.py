@@ -162,7 +162,7 @@ def redraw(module: nn.Module, seed: int) -> nn.Module:
     scales = _scales(module)
     with torch.no_grad():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-            if not tensor.is_floating_point():
+            if not tensor.is_floating_point() or not tensor.numel():
                 continue
             if name in scales or name.endswith("running_var"):
                 tensor.uniform_(0.5, 1.5, generator=generator)

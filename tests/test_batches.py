@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import surgeon
 from surgeon.tracing import Inputs
-from tests.test_pruning import parameters_of
+from tests.test_report import parameters_of
 
 
 class TwoInputs(nn.Module):

@@ -256,7 +256,7 @@ def test_a_missing_file_is_pythons_own_error(tmp_path: Path) -> None:
 
 
 def test_another_model(file: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds a Small, but the dense model is Tied"):
+    with pytest.raises(CheckpointError, match=r"holds a Small, but the dense model is Tied; pass its factory"):
         surgeon.load(file, factories.tied)
 
 

@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 import surgeon
-from surgeon import cutting, planning
+from surgeon import cutting
 from surgeon.cost import Place, staircase
 from surgeon.cost import tables as tables_module
 from surgeon.measure import Comparison
+from surgeon.planning import device
 from tests.cli_run import Ran, surgeon_cli
-from tests.test_latency import Staircase, took
+from tests.test_deadline import took
+from tests.test_latency import Staircase
 
 
 def wide() -> nn.Module:
@@ -35,8 +37,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, cache: Path, step: int) -> None:
     """Let the device be one whose every cost is known."""
     monkeypatch.setenv("SURGEON_CACHE", str(cache))
     monkeypatch.setattr(tables_module, "_OPEN", {})
-    monkeypatch.setattr(planning, "open_table", lambda place: Staircase(step))
-    monkeypatch.setattr(planning, "channel_step", lambda table: step)
+    monkeypatch.setattr(device, "open_table", lambda place: Staircase(step))
+    monkeypatch.setattr(device, "channel_step", lambda table: step)
     monkeypatch.setattr(cutting, "latency", fake_time)
     monkeypatch.setattr("surgeon.cost.latency.Latency._time_dense", lambda self: 2 * self.dense)
 
@@ -99,7 +101,7 @@ def test_half_the_macs_on_the_devices_own_step_are_timed_too() -> None:
 
 
 def test_no_time_is_measured_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "open_table", None)
+    monkeypatch.setattr(device, "open_table", None)
     monkeypatch.setattr(cutting, "latency", None)
     ran = prune("--max-macs", "50%", "--round-to", "16", "--json", "--dry-run")
     assert ran.code == 0, ran.err

@@ -175,7 +175,7 @@ def test_cifar_from_a_local_copy() -> None:
 
 
 def test_an_interrupted_run_says_how_it_goes_on_and_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    from surgeon_cli.commands import train as module
+    from surgeon_cli import baseline as module
 
     assert train("--output", "whole.safetensors", epochs=3).code == 0
     line = module._epochs

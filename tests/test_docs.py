@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ import click
 import pytest
 
 import surgeon
+from surgeon import tracing, trial
 from surgeon.rules import reasons
 from surgeon_cli import files
 from tests.cli_run import commands
@@ -106,6 +108,26 @@ def test_names_in_the_readmes_python_exist(code: str) -> None:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "surgeon":
             assert hasattr(surgeon, node.attr), node.attr
+
+
+FUNCTIONS = {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in (surgeon, surgeon.finegrained)
+    for name in module.__all__
+    if inspect.isfunction(getattr(module, name))
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_parameter_of_a_public_function_is_explained(name: str) -> None:
+    explained = set(re.findall(r"\w+", inspect.getdoc(FUNCTIONS[name]) or ""))
+    assert [own for own in inspect.signature(FUNCTIONS[name]).parameters if own not in explained] == []
+
+
+@pytest.mark.parametrize("package", [tracing, trial], ids=lambda package: package.__name__)
+def test_the_map_of_a_package_names_all_its_files(package: types.ModuleType) -> None:
+    files = {path.stem for path in Path(package.__path__[0]).glob("[!_]*.py")}
+    assert set(re.findall(r"(?<!:)`(\w+)`", package.__doc__ or "")) == files
 
 
 def test_markers_of_generated_tables_come_in_pairs() -> None:

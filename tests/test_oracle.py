@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests.blocks import BLOCKS
 from tests.judge import BUDGETS, Cut, judge, judge_seed, sample_cut
-from tests.networks import Spec, networks, sample_network
+from tests.networks import Spec, networks, redraw, sample_network
 from tests.oracle import OracleError, compare
 
 cuts = st.builds(
@@ -82,6 +82,13 @@ def test_every_block_of_the_extended_grammar_is_drawn() -> None:
 def test_what_a_long_run_found_stays_mended(seed: int) -> None:
     outcome = judge_seed(seed, extended=True)
     assert outcome.status in ("exact", "refused"), outcome
+
+
+def test_weights_are_redrawn_also_beside_one_of_no_rows() -> None:
+    model = nn.ParameterDict({"none": torch.zeros(0, 4), "some": torch.zeros(3, 4)})
+    redraw(model, 0)
+    assert model["none"].shape == (0, 4)
+    assert model["some"].all()
 
 
 class Outputs(nn.Module):

@@ -161,7 +161,7 @@ def test_one_process_is_asked_nothing() -> None:
     assert [part.tolist() for part in processes.total(value)] == [[0, 1, 2]]
     assert processes.from_first(lambda: object) is object
     processes.agree("weights", pytest.fail)  # there is nobody to compare with
-    assert list(processes.share("abc")) == [(0, "a"), (1, "b"), (2, "c")]
+    assert list(processes.own_batches("abc")) == [(0, "a"), (1, "b"), (2, "c")]
     assert list(processes.kept(processes.Own([(3, "x")]))) == [(3, "x")]
 
 

@@ -17,7 +17,7 @@ from surgeon.planning import Plan
 from surgeon.tracing import named_tensors
 from surgeon.trial import Fit
 from tests import factories
-from tests.test_planning import chain
+from tests.planned import chain
 from tests.test_zoo import build
 from tests.zoo import ZOO
 

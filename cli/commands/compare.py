@@ -12,7 +12,15 @@ import click
 
 from ..cuts import SAMPLES, SAMPLES_WITH_DATA
 from ..files import check_outputs, run_folder
-from ..options import json_option, one_cut_options, refuse_of_cifar, refuse_of_files, refuse_typed, warn_typed
+from ..options import (
+    json_option,
+    one_cut_options,
+    refuse_of_cifar,
+    refuse_of_files,
+    refuse_together,
+    refuse_typed,
+    warn_typed,
+)
 from ..training_options import training_names, training_options
 from .prune import command as prune
 
@@ -91,17 +99,17 @@ def command(criteria: str, as_json: bool, experiment: Path | None, **options: An
         grid.run({**options, "experiment": experiment, "folder": folder, "as_json": as_json})
         return
     refuse_typed(_OF_EXPERIMENTS, "for an experiment: give --experiment FILE")
-    compared = run(criteria, options)
+    ranked = run(criteria, options)
     if as_json:
         from ..output import emit_json
 
-        emit_json(compared.facts())
-    _show(compared)
+        emit_json(ranked.facts())
+    _show(ranked)
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What came out.
+class Ranked:
+    """What each criterion would cut, and how alike the criteria rank.
 
     Attributes
     ----------
@@ -128,7 +136,7 @@ class Compared:
         return dict(vars(self))
 
 
-def run(criteria: str, options: Mapping[str, Any]) -> Compared:
+def run(criteria: str, options: Mapping[str, Any]) -> Ranked:
     """The whole command but the printing."""
     budget = _budget(options)
     names = _names(criteria)
@@ -152,7 +160,7 @@ def run(criteria: str, options: Mapping[str, Any]) -> Compared:
         loss = None if loader is None else loader.loss
         scores = surgeon.score_all(graph, names, loader, loss, seed=options["seed"], progress=watch)
     plans = {name: surgeon.make_plan(graph, found, **budget) for name, found in scores.items()}
-    return Compared(
+    return Ranked(
         model=subject.name,
         weights=subject.weights,
         budget=budget,
@@ -167,9 +175,7 @@ def run(criteria: str, options: Mapping[str, Any]) -> Compared:
 
 def _budget(options: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: options[name] for name in _BUDGETS if options[name] is not None} or {"ratio": _RATIO}
-    if len(given) > 1 and given.keys() & {"filters", "ratio"}:
-        both = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise click.UsageError(f"{both} together: give --filters alone, --ratio alone, or any of --max-*")
+    refuse_together(given)
     return {**given, "scope": options["scope"]}
 
 
@@ -225,41 +231,41 @@ def spearman(scores: Mapping[str, surgeon.Scores]) -> dict[str, dict[str, float]
     return {one: dict(zip(scores, row.tolist(), strict=True)) for one, row in zip(scores, table, strict=True)}
 
 
-def _show(compared: Compared) -> None:
+def _show(ranked: Ranked) -> None:
     from ..output import say
 
-    names = list(compared.spearman)
+    names = list(ranked.spearman)
     parts = [names[first : first + _COLUMNS] for first in range(0, len(names), _COLUMNS)]
     for part in parts:
-        _show_correlation(compared, part)
+        _show_correlation(ranked, part)
     for part in parts:
-        _show_removed(compared, part)
-    for note in (f"weights: {compared.weights}", *compared.notes):
+        _show_removed(ranked, part)
+    for note in (f"weights: {ranked.weights}", *ranked.notes):
         say(f"note: {note}")
 
 
-def _show_correlation(compared: Compared, names: list[str]) -> None:
+def _show_correlation(ranked: Ranked, names: list[str]) -> None:
     from ..output import table
 
-    rows = [(one, *(_number(found[other]) for other in names)) for one, found in compared.spearman.items()]
-    count = sum(compared.groups.values())
-    table(f"{compared.model}: rank correlation (Spearman) over {count:,} channels", ("", *names), rows)
+    rows = [(one, *(_number(found[other]) for other in names)) for one, found in ranked.spearman.items()]
+    count = sum(ranked.groups.values())
+    table(f"{ranked.model}: rank correlation (Spearman) over {count:,} channels", ("", *names), rows)
 
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _show_removed(compared: Compared, names: list[str]) -> None:
+def _show_removed(ranked: Ranked, names: list[str]) -> None:
     from ..output import table
 
-    removed = [compared.removed[name] for name in names]
-    rows = [(group, size, *(found.get(group, 0) for found in removed)) for group, size in compared.groups.items()]
-    totals = ("all", sum(compared.groups.values()), *(sum(found.values()) for found in removed))
-    macs = ("MACs left", "", *(f"{100 * compared.macs[name]:.1f} %" for name in names))
-    amount = ", ".join(f"{name} {value}" for name, value in compared.budget.items())
+    removed = [ranked.removed[name] for name in names]
+    rows = [(group, size, *(found.get(group, 0) for found in removed)) for group, size in ranked.groups.items()]
+    totals = ("all", sum(ranked.groups.values()), *(sum(found.values()) for found in removed))
+    macs = ("MACs left", "", *(f"{100 * ranked.macs[name]:.1f} %" for name in names))
+    amount = ", ".join(f"{name} {value}" for name, value in ranked.budget.items())
     table(
-        f"{compared.model}: channels that each group would lose ({amount})",
+        f"{ranked.model}: channels that each group would lose ({amount})",
         ("group", "channels", *names),
         [*rows, totals, macs],
     )

@@ -109,8 +109,6 @@ def run(options: dict[str, Any]) -> None:
     check_outputs([options["csv_file"]], [options["model"]], plots=[options["plot"]], folder=folder)
     check_folder(folder, resume=options["resume"])
     import surgeon
-    from surgeon.files import LOCK
-    from surgeon.sweeps.judging import FILE
 
     from ..judging import judges
     from ..models import asked_for
@@ -145,7 +143,15 @@ def run(options: dict[str, Any]) -> None:
     if options["as_json"]:
         emit_json({"model": subject.name, "weights": subject.weights, "images": images.note, **found.to_dict()})
     _show(subject.name, found, images.note, options["drop"])
-    for name in (FILE, LOCK):  # until all is told, --resume can tell it
+    _clear(folder)  # not before all is told: until then, --resume can tell it
+
+
+def _clear(folder: Path) -> None:
+    """Remove what the sweep kept, and the folder if nothing else is in it."""
+    from surgeon.files import LOCK
+    from surgeon.sweeps.judging import FILE
+
+    for name in (FILE, LOCK):
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it isn't empty
         folder.rmdir()

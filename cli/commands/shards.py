@@ -99,7 +99,7 @@ def _inputs(options: dict[str, Any]) -> Any:
 def _show(options: dict[str, Any], result: surgeon.streaming.Streamed) -> None:
     import json
 
-    from ..output import emit_json, reasons, say, share, table
+    from ..output import emit_json, percent_change, reasons, say, table
 
     report = result.report
     if options["as_json"]:
@@ -109,7 +109,7 @@ def _show(options: dict[str, Any], result: surgeon.streaming.Streamed) -> None:
     rows = []
     for name, key in counts.items():
         before, after = (getattr(report, f"{key}_{when}") for when in ("before", "after"))
-        rows.append((name, f"{before:,}", f"{after:,}", share(before, after)))
+        rows.append((name, f"{before:,}", f"{after:,}", percent_change(before, after)))
     table(f"{options['model']}, cut", ("", "before", "after", "change"), rows)
     reasons([{"layer": p.layer, "reason": p.reason, "source": p.source} for p in report.pinned])
     for name in result.left_out:

@@ -112,10 +112,10 @@ def command(**options: Any) -> None:
 
 
 def _show(name: str, done: Sparsity) -> None:
-    from ..output import reasons, say, share, table
+    from ..output import percent_change, reasons, say, table
 
     rows = [
-        (r.name, r.kind, r.weights, r.before, r.after, share(r.before, r.after), _told(r.threshold))
+        (r.name, r.kind, r.weights, r.before, r.after, percent_change(r.before, r.after), _told(r.threshold))
         for r in done.layers
     ]
     columns = ("layer", "kind", "weights", "not zero", "after", "change", "threshold")

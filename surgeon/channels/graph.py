@@ -101,14 +101,22 @@ class ChannelGraph:
         self.links = links
 
     def pin(self, numbers: Ints, reason: str, source: str | None = None) -> ChannelGraph:
-        """The same graph with more channels pinned; a group with a pinned channel stays whole."""
+        """The same graph with more channels pinned; a group with a pinned channel stays whole.
+
+        Parameters
+        ----------
+        numbers:
+            The channels.
+        reason, source:
+            Why they stay, and the line of the user's program that holds them, where there is one.
+        """
         if not len(numbers):
             return self
         added = {int(number): (reason, source) for number in numbers}
         return self._like({**added, **self.extra}, self.links)
 
     def link(self, links: Iterable[Link]) -> ChannelGraph:
-        """The same graph with more groups in proportion."""
+        """The same graph with more groups in proportion: each of `links` names groups that stay so."""
         return self._like(self.extra, (*self.links, *links))
 
     def _like(self, extra: dict[int, tuple[str, str | None]], links: tuple[Link, ...]) -> ChannelGraph:
@@ -221,7 +229,7 @@ class ChannelGraph:
 
 
 def channel_graph(trace: Trace) -> ChannelGraph:
-    """Read the channel graph off a recording: run it on labels and connect what must live and die together."""
+    """Read the channel graph off the recording `trace`: run it on labels, connect what must live and die together."""
     graph = ChannelGraph(analyse(_label(trace)))
     for layer, numbers in beside_unreached(graph.structure):
         graph = graph.pin(numbers, reasons.beside(layer), graph.trace.unexplored[0])

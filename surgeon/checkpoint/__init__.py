@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from surgeon.checkpoint.coding import Coded, Form, check_total, decode, encode
-from surgeon.checkpoint.fitting import TYPES, compare, compare_ties, distinct, fill, state_of
+from surgeon.checkpoint.fitting import TYPES, check_tensors, check_ties, distinct, fill, state_of
 from surgeon.checkpoint.graphs import build, describe, kept_outside
 from surgeon.checkpoint.header import FORMAT, KEY, Header, opened, read_header
 from surgeon.checkpoint.origin import build_origin, check_origin, is_followed
@@ -173,8 +173,8 @@ def _filled(path: str | os.PathLike[str], header: Header, sketch: nn.Module | No
     """The model with the file's numbers, where all of its own come from there."""
     if sketch is None:
         return None
-    compare(path, header, state_of(sketch))
-    compare_ties(path, header, sketch)
+    check_tensors(path, header, state_of(sketch))
+    check_ties(path, header, sketch)
     return sketch if fill_sketch(sketch, _stored(path, header)) else None
 
 
@@ -186,8 +186,8 @@ def _for_real(path: str | os.PathLike[str], header: Header, dense: nn.Module | N
         dense = _dense(path, header, None)
     small = _cut(path, header, dense, example_inputs)
     expected = state_of(small)
-    compare(path, header, expected)
-    compare_ties(path, header, small)
+    check_tensors(path, header, expected)
+    check_ties(path, header, small)
     fill(small, expected, _stored(path, header))
     return small
 
@@ -278,8 +278,9 @@ def _dense(
         raise CheckpointError(f"{path}: {problem}") from problem
     if not isinstance(model, nn.Module):
         raise ModelError(f"the factory gave {type(model).__name__}, expected a torch.nn.Module")
-    if type(model).__name__ != header.class_name:
-        raise CheckpointError(f"{path}: holds a {header.class_name}, but the dense model is {type(model).__name__}")
+    made = type(model).__name__
+    if made != header.class_name:
+        raise CheckpointError(f"{path}: holds a {header.class_name}, but the dense model is {made}; pass its factory")
     return model.cpu() if numbers or factory is not None else model
 
 

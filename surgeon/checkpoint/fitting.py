@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from surgeon.checkpoint.header import Header
 from surgeon.errors import CheckpointError
 
-__all__ = ["TYPES", "compare", "compare_ties", "distinct", "fill", "state_of"]
+__all__ = ["TYPES", "check_tensors", "check_ties", "distinct", "fill", "state_of"]
 
 #: Types of numbers that a file may hold, as safetensors calls them.
 TYPES = {
@@ -66,7 +66,7 @@ def distinct(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return tensors, aliases
 
 
-def compare(path: str | os.PathLike[str], header: Header, expected: Mapping[str, Tensor]) -> None:
+def check_tensors(path: str | os.PathLike[str], header: Header, expected: Mapping[str, Tensor]) -> None:
     """Check names, shapes and kinds of numbers before anything is read.
 
     Raises
@@ -89,7 +89,7 @@ def compare(path: str | os.PathLike[str], header: Header, expected: Mapping[str,
             raise CheckpointError(f"{path}: {name} holds {kind}, but {tensor.dtype} was expected")
 
 
-def compare_ties(path: str | os.PathLike[str], header: Header, model: nn.Module) -> None:
+def check_ties(path: str | os.PathLike[str], header: Header, model: nn.Module) -> None:
     """Check that what is one tensor in the model is one in the file.
 
     Raises

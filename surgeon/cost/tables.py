@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgeon.exclusive import ALONE, alone
+from surgeon.exclusive import ONE_AT_A_TIME, one_at_a_time
 from surgeon.jsonfiles import read_file, write_file
 from surgeon.measure import LAYOUTS, stopwatch_for
 from surgeon.processes import count, first, from_first
@@ -146,7 +146,7 @@ class Table:
 
     def seconds(self, key: str, build: Callable[[], Callable[[], Any]]) -> float:
         """What a piece of work takes; `build` makes the call where it isn't known. Infinite if it can't be run."""
-        with ALONE:
+        with ONE_AT_A_TIME:
             if key not in self.entries:
                 self.measured += 1
                 self.entries[key] = from_first(lambda: self._time(build))
@@ -154,7 +154,7 @@ class Table:
 
     def again(self, key: str, build: Callable[[], Callable[[], Any]]) -> float:
         """Measure what is known once more; the least counts."""
-        with ALONE:
+        with ONE_AT_A_TIME:
             self.measured += 1
             self.entries[key] = min(self.entries[key], from_first(lambda: self._time(build)))
             return self.entries[key]
@@ -171,7 +171,7 @@ class Table:
         device = torch.device(self.place.device)
         return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
-    @alone
+    @one_at_a_time
     def least(self, builds: Mapping[str, Callable[[], Callable[[], Any]]], passes: int) -> dict[str, float]:
         """The least time of each of several pieces of work that are compared with each other, over several passes."""
         with self._own_randomness():
@@ -187,7 +187,7 @@ class Table:
                 found[key] = min(self.timer(call), found[key])
         return found
 
-    @alone
+    @one_at_a_time
     def save(self) -> None:
         """Write it beside and rename; a folder that can't be written to costs the next run some time, and no more."""
         if not self.measured or not first():
@@ -265,7 +265,7 @@ def least_time(place: Place, clock: Callable[[], float] | None = None) -> Timer:
 _OPEN: dict[tuple[Path, Place, int], Table] = {}
 
 
-@alone
+@one_at_a_time
 def open_table(place: Place) -> Table:
     """The table of a place, read once in a process."""
     key = (place.file, place, count())

@@ -27,7 +27,7 @@ from surgeon.criteria.gradients import (
 from surgeon.criteria.pieces import check_micro_batch
 from surgeon.criteria.registry import CRITERIA, Criterion, Request, criterion
 from surgeon.errors import ScoreError, SelectionError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.processes import repeatable, same, together
 from surgeon.tracing import outside_inference_mode
 
@@ -89,7 +89,7 @@ def find_criterion(name: str | Callable[[Request], Floats]) -> tuple[str, Criter
     return name, CRITERIA[name]
 
 
-@alone
+@one_at_a_time
 def score(
     graph: ChannelGraph,
     criterion: str | Callable[[Request], Floats] = "taylor",
@@ -108,6 +108,8 @@ def score(
 
     Parameters
     ----------
+    graph:
+        The channels, of a model that is left as it is (:func:`surgeon.channel_graph`).
     criterion:
         A name of the table (``taylor``, ``fisher``, ``magnitude``, ...: docs/criteria.md has all), or a function of a
         :class:`Request` that gives one float per channel.
@@ -130,6 +132,10 @@ def score(
     inputs_of:
         What the model takes of a batch, where that isn't the batch itself or the first part of ``(inputs, targets)``:
         for criteria that look at no targets.
+    seed:
+        For criteria that draw, such as ``random``.
+    progress:
+        Called as ``progress("score", batches done, batches in all)``.
 
     Raises
     ------
@@ -149,7 +155,7 @@ def score(
 
 @outside_inference_mode
 @together("scoring")
-@alone
+@one_at_a_time
 def score_all(
     graph: ChannelGraph,
     criteria: Iterable[str | Callable[[Request], Floats]],
@@ -164,7 +170,14 @@ def score_all(
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Scores]:
-    """Score every channel by several criteria, by name, in one pass over the data: see :func:`score`.
+    """Score every channel by several criteria, by name, in one pass over the data.
+
+    Parameters
+    ----------
+    criteria:
+        Names and functions, as one of them is given to :func:`score`.
+    graph, dataloader, loss_fn, forward_loss, macs_weight, micro_batch, weights, inputs_of, seed, progress:
+        See :func:`score`.
 
     Raises
     ------
@@ -208,7 +221,10 @@ def _scores(name: str, entry: Criterion, request: Request, macs_weight: float) -
     raw = np.array(entry.score(request), dtype=np.float64)
     raw = same(torch.from_numpy(raw)).numpy()  # processors of another kind round otherwise
     if raw.shape != (graph.structure.count,) or not np.isfinite(raw[graph.removable]).all():
-        raise ScoreError(f"criterion {name!r} gave no finite number for each of the {graph.structure.count} channels")
+        raise ScoreError(
+            f"criterion {name!r} gave no finite number for each of the {graph.structure.count} channels: return an "
+            "array of that many floats"
+        )
     values = raw.copy()
     for bundle in graph.bundles:
         numbers = np.concatenate([group.numbers for group in bundle.groups])

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from surgeon.channels import ChannelGraph
 from surgeon.criteria.pieces import pieces
 from surgeon.errors import ScoreError
-from surgeon.processes import gathered, length, seed_of, share
+from surgeon.processes import gathered, length, own_batches, seed_of
 from surgeon.products import Moments, Product, find_products
 from surgeon.tracing import Inputs, Recent, Replay, Trace, Unfinished, plain_call, record
 
@@ -43,7 +43,7 @@ def collect(
         If there is no batch.
     """
     collector = _Collector(graph, length(batches), inputs_of)
-    for index, batch in share(batches):
+    for index, batch in own_batches(batches):
         collector.batch(index, list(pieces(batch, micro_batch)))
     _over_processes(graph, collector.known)
     if not collector.known:

@@ -21,7 +21,7 @@ from surgeon.criteria.filters import filters, producing, total
 from surgeon.criteria.gates import GatedModel
 from surgeon.criteria.pieces import pieces
 from surgeon.errors import ScoreError, SurgeonError
-from surgeon.processes import count, length, seed_of, share
+from surgeon.processes import count, length, own_batches, seed_of
 from surgeon.processes import total as total_of_all
 from surgeon.tracing import Inputs
 
@@ -116,7 +116,7 @@ def _passes(
 ) -> Iterator[Gradients]:  # fmt: skip
     """The gradients of each batch in turn; of this process's."""
     size = length(batches) or 0
-    for index, batch in share(batches):
+    for index, batch in own_batches(batches):
         gates = []
         for piece in pieces(batch, micro_batch):
             loss = forward_loss(gated, piece)
@@ -151,7 +151,10 @@ def _check(loss: Any, number: int) -> None:
             "check the data and the targets, or rank with criterion='magnitude', which needs none"
         )
     if not loss.requires_grad:
-        raise ScoreError(f"the loss of batch {number} doesn't depend on the model's outputs")
+        raise ScoreError(
+            f"the loss of batch {number} doesn't depend on the model's outputs: compute it from them, without detach() "
+            "or no_grad()"
+        )
 
 
 def check_losses(loss_fn: Any, forward_loss: Any, error: type[SurgeonError] = ScoreError) -> None:

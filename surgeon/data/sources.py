@@ -213,6 +213,9 @@ def _split(place: Path, files: Mapping[str, Sequence[Path]], classes: tuple[str,
     if "" in files:
         raise InputError(f"{place}: images without labels; expected one folder per class: {place}/CLASS/*.jpg")
     if unknown := [name for name in files if name not in classes]:
-        raise InputError(f"{place}: class {unknown[0]!r} is not among those of the training images: {list(classes)}")
+        raise InputError(
+            f"{place}: class {unknown[0]!r} is not among those of the training images: {list(classes)}; name its "
+            "folder as there, or add training images"
+        )
     pairs = [(classes.index(name), path) for name, paths in files.items() for path in paths]
     return Split(torch.tensor([label for label, _ in pairs]), files=tuple(path for _, path in pairs))

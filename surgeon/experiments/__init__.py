@@ -64,6 +64,8 @@ def compare(
         times the rate at which trained weights go on.
     on_cell:
         Called with every cell when it is finished.
+    progress:
+        Called as ``progress(stage, done, total)``; of the stage ``"cells"`` with the cells done and in all.
 
     Raises
     ------

@@ -23,7 +23,7 @@ from torch import nn
 from surgeon.agreement import distance, full_precision
 from surgeon.checkpoint import load, read_header
 from surgeon.errors import ExportError, InexactExportError, InputError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.exporting.inputs import Sizes, other_size, sizes_of
 from surgeon.exporting.modules import run_python, write_python
 from surgeon.exporting.programs import run_onnx, run_pt2, write_onnx, write_pt2
@@ -95,7 +95,7 @@ class Exported:
         return asdict(self)
 
 
-@alone
+@one_at_a_time
 @outside_inference_mode
 def export(
     model_or_file: nn.Module | str | os.PathLike[str],

@@ -20,7 +20,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def make_permanent(model: nn.Module) -> None:
-    """Take masks and codebooks off, in place: the weights stay as they are now, and are plain parameters again.
+    """Take the masks and codebooks of `model` off, in place: its weights stay as they are, as plain parameters again.
 
     Parameters stay the same objects; those of shared layers change their shape. Masks that ``torch.nn.utils.prune`` has
     put on other tensors (biases, other layers) stay.

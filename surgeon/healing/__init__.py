@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from surgeon.errors import HealingError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.healing.calibration import example_of, read_batches, read_inputs
 from surgeon.healing.layers import Healer, LayerHealing
 from surgeon.healing.levels import FITTERS
@@ -24,7 +24,7 @@ from surgeon.healing.recalibration import recalibrate
 from surgeon.healing.ridge import Tie
 from surgeon.healing.settling import settle_norms
 from surgeon.planning import Plan
-from surgeon.processes import Own, share, together
+from surgeon.processes import Own, own_batches, together
 from surgeon.tracing import Inputs, check_model, named_tensors, outside_inference_mode, unwrap
 
 __all__ = ["LEVELS", "LayerHealing", "Tie", "heal", "settle"]
@@ -37,7 +37,7 @@ _MEASURED = ("bn", "bias", "gram")
 
 @outside_inference_mode
 @together("healing")
-@alone
+@one_at_a_time
 def heal(
     dense: nn.Module,
     small: nn.Module,
@@ -96,7 +96,7 @@ def heal(
     model, other = check_model(dense), unwrap(small)
     if level == "none":
         return small
-    batches = Own((number, read_inputs(batch, plan, inputs_of)) for number, batch in share(dataloader))
+    batches = Own((number, read_inputs(batch, plan, inputs_of)) for number, batch in own_batches(dataloader))
     if not batches.of_all:
         raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
     with _untouched_if_it_fails(other):
@@ -136,7 +136,7 @@ def settle(model: nn.Module, dataloader: Iterable[Any], *, inputs_of: Callable[[
         If there is no data.
     """
     module = check_model(model)
-    batches = Own((n, read_inputs(batch, Plan("", {}), inputs_of)) for n, batch in share(dataloader))
+    batches = Own((n, read_inputs(batch, Plan("", {}), inputs_of)) for n, batch in own_batches(dataloader))
     if not batches.of_all:
         raise HealingError("the dataloader gave no batch; pass one that yields inputs, or (inputs, targets)")
     settle_norms(module, _on_its_device(module, batches))

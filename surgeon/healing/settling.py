@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from surgeon.agreement import distance
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.processes import total
 from surgeon.tracing import Inputs, in_mode
 
@@ -110,6 +110,6 @@ class _Settling:
         return self.tried is not None and distance(expected, self._result()) > _TOLERANCE
 
 
-@alone
+@one_at_a_time
 def _run(model: nn.Module, inputs: Inputs) -> None:
     model(*inputs.args, **inputs.kwargs)

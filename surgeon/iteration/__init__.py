@@ -85,6 +85,10 @@ def prune_and_tune(
         else is refused.
     on_step:
         Called as ``on_step(step, small)`` when a step is finished and saved.
+    seed:
+        For everything that draws, in cuts and in training.
+    progress:
+        Called as ``progress(stage, done, total)``; of the stage ``"steps"`` with the steps done and in all.
     options:
         Of :func:`surgeon.prune`: the budget, always counted from the dense model (a sequence holds one target per
         step), the criterion and the rest.

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.tracing import Inputs, running
 
 
@@ -49,7 +49,7 @@ class Footprint:
         return asdict(self)
 
 
-@alone
+@one_at_a_time
 def footprint(model: nn.Module, example_inputs: Any) -> Footprint:
     """Run one forward, in eval and inference mode, and count.
 

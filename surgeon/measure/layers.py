@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from surgeon.errors import InputError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.measure.timing import quiet
 from surgeon.tracing import Inputs, copied_inputs
 
 __all__ = ["layer_latency"]
 
 
-@alone
+@one_at_a_time
 def layer_latency(
     models: Mapping[str, nn.Module],
     example_inputs: Any,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from surgeon.errors import InputError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.measure.backends import BACKENDS
 from surgeon.measure.clocks import Call, Timer, calibrate, stopwatch_for
 from surgeon.measure.conditions import Conditions
@@ -28,7 +28,7 @@ def rounds_for(seconds: float, least: int) -> int:
     return max(least, min(_MOST_ROUNDS, round(_SECONDS / seconds))) if seconds else least
 
 
-@alone
+@one_at_a_time
 def latency(
     models: Mapping[str, nn.Module],
     example_inputs: Any,

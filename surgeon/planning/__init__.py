@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
-from surgeon.cost import Cost, Latency, Place, channel_step, open_table
+from surgeon.cost import Cost, Latency
 from surgeon.criteria import Scores
 from surgeon.errors import BudgetError, NothingToCutError
 from surgeon.planning.amounts import plain_amounts, seconds_of
-from surgeon.planning.budgets import AMOUNTS, LIMITS, TIME, Problem, choose, given_amounts, reachable, tightest
+from surgeon.planning.budgets import (
+    AMOUNTS,
+    LIMITS,
+    TIME,
+    check_reachable,
+    choose,
+    given_amounts,
+    limits_of,
+    tightest,
+)
+from surgeon.planning.device import AUTO, Device, timing_of
 from surgeon.planning.moves import Steps, staircases
 from surgeon.planning.plan import Plan, removed_by_group, sizes_by_group
+from surgeon.planning.problem import Problem
 from surgeon.planning.repair import Repair
 from surgeon.planning.selection import channels_in, channels_made_by, names_of_layers, select_layers
 from surgeon.planning.shares import NoSuchWidthError, Shares
 from surgeon.rules import reasons
 from surgeon.tracing import outside_inference_mode
-from surgeon.trial import Misfit
+from surgeon.trial import Fit, Misfit
 
 __all__ = [
     "AUTO", "LIMITS", "TIME", "Device", "Plan", "check_options", "check_reach", "make_plan", "names_of_layers",
     "plain_amounts", "seconds_of", "select_layers", "share_of", "timing_of",
 ]  # fmt: skip
-
-#: The `round_to` that stands for the device's own step.
-AUTO = "auto"
 
 
 @outside_inference_mode
@@ -62,6 +68,8 @@ def make_plan(
 
     Parameters
     ----------
+    graph, scores:
+        The model's channels (:func:`surgeon.channel_graph`), and how useful each is (:func:`surgeon.score`).
     filters:
         Remove this many convolution filters; coupled ones each count. Never more, and as near as can be.
     ratio:
@@ -85,6 +93,8 @@ def make_plan(
         Likewise; modules that stay as they are: every tensor in them, and all that enters and leaves them.
     min_channels:
         No group keeps fewer.
+    seed:
+        What the scores were drawn with, if they were: the plan notes it.
     latency:
         The model's predicted latency, where it is at hand: time is planned with then. Otherwise it is made where it is
         needed, which takes up to a few minutes the first time.
@@ -107,19 +117,41 @@ def make_plan(
     })  # fmt: skip
     _check(scope, round_to, min_channels)
     if time_goal is not None and round_to != AUTO:
-        raise BudgetError(f"time_goal={time_goal!r} is for round_to='auto', which plans with time")
+        raise BudgetError(
+            f"time_goal={time_goal!r} is for round_to='auto', which plans with time: give both, or neither"
+        )
     clocked = timing_of(graph, asked, round_to, latency)
     ignored = select_layers(graph.trace.model, ignored_layers)
     graph = graph.pin(channels_made_by(graph, ignored), reasons.IGNORED)
     graph = graph.pin(channels_in(graph, select_layers(graph.trace.model, units, "units")), reasons.IGNORED)
-    repair = Repair(graph)
-    shares = Shares()
+    repair, shares = Repair(graph), Shares()
+
+    def attempt() -> tuple[Flags, Fit]:
+        steps = Steps(clocked.step, min_channels, shares.blocked, repair.steps)
+        levels, kept = _chosen(repair.graph, scores, asked, scope, steps, clocked.latency, time_goal)
+        kept = shares.with_exact_counts(repair.graph, scores, levels, kept)
+        return kept, repair.fit(kept)
+
+    kept, fitted = _repaired(attempt, repair)
+    graph = repair.graph
+    removed = removed_by_group(graph, kept)
+    return Plan(
+        model=type(graph.trace.model).__name__,
+        removed=removed,
+        inputs=graph.trace.inputs.spec(),
+        budget={**asked, "scope": scope, "min_channels": min_channels, **_timed(clocked, fitted)},
+        criterion=scores.criterion,
+        seed=seed,
+        sizes=sizes_by_group(graph, removed),
+        fitted=fitted,
+    )
+
+
+def _repaired(attempt: Callable[[], tuple[Flags, Fit]], repair: Repair) -> tuple[Flags, Fit]:
+    """What an attempt gives that nothing stands in the way of; each that fails leaves fewer to make."""
     while True:
         try:
-            steps = Steps(clocked.step, min_channels, shares.blocked, repair.steps)
-            levels, kept = _chosen(repair.graph, scores, asked, scope, steps, clocked.latency, time_goal)
-            kept = shares.settle(repair.graph, scores, levels, kept)
-            fitted = repair.fit(kept)
+            found = attempt()
             break
         except Misfit as misfit:
             repair.after(misfit)
@@ -128,17 +160,16 @@ def make_plan(
         except (BudgetError, NothingToCutError):
             if not repair.undone():
                 raise
-    graph = repair.graph
-    budget: dict[str, Any] = {**asked, "scope": scope, "min_channels": min_channels}
-    budget |= {"round_to": clocked.step} if clocked.step > 1 else {}
+    return found
+
+
+def _timed(clocked: Device, fitted: Fit) -> dict[str, Any]:
+    """What the plan says of the device: its step, and the predicted seconds of both models."""
+    told: dict[str, Any] = {"round_to": clocked.step} if clocked.step > 1 else {}
     if clocked.latency is not None:
-        budget["predicted_latency"] = {
-            "dense": clocked.latency.seconds(Cost(graph).everything()), "small": clocked.latency.exactly(fitted.kept)
-        }  # fmt: skip
-    inputs = graph.trace.inputs.spec()
-    name = type(graph.trace.model).__name__
-    removed = removed_by_group(graph, kept)
-    return Plan(name, removed, inputs, budget, scores.criterion, seed, sizes_by_group(graph, removed), fitted)
+        dense = clocked.latency.seconds(Cost(fitted.graph).everything())
+        told["predicted_latency"] = {"dense": dense, "small": clocked.latency.exactly(fitted.kept)}
+    return told
 
 
 def check_options(
@@ -174,52 +205,9 @@ def _check(scope: str, round_to: Any, min_channels: Any) -> None:
             raise BudgetError(f"{name}={value!r}: expected a positive whole number{also}")
 
 
-@dataclass(frozen=True)
-class Device:
-    """What planning knows of the device: predicted latency where it is asked for, and the step of widths."""
-
-    latency: Latency | None
-    step: int
-
-
-def timing_of(
-    graph: ChannelGraph,
-    asked: Mapping[str, Any],
-    round_to: int | str | None,
-    latency: Latency | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Device:
-    """Measure what these amounts and `round_to` need to know of the device, and no more."""
-    limited = _limits(asked)
-    timed = TIME in limited
-    if latency is None and round_to != AUTO and not timed:
-        return Device(None, 1 if round_to is None else int(round_to))
-    table = latency.table if latency is not None else open_table(_place_of(graph))
-    step = round_to if isinstance(round_to, int) else channel_step(table)
-    if not limited:
-        return Device(None, step)
-    return Device(latency or Latency(graph, table, step=max(step, 8), progress=progress), step)
-
-
-def _place_of(graph: ChannelGraph) -> Place:
-    """Where the model runs; a kernel without numbers takes no time that means anything."""
-    place = Place.of(graph.trace.inputs)
-    if torch.device(place.device).type == "meta":
-        raise BudgetError(
-            f"{TIME} and round_to={AUTO!r} need the model to run, and on the meta device it has no numbers to run on: "
-            "give max_macs or max_params, and round_to a number"
-        )
-    return place
-
-
 def share_of(graph: ChannelGraph, asked: Mapping[str, Any]) -> float:
     """The tightest of the counted budgets, as a share of what the dense model has."""
-    return tightest(Problem(graph, [], Cost(graph), "global"), _limits(asked))
-
-
-def _limits(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The amounts that limit a cost."""
-    return {name: asked[name] for name in LIMITS if asked.get(name) is not None}
+    return tightest(Problem(graph, [], Cost(graph), "global"), limits_of(asked))
 
 
 def check_reach(
@@ -236,7 +224,7 @@ def check_reach(
         return
     flat = np.zeros(graph.structure.count)
     stairs = staircases(graph, Scores("none", flat, flat, graph), Steps(timing.step, min_channels, {}))
-    reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), _limits(asked))
+    check_reachable(Problem(graph, stairs, Cost(graph), "global", timing.latency), limits_of(asked))
 
 
 def _chosen(

@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from surgeon.channels import ChannelGraph
 from surgeon.channels.pins import held_most
 from surgeon.channels.structure import Flags, Ints
-from surgeon.cost import Cost, Latency
+from surgeon.cost import Latency
 from surgeon.errors import BudgetError
 from surgeon.planning.allocation import Allocator
 from surgeon.planning.amounts import check_filters, check_ratio, counted_amount, seconds_of
 from surgeon.planning.meters import Meter, Stairs, counted, timed
-from surgeon.planning.moves import Moves, Staircase, Taken, in_order
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One planning problem: the graph, its moves, and what widths cost; `latency` where time matters, and its goal."""
-
-    graph: ChannelGraph
-    stairs: Sequence[Staircase]
-    cost: Cost
-    scope: str
-    latency: Latency | None = None
-    time_goal: float | None = None
-
-    def kept(self, taken: Taken) -> Flags:
-        """Flags of the channels that stay when these moves are taken."""
-        flags = self.cost.everything()
-        for index, count in taken.items():
-            for gone in self.stairs[index].removed(count):
-                flags[gone] = False
-        return flags
-
-    def everything(self) -> Taken:
-        """All moves."""
-        return {index: len(stair) for index, stair in enumerate(self.stairs)}
-
-    def levels(self, taken: Taken) -> dict[int, int]:
-        """How many steps each of these bundles has lost."""
-        return {index: int(self.stairs[index].levels[count - 1]) for index, count in taken.items()}
-
-    def at_ratio(self, ratio: float) -> Taken:
-        """Of every bundle the moves that remove at most this share of it, or the width nearest to that on its steps."""
-        taken: Taken = {}
-        for index, (bundle, stair) in enumerate(zip(self.graph.bundles, self.stairs, strict=True)):
-            # 1e-9: 10 channels at 0.9 lose 9, although 10 * 0.9 is a hair off in binary
-            wanted = int(bundle.steps * ratio + 1e-9)
-            if len(stair):
-                nearest = int(np.argmin(np.abs(stair.levels - wanted)))
-                if abs(int(stair.levels[nearest]) - wanted) <= wanted:
-                    taken[index] = nearest + 1
-        return taken
-
-    def order(self) -> Moves:
-        """All moves in the order of the scope: by score, or by the share of their bundle that is gone."""
-        moves = in_order(self.stairs)
-        if self.scope == "local":
-            steps = np.array([bundle.steps for bundle in self.graph.bundles])
-            moves = moves.arranged(np.argsort(moves.levels / steps[moves.bundles], kind="stable"))
-        return moves
+from surgeon.planning.moves import Moves, Taken
+from surgeon.planning.problem import Problem
 
 
 def take_filters(problem: Problem, amount: int) -> Taken:
@@ -148,6 +98,11 @@ LIMITS: dict[str, Limit] = {
 }
 #: The one that is measured, not counted.
 TIME = "max_latency"
+
+
+def limits_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The amounts that limit a cost."""
+    return {name: asked[name] for name in LIMITS if asked.get(name) is not None}
 
 
 def absolute(problem: Problem, limits: dict[str, Any]) -> dict[str, float]:
@@ -238,7 +193,7 @@ def out_of_reach(problem: Problem, limits: dict[str, Any]) -> str:
     return "the budget is out of reach; " + ("; ".join(lines) or "no widths hold all limits together") + stays
 
 
-def reachable(problem: Problem, limits: dict[str, Any]) -> None:
+def check_reachable(problem: Problem, limits: dict[str, Any]) -> None:
     """Refuse limits that not even the smallest widths hold, before anything is scored.
 
     Raises

@@ -14,7 +14,17 @@ from torch import fx
 from surgeon.channels import ChannelGraph, Link
 from surgeon.channels.structure import Flags, Ints
 from surgeon.rules import reasons
-from surgeon.trial import Binding, Fit, Misfit, Search, alike, channels_at, find_links, fit, place
+from surgeon.trial import (
+    Binding,
+    Fit,
+    Misfit,
+    Search,
+    calls_alike,
+    channels_at,
+    find_fit,
+    find_links,
+    line_and_operator,
+)
 
 #: At how many calls alike channels are pinned one call at a time, before those at all of them are.
 _ONE_BY_ONE = 1
@@ -52,7 +62,7 @@ class Repair:
         Misfit
             If the forward doesn't follow: to be taken in by :meth:`after`.
         """
-        return fit(self.graph, kept, self.bindings, self._search)
+        return find_fit(self.graph, kept, self.bindings, self._search)
 
     def after(self, misfit: Misfit) -> None:
         """Take in that a trial failed here."""
@@ -99,14 +109,14 @@ class Repair:
         spent = self._search.is_spent(misfit)
         if self._pinned[kind] <= _ONE_BY_ONE and not spent:
             return misfit.channels
-        calls = [n for n in alike(self.graph, misfit.node) if spent or _kind(n) == kind]
+        calls = [n for n in calls_alike(self.graph, misfit.node) if spent or _kind(n) == kind]
         found = [channels_at(self.graph, call, misfit.kept) for call in calls]
         return np.unique(np.concatenate([misfit.channels, *found]))
 
 
 def _kind(node: fx.Node) -> Hashable:
     """The same for calls of one line on values of one shape, in modules that are numbered."""
-    return place(node), re.sub(r"\d+", "#", node.meta["site"].path), node.meta.get("shape")
+    return line_and_operator(node), re.sub(r"\d+", "#", node.meta["site"].path), node.meta.get("shape")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Bundles that are cut by shares: a trial settles how many channels each of their groups has at a width."""
+"""Bundles that are cut by shares: a trial says how many channels each of their groups has at a width."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from surgeon.channels import Bundle, ChannelGraph
 from surgeon.channels.structure import Flags
 from surgeon.criteria import Scores
 from surgeon.planning.moves import Blocked
-from surgeon.trial import Counts, Misfit, Strangers, settle, widths_of
+from surgeon.trial import Counts, Misfit, Strangers, counts_at, widths_of
 
 
 class NoSuchWidthError(Exception):
@@ -30,8 +30,8 @@ class Shares:
         self.blocked: Blocked = {}
         self._known: dict[tuple[tuple[str, ...], int], Counts | Strangers] = {}
 
-    def settle(self, graph: ChannelGraph, scores: Scores, levels: Mapping[int, int], kept: Flags) -> Flags:
-        """The flags with the exact numbers of channels, one bundle at a time (`levels`: steps that bundles lose).
+    def with_exact_counts(self, graph: ChannelGraph, scores: Scores, levels: Mapping[int, int], kept: Flags) -> Flags:
+        """`kept` with as many channels in each group as a trial finds there (`levels`: the steps that bundles lose).
 
         Raises
         ------
@@ -42,13 +42,13 @@ class Shares:
         """
         levels = {index: level for index, level in levels.items() if graph.bundles[index].takes is None}
         found = {index: self._counts(graph, graph.bundles[index], level) for index, level in levels.items()}
-        settled = {index: counts for index, counts in found.items() if isinstance(counts, dict)}
-        for index in found.keys() - settled.keys():
+        known = {index: counts for index, counts in found.items() if isinstance(counts, dict)}
+        for index in found.keys() - known.keys():
             self._block(graph, graph.bundles[index], levels[index])
-        if len(settled) < len(found):
+        if len(known) < len(found):
             raise NoSuchWidthError
         kept = kept.copy()
-        for index, counts in settled.items():
+        for index, counts in known.items():
             for group in graph.bundles[index].groups:
                 ranked = group.numbers[np.argsort(scores.normalised[group.numbers], kind="stable")]
                 kept[group.numbers] = True
@@ -113,7 +113,7 @@ def _try(graph: ChannelGraph, bundle: Bundle, level: int) -> Counts | Strangers:
     alone = np.ones(graph.structure.count, dtype=bool)
     for group, gone in zip(bundle.groups, bundle.gone(np.array([level]))[0].tolist(), strict=True):
         alone[group.numbers[:gone]] = False
-    return settle(graph, _widths(graph, bundle, level), alone)
+    return counts_at(graph, _widths(graph, bundle, level), alone)
 
 
 def _widths(graph: ChannelGraph, bundle: Bundle, level: int) -> dict[tuple[str, int], int]:

@@ -14,10 +14,20 @@ from __future__ import annotations
 from surgeon.processes.exchange import agree, fingerprint, from_first, gathered, rows_of_all, same, total
 from surgeon.processes.handshake import together
 from surgeon.processes.members import alone, count, first, launched, rank, start
-from surgeon.processes.shares import Own, is_shared, kept, length, reading, reads_by_index, repeatable, seed_of, share
+from surgeon.processes.shares import (
+    Own,
+    is_shared,
+    kept,
+    length,
+    own_batches,
+    reading,
+    reads_by_index,
+    repeatable,
+    seed_of,
+)
 
 __all__ = [
     "Own", "agree", "alone", "count", "fingerprint", "first", "from_first", "gathered", "is_shared", "kept",
-    "launched", "length", "rank", "reading", "reads_by_index", "repeatable", "rows_of_all", "same", "seed_of", "share",
-    "start", "together", "total",
+    "launched", "length", "own_batches", "rank", "reading", "reads_by_index", "repeatable", "rows_of_all", "same",
+    "seed_of", "start", "together", "total",
 ]  # fmt: skip

@@ -43,7 +43,7 @@ def length(batches: Iterable[Any]) -> int | None:
 
 def kept(batches: Iterable[Any]) -> Own[Any]:
     """The share of this process, to be gone through several times."""
-    return batches if isinstance(batches, Own) else Own(share(batches))
+    return batches if isinstance(batches, Own) else Own(own_batches(batches))
 
 
 def repeatable(batches: Iterable[Any]) -> Iterable[Any]:
@@ -51,7 +51,7 @@ def repeatable(batches: Iterable[Any]) -> Iterable[Any]:
     return kept(batches) if isinstance(batches, Iterator) else batches
 
 
-def share(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+def own_batches(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
     """Batches of this process, each with its number among those of all.
 
     Every n-th of what all iterate alike; all of what is this process's alone already (a ``DistributedSampler``, a

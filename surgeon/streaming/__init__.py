@@ -109,6 +109,10 @@ def prune_shards(
     verify:
         Run both models side by side at every node, as :func:`surgeon.verify` does: on redrawn weights, then on their
         own, and compare every tensor written with the dense one.
+    seed:
+        For everything that draws: random scores, and the weights that the check redraws.
+    progress:
+        Called as ``progress(stage, done, total)``.
     planning:
         How much, and how: see :func:`surgeon.make_plan`.
 
@@ -188,7 +192,10 @@ def load_shards(
     source = Weights(small, Shards(folder), buffers)
     missing = [name for name in named_tensors(small) if name not in source]
     if missing:
-        raise CheckpointError(f"{folder}: {missing[0]} isn't there, and the model doesn't make it")
+        raise CheckpointError(
+            f"{folder}: {missing[0]} isn't there, and the model doesn't make it; pass the factory of the model whose "
+            "shards these are"
+        )
     replace_tensors(small, {name: source[name] for name in named_tensors(small)}, {})
     return small
 

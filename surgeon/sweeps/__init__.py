@@ -17,7 +17,7 @@ from surgeon.channels import ChannelGraph, channel_graph
 from surgeon.criteria import Request, find_criterion, score
 from surgeon.criteria.gradients import Floats, ForwardLoss
 from surgeon.errors import SelectionError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.files import locked
 from surgeon.finegrained.sparsity import find_maskable
 from surgeon.processes import first, together
@@ -35,7 +35,7 @@ RATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @outside_inference_mode
-@alone
+@one_at_a_time
 def sensitivity(
     model: nn.Module,
     example_inputs: Any,
@@ -73,6 +73,8 @@ def sensitivity(
         As in :func:`surgeon.tune`.
     directory:
         Keeps what is measured; a sweep that was stopped and is called again with the same arguments goes on from there.
+    seed:
+        For criteria that draw.
     progress:
         Called as ``progress("sweep", cuts done, cuts in all)``.
 

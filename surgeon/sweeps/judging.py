@@ -122,4 +122,6 @@ def check_any(found: Sequence[Any], layers: Sequence[str]) -> None:
         If nothing was found.
     """
     if not found:
-        raise SelectionError(f"layers={list(layers)}: no layer that can be swept has such a name")
+        raise SelectionError(
+            f"layers={list(layers)}: no layer that can be swept has such a name; leave them out to sweep all"
+        )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
 from surgeon.contents import tensors_in
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.tracing.guard import in_mode
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.keeping import Kept
@@ -34,7 +34,7 @@ def running(model: nn.Module, inputs: Inputs) -> Iterator[Callable[[], Any]]:
     It runs on copies of the inputs, made once; the model is as before afterwards, as :func:`as_before` has it.
     """
     own = copied_inputs(inputs)
-    with ALONE, as_before(model, inputs):
+    with ONE_AT_A_TIME, as_before(model, inputs):
         yield lambda: model(*own.args, **own.kwargs)
 
 

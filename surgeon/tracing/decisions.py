@@ -73,7 +73,7 @@ def _ranked(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> tu
 
 
 def _fits(func: OpOverload, args: Sequence[Any], kwargs: dict[str, Any], decision: Any) -> bool:
-    """Whether a given decision is about as many places as there are; along axes with channels there may be fewer."""
+    """Whether a given decision is about as many places as there are, but for the axis that is ranked."""
     if not _ranks(func) or not decision.ndim:
         return True
     value, dim = _ranked(func, args, kwargs)
@@ -161,7 +161,7 @@ def reads_places(node: fx.Node) -> bool:
     return _ranks(target) and ("shape" in node.meta or any(user.args[1:] == (1,) for user in node.users))
 
 
-def follow(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def as_decided(node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The outcome of a deciding call in a replay: what was decided when it was recorded."""
     target: Any = node.target
     if _ranks(target) and not reads_places(node):

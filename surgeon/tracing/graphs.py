@@ -9,14 +9,14 @@ from typing import Any
 from torch import fx, nn
 
 from surgeon.errors import ModelError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.tracing.guard import check_model, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.source import LINES, error_site
 from surgeon.tracing.symbolic import RankTracer
 
 
-@alone
+@one_at_a_time
 def as_graph(model: nn.Module, example_inputs: Any) -> fx.GraphModule:
     """`model` as a graph module: the same parameters and buffers under the same names, in the same mode.
 

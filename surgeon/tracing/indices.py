@@ -28,7 +28,7 @@ _ALONG = ("index_select", "gather", "scatter", "scatter_add", "scatter_reduce")
 
 
 def in_range(func: OpOverload, args: tuple[Any, ...]) -> bool:
-    """Whether a call on values without numbers reads at places that are known and there: nobody else looks."""
+    """Whether all places that a call reads at are known and exist: on values without numbers nobody else checks."""
     picks = list(_picks(func.overloadpacket.__name__, args))
     return bool(picks) and all(
         where.device.type != "meta" and not (where.numel() and bool(((where < first) | (where >= size)).any()))
@@ -37,7 +37,7 @@ def in_range(func: OpOverload, args: tuple[Any, ...]) -> bool:
 
 
 def check_places(func: OpOverload, args: tuple[Any, ...]) -> None:
-    """Raise what the CPU would for a place that isn't there: a GPU fails later, and for good.
+    """Raise what the CPU raises for a place that doesn't exist: a GPU fails later, and the process with it.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def check_places(func: OpOverload, args: tuple[Any, ...]) -> None:
 
 
 def _places(func: OpOverload, args: tuple[Any, ...]) -> Iterator[tuple[int, int, Tensor]]:
-    """Of each axis that is read or written by numbers the least number, the size, and the numbers."""
+    """For each axis that is read or written by numbers: the least number allowed, the axis's size, and the numbers."""
     name = func.overloadpacket.__name__
     if name == "take":
         yield -args[0].numel(), args[0].numel(), args[1]
@@ -64,7 +64,7 @@ def _places(func: OpOverload, args: tuple[Any, ...]) -> Iterator[tuple[int, int,
 
 
 def _picks(name: str, args: tuple[Any, ...]) -> Iterator[tuple[int, int, Tensor]]:
-    """Of each axis that is read by numbers the least number, the size, and the numbers."""
+    """The same for calls that read."""
     if name == "index":
         sizes = zip(args[0].shape, args[1], strict=False)
         yield from ((-size, size, where) for size, where in sizes if where is not None)

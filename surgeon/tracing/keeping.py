@@ -30,10 +30,10 @@ _ATOMS = frozenset({type(None), bool, int, float, str, bytes, types.ModuleType, 
 class Kept:
     """The state of modules, as it was when this was made.
 
-    It is their attributes, and the content of the containers and objects that they, their hooks and what these close
-    over refer to: a hook that appends to a list of the caller's leaves nothing there. Functions that remember tensors
-    (``functools.lru_cache``) forget them, now and when all is put back: each run makes the same calls, and what one of
-    them made, perhaps without numbers, isn't there for the next.
+    Kept are the modules' attributes, and what is in the containers and objects that the modules, their hooks and the
+    closures of these refer to: a hook that appends to a list of the caller's leaves nothing there. Functions that
+    remember tensors (``functools.lru_cache``) forget them, now and when all is put back: so each run makes the same
+    calls, and none is given what another made, perhaps without numbers.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:

@@ -20,9 +20,10 @@ from surgeon.tracing.inplace import plain_form
 from surgeon.tracing.members import named_modules
 from surgeon.tracing.parts import parts_of
 from surgeon.tracing.shapes import all_meta, run_meta
-from surgeon.tracing.source import call_site
+from surgeon.tracing.source import Site, call_site
 from surgeon.tracing.traits import traits_of, undrawn
 
+#: Indices of more places than these aren't kept.
 _MAX_INDEX = 1 << 24
 #: How tensors are called that the model makes for itself.
 _OWN = "_constant_"
@@ -66,7 +67,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self._paths = {id(module): name for name, module in named_modules(model)}
         self._nodes: Any = WeakTensorKeyDictionary()
         self._known = {id(tensor): name for name, tensor in known.items()}
-        self._stored = {_place(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
+        self._stored = {_memory_of(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
         self._storages = {tensor.untyped_storage()._cdata for tensor in known.values()}
         self._attributes: dict[str, fx.Node] = {}
 
@@ -87,7 +88,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         """
         nodes = [self.node(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves]
         order = {node: index for index, node in enumerate(self.graph.nodes)}
-        found = {self.node(tensor) for tensor in held if tensor in self._nodes or _place(tensor) in self._stored}
+        found = {self.node(tensor) for tensor in held if tensor in self._nodes or _memory_of(tensor) in self._stored}
         others = found - set(nodes)
         attributes = sorted((node for node in others if node not in order), key=lambda node: str(node.target))
         computed = sorted((node for node in others if node in order), key=lambda node: order[node])
@@ -114,20 +115,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.draws:
             func, args, kwargs, node_args, node_kwargs = undrawn(func, args, kwargs, node_args, node_kwargs)
             traits = traits_of(func)
-        decision, site = None, call_site(self._paths, skip=2)
+        site = call_site(self._paths, skip=2)
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
-            from_data = _from_data(node_args, node_kwargs)
-            line = str(site.source)
+            from_data, line = _from_data(node_args, node_kwargs), str(site.source)
             result, decision = self.decisions.run(func, args, kwargs, from_data=from_data, line=line)
         else:
-            result = _run(func, args, kwargs)
+            result, decision = _run(func, args, kwargs), None
         if traits.rewritten:
             func, node_args = plain_form(func, args, node_args)
-        node = self._write("call_function", func, node_args, _recordable(node_kwargs))
-        node.meta["site"] = site
-        node.meta["extra"] = self.extra
-        node.meta["data"] = any(source.meta.get("data") for source in node.all_input_nodes)
+        node = self._write_call(func, node_args, node_kwargs, site)
         if decision is not None:
             node.meta["decision"] = decision
         if traits.reads_indices:
@@ -156,6 +153,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             node.kwargs = kwargs
         return node
 
+    def _write_call(self, func: OpOverload, args: Any, kwargs: dict[str, Any], site: Site) -> fx.Node:
+        node = self._write("call_function", func, args, _recordable(kwargs))
+        node.meta["site"] = site
+        node.meta["extra"] = self.extra
+        node.meta["data"] = any(source.meta.get("data") for source in node.all_input_nodes)
+        return node
+
     def _written(self, value: Any) -> Any:
         """The operands of a call with nodes for tensors (they nest in lists and tuples alone)."""
         if type(value) in _ATOMS:
@@ -181,7 +185,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _attribute(self, tensor: Tensor) -> fx.Node:
         # A parameter is recognised by its storage: models reach theirs through .data, detach() or an alias too.
-        name = self._known.get(id(tensor)) or self._stored.get(_place(tensor)) or f"{_OWN}{len(self.tensors)}"
+        name = self._known.get(id(tensor)) or self._stored.get(_memory_of(tensor)) or f"{_OWN}{len(self.tensors)}"
         if name not in self._attributes:
             if name.startswith(_OWN):
                 self._need_numbers(name)
@@ -261,7 +265,8 @@ def _operands(values: Iterable[Any]) -> Iterator[fx.Node]:
             yield from _operands(value)
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
+def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two tensors that are the same numbers in the same order: storage, offset, shape and strides."""
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
 
 

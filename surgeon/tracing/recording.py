@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from surgeon.contents import Contents, reachable
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
 from surgeon.tracing.detours import Detour
@@ -134,50 +134,89 @@ def record_once(
     tensors = [_plain(leaf) for leaf in given.tensors]
     recorder = Recorder(model, known, Decisions(None if like is None else like.decisions), blind=blind)
     recorder.add_inputs(tensors)
-    returned: list[_Returned] = []
-    passes: list[str] = []
-
-    def forward(state: dict[str, Tensor], ours: list[Tensor]) -> list[Tensor]:
-        feed = iter(ours)
-        args, kwargs = given.rebuilt([next(feed) if isinstance(v, Tensor) else v for v in given.leaves])
-
-        def once() -> Any:
-            with Blind() if blind else contextlib.nullcontext():
-                return torch.func.functional_call(model, state, args, kwargs)
-
-        def again(detour: Detour | None) -> None:
-            with contextlib.nullcontext() if detour is None else recorder.decisions.on(detour):
-                returned.append(_Returned(once()))
-
-        again(None)
-        for kind, detour in _further(model, recorder, like, explore=explore) if functional else ():
-            set_mode(model, kind == "train")
-            if recorder.further_pass(functools.partial(again, detour)):
-                passes.append(kind)
-            del returned[1 + len(passes) :]
-        return [tensor for result in returned for tensor in (*result.contents.tensors, *result.held)]
-
-    with ALONE, untouched(model), plain_kernels(model):
+    further = _further(model, recorder, like, explore=explore) if functional else ()
+    passes = _Passes(model, given, recorder, further, blind=blind)
+    with ONE_AT_A_TIME, untouched(model), plain_kernels(model):
         try:
             with CanonicalProducts(), recorder:
-                run = torch.func.functionalize(forward) if functional else forward
-                outputs = iter(run(known, tensors))
+                run = torch.func.functionalize(passes.run) if functional else passes.run
+                computed = run(known, tensors)
         except Exception as error:
             raise Unfinished(recorder.graph) from error
+        recorder.add_output(*passes.outputs(computed))
+    drop_unread(recorder.graph)
+    first = passes.returned[0]
+    first.contents.let_go()
+    return Trace(
+        graph=recorder.graph,
+        model=model,
+        inputs=inputs,
+        tensors=recorder.tensors,
+        outputs=first.contents,
+        returned=first.kind,
+        closed=tuple(dict.fromkeys(name for result in passes.returned for name in result.closed)),
+        decisions=recorder.decisions.taken,
+        passes=tuple(passes.kinds),
+        unexplored=tuple(recorder.decisions.lines.open) if _unused(model, recorder) else (),
+        functional=functional,
+    )
+
+
+class _Passes:
+    """The model's forward, and the further passes behind it, all on the same arguments.
+
+    Attributes
+    ----------
+    returned:
+        What each pass gave back.
+    kinds:
+        Of each further pass what it was: ``"train"`` or ``"detour"``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        given: Contents,
+        recorder: Recorder,
+        further: Iterable[tuple[str, Detour | None]],
+        *,
+        blind: bool,
+    ) -> None:
+        self.returned: list[_Returned] = []
+        self.kinds: list[str] = []
+        self._model, self._given, self._recorder = model, given, recorder
+        self._further, self._blind = further, blind
+
+    def run(self, state: dict[str, Tensor], ours: list[Tensor]) -> list[Tensor]:
+        """Run them all with these weights and inputs; the tensors in what they gave back."""
+        feed = iter(ours)
+        args, kwargs = self._given.rebuilt([next(feed) if isinstance(v, Tensor) else v for v in self._given.leaves])
+        once = functools.partial(self._once, state, args, kwargs)
+        once(None)
+        for kind, detour in self._further:
+            set_mode(self._model, kind == "train")
+            if self._recorder.further_pass(functools.partial(once, detour)):
+                self.kinds.append(kind)
+            del self.returned[1 + len(self.kinds) :]  # of a pass that isn't kept
+        return [tensor for result in self.returned for tensor in (*result.contents.tensors, *result.held)]
+
+    def _once(
+        self, state: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], detour: Detour | None
+    ) -> None:
+        with contextlib.nullcontext() if detour is None else self._recorder.decisions.on(detour):
+            with Blind() if self._blind else contextlib.nullcontext():
+                value = torch.func.functional_call(self._model, state, args, kwargs)
+            self.returned.append(_Returned(value))
+
+    def outputs(self, computed: Iterable[Tensor]) -> tuple[list[Any], list[Tensor]]:
+        """The leaves of what was given back, and the tensors behind it, made of what :meth:`run` computed."""
+        tensors = iter(computed)
         leaves: list[Any] = []
         held: list[Tensor] = []
-        for result in returned:
-            leaves += [next(outputs) if isinstance(v, Tensor) else v for v in result.contents.leaves]
-            held += [next(outputs) for _ in result.held]
-        recorder.add_output(leaves, held)
-    drop_unread(recorder.graph)
-    first, closed = returned[0], tuple(dict.fromkeys(name for result in returned for name in result.closed))
-    first.contents.let_go()
-    unexplored = tuple(recorder.decisions.lines.open) if _unused(model, recorder) else ()
-    return Trace(
-        recorder.graph, model, inputs, recorder.tensors, first.contents, first.kind, closed, recorder.decisions.taken,
-        tuple(passes), unexplored, functional,
-    )  # fmt: skip
+        for result in self.returned:
+            leaves += [next(tensors) if isinstance(v, Tensor) else v for v in result.contents.leaves]
+            held += [next(tensors) for _ in result.held]
+        return leaves, held
 
 
 class _Returned:
@@ -186,9 +225,9 @@ class _Returned:
     Attributes
     ----------
     held:
-        Tensors that what can't be looked into may lead to.
+        Tensors that parts which can't be looked into may lead to.
     closed:
-        The types of what leads to some.
+        The types of the parts that do.
     """
 
     def __init__(self, value: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.tracing.decisions import follow
+from surgeon.tracing.decisions import as_decided
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.recording import Trace
 
@@ -23,7 +23,7 @@ def plain_call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     and scratch memory is zeroed.
     """
     if "decision" in node.meta:
-        return follow(node, args, kwargs)
+        return as_decided(node, args, kwargs)
     target: Any = node.target
     packet = getattr(target, "overloadpacket", None)
     if target in _VIEWS:

@@ -25,12 +25,8 @@ LINES = "lines"
 #: Namespaces whose operators go by their bare names.
 _OWN_SPACES = ("aten", "torchvision")
 _MODULE_CALL = nn.Module._call_impl.__code__
-
-
-#: A reshape makes or saves a copy depending on the sizes.
+#: Calls that change nothing: a reshape makes or saves a copy depending on the sizes.
 _COPIES = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
-
-
 #: What goes by the name of others without being one of them: it reads the same bits as another type.
 _NAMED_IN_FULL = frozenset({torch.ops.aten.view.dtype})
 
@@ -56,6 +52,7 @@ def is_copy(node: fx.Node) -> bool:
     return name in _COPIES
 
 
+#: Calls that stand in a recording without the program having copied anything.
 _NO_COPY = frozenset({"_unsafe_view", "alias", "detach", "lift_fresh", "lift_fresh_copy"})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.tracing.copying import copied
 from surgeon.tracing.guard import check_model
 from surgeon.tracing.indices import is_place
@@ -68,12 +68,13 @@ def _by_shapes(model: nn.Module, inputs: Inputs) -> Trace | None:
         return None
     empty = {name: _without_numbers(tensor) for name, tensor in tensors.items()}
     try:
-        with ALONE:
+        with ONE_AT_A_TIME:
             found = record_once(copied(model, empty, share=True), inputs.to("meta"), blind=True)
     except Exception:  # noqa: BLE001  # what the user's forward raises without numbers says nothing about it
         return None
-    if not _settled(found, device, kind):
+    if not _holds_for_real(found, kind):
         return None
+    _name_device(found, device)
     known = {name: tensors[name].detach() for name in found.tensors}
     return replace(found, model=model, inputs=inputs, tensors=known, by_shapes=True)
 
@@ -109,16 +110,21 @@ def _is_number(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _settled(found: Trace, device: torch.device, kind: torch.dtype) -> bool:
-    """Let calls that name the meta device name the model's own; False where numbers or memory may matter."""
+def _holds_for_real(found: Trace, kind: torch.dtype) -> bool:
+    """Whether a real forward would be recorded alike: no call's result depends on numbers or on memory."""
     for node in found.graph.nodes:
         if any(isinstance(value, torch.device) for value in node.args) or node.target in _BY_MEMORY:
             return False
         if node.meta.get("dtype", kind) not in (kind, torch.bool) and not _says_where(node):
             return False
+    return True
+
+
+def _name_device(found: Trace, device: torch.device) -> None:
+    """Let calls that name the meta device name the model's own."""
+    for node in found.graph.nodes:
         if node.kwargs.get("device") == _META:
             node.kwargs = {**node.kwargs, "device": device}
-    return True
 
 
 def _says_where(node: fx.Node) -> bool:

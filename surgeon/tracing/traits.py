@@ -16,7 +16,7 @@ _DROPOUTS = frozenset({_aten.native_dropout, _aten.bernoulli, _aten.bernoulli_})
 
 
 class Traits(NamedTuple):
-    """Of one operator.
+    """What a recording has to know of an operator.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class Traits(NamedTuple):
 
 @functools.cache
 def traits_of(func: OpOverload) -> Traits:
-    """Look them up."""
+    """The traits of an operator, worked out once."""
     arguments, name = func._schema.arguments, func.overloadpacket.__name__
     alias = arguments[0].alias_info if arguments else None
     rewritten = func is _aten.copy.default or (func._schema.is_mutable and name.endswith("_"))

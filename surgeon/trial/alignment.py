@@ -29,7 +29,7 @@ def _name(node: fx.Node) -> str:
     return "view" if name in _VIEWS else _KERNELS.get(name, name)
 
 
-def calls(graph: fx.Graph) -> list[fx.Node]:
+def meaningful_calls(graph: fx.Graph) -> list[fx.Node]:
     """The calls that matter, in order."""
     return _mattering(graph.nodes)
 
@@ -47,7 +47,7 @@ def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
     seen: Counter[Any] = Counter()
     keyed = {}
     for node in nodes:
-        key = _place(node)
+        key = _address(node)
         keyed[key, seen[key]] = node
         seen[key] += 1
     return keyed
@@ -55,7 +55,7 @@ def _keyed(nodes: Sequence[fx.Node]) -> dict[Any, fx.Node]:
 
 def align(small: fx.Graph, dense: fx.Graph) -> dict[fx.Node, fx.Node]:
     """The dense node of each node of `small`, as far as there is one."""
-    ours, theirs = calls(small), calls(dense)
+    ours, theirs = meaningful_calls(small), meaningful_calls(dense)
     found = _in_step(ours, theirs)
     if found is None and not small.find_nodes(op="output"):  # unfinished: nothing that nobody reads is dropped yet
         found = _in_step(ours, _mattering(with_unread(dense)), set(theirs))
@@ -116,20 +116,20 @@ def partners(nodes: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
 
 def same_calls(small: fx.Graph, dense: fx.Graph) -> bool:
     """Whether both run the same operators in the same order."""
-    return [_name(n) for n in calls(small)] == [_name(n) for n in calls(dense)]
+    return [_name(n) for n in meaningful_calls(small)] == [_name(n) for n in meaningful_calls(dense)]
 
 
 def strays(small: fx.Graph, dense: fx.Graph) -> fx.Node | None:
     """The first dense call where `small` took another way through the program; None if both ran the same lines."""
-    ours, theirs = [_place(n) for n in calls(small)], [_place(n) for n in calls(dense)]
+    ours, theirs = [_address(n) for n in meaningful_calls(small)], [_address(n) for n in meaningful_calls(dense)]
     common = set(ours) & set(theirs)
     lost = next((i for i, place in enumerate(theirs) if place not in common), None)
     added = next((i for i, place in enumerate(ours) if place not in common), None)
     first = min((i for i in (lost, added) if i is not None), default=None)
-    return None if first is None else calls(dense)[min(first, len(theirs) - 1)]
+    return None if first is None else meaningful_calls(dense)[min(first, len(theirs) - 1)]
 
 
-def _place(node: fx.Node) -> Any:
+def _address(node: fx.Node) -> Any:
     """Operator and place in the program."""
     site = node.meta["site"]
     return site.path, site.source, _name(node)
@@ -138,6 +138,6 @@ def _place(node: fx.Node) -> Any:
 def next_call(part: fx.Graph, dense: fx.Graph) -> fx.Node | None:
     """The dense call that comes after the last one that `part` has too: where an unfinished run failed."""
     reached = set(align(part, dense).values())
-    theirs = calls(dense)
+    theirs = meaningful_calls(dense)
     last = max((index for index, node in enumerate(theirs) if node in reached), default=-1)
     return theirs[last + 1] if last + 1 < len(theirs) else None

@@ -148,6 +148,7 @@ def _changing(widths: Sequence[tuple[Where, Ints]], kept: Flags | None) -> dict[
 
 
 def _widths(graph: ChannelGraph, node: fx.Node) -> Iterator[tuple[Where, Ints]]:
+    """All widths at a call, each with the channels that it counts: of values, of a slice's bounds, of weights."""
     for number, source in enumerate(_values(node)):
         mark = graph.structure.labels.marks.get(source)
         for index, plane in enumerate(mark.planes if mark is not None else ()):
@@ -205,6 +206,7 @@ def _channels(graph: ChannelGraph, node: fx.Node, where: Where) -> Ints:
 
 
 def _along(graph: ChannelGraph, plane: Plane, axis: int | None) -> Ints:
+    """The channel of each place of a plane, flat; of one `axis` alone where there are several."""
     labels = plane.labels
     if axis is not None:  # one row of several: they are equally long, or no number could hold it
         for other in plane.axes - {axis}:
@@ -213,6 +215,7 @@ def _along(graph: ChannelGraph, plane: Plane, axis: int | None) -> Ints:
 
 
 def _counted(graph: ChannelGraph, channels: Ints, unit: str | int) -> Ints:
+    """Those of the places' channels that a width counts; `unit` as in :class:`Where`."""
     if unit == "places":
         return channels
     if unit == "channels":
@@ -269,13 +272,15 @@ def bind(graph: ChannelGraph, node: fx.Node, guess: Guess) -> Binding | None:
     return Binding(target, int if isinstance(value, int) else type(value), tuple(parts))
 
 
-def alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
+def calls_alike(graph: ChannelGraph, node: fx.Node) -> list[fx.Node]:
     """`node`, and all other calls of the user's line and of its operator."""
-    own = place(node)
-    return [node, *(n for n in graph.trace.calls if n is not node and own[0] is not None and place(n) == own)]
+    own = line_and_operator(node)
+    if own[0] is None:
+        return [node]
+    return [node, *(n for n in graph.trace.calls if n is not node and line_and_operator(n) == own)]
 
 
-def place(node: fx.Node) -> tuple[str | None, str]:
+def line_and_operator(node: fx.Node) -> tuple[str | None, str]:
     """The user's line that makes a call, and its operator."""
     return _written(node), operator_name(node)
 

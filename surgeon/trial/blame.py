@@ -16,15 +16,33 @@ from surgeon.trial.bindings import Binding
 
 
 class Misfit(Exception):
-    """The forward doesn't follow these widths; `channels` are the cut channels that meet where it differs."""
+    """The forward doesn't follow these widths.
+
+    Attributes
+    ----------
+    node:
+        The dense call where it differs.
+    channels:
+        The cut channels that meet there.
+    why:
+        What differs, in words.
+    kept:
+        The widths: one flag per dense channel.
+    numeric:
+        Whether only a number in the forward is another one.
+    stopped:
+        Whether the forward raised; then `why` is what it said.
+    step:
+        Above 1 where a kernel takes only multiples of it.
+    bindings:
+        With which it was tried.
+    """
 
     def __init__(self, node: fx.Node, channels: Ints, why: str, kept: Flags) -> None:
         super().__init__(why)
         self.node, self.channels, self.why, self.kept = node, channels, why, kept
-        self.numeric = False  # True where only a number in the forward is another one
-        self.stopped = False  # True where the forward raised; then `why` is what it said
-        self.step = 1  # above 1 where a kernel takes only multiples of it
-        self.bindings: tuple[Binding, ...] = ()  # with which it was tried
+        self.numeric, self.stopped, self.step = False, False, 1
+        self.bindings: tuple[Binding, ...] = ()
 
     @property
     def source(self) -> str | None:

@@ -17,7 +17,7 @@ from surgeon.trial.bindings import Binding, settings
 from surgeon.trial.blame import Misfit, find_misfit, find_other_way
 from surgeon.trial.folding import Fold
 from surgeon.trial.places import Matching
-from surgeon.trial.renumbering import Numbers
+from surgeon.trial.renumbering import ChannelNumbers
 from surgeon.trial.running import Run, Widths, read_recording, run_at, widths_of
 from surgeon.trial.targets import Settings
 
@@ -58,7 +58,7 @@ class Fit:
     kept: Flags
     bindings: tuple[Binding, ...] = ()
     folds: tuple[Fold, ...] = ()
-    numbers: Numbers = field(default_factory=dict)
+    numbers: ChannelNumbers = field(default_factory=dict)
 
     @functools.cached_property
     def matching(self) -> Matching:
@@ -139,7 +139,7 @@ class Fit:
         return list(dict.fromkeys([*smaller, *(name for fold in self.folds for name, _ in fold.rows)]))
 
 
-def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> Counts | Strangers:
+def counts_at(graph: ChannelGraph, widths: Widths, kept: Flags) -> Counts | Strangers:
     """How many channels each group has when the forward runs at these widths; or those that take other ways there.
 
     Raises
@@ -148,7 +148,7 @@ def settle(graph: ChannelGraph, widths: Widths, kept: Flags) -> Counts | Strange
         If the forward fails there or carries channels otherwise than the dense one.
     """
     slots, known = Kinds.of(run_at(graph, widths, kept, {}).structure), Kinds.of(graph.structure)
-    counts = dict(zip(slots.names(), slots.counts.tolist(), strict=True))
+    counts = dict(zip(slots.pairs(), slots.counts.tolist(), strict=True))
     return _strangers(slots, known) or {
         group.name: counts.get(_key(graph.structure, group), 0) for group in graph.groups
     }  # fmt: skip
@@ -246,15 +246,15 @@ class Kinds:
         counts = np.bincount(kind, minlength=len(self.keys))
         return Kinds(self.keys[counts > 0], counts[counts > 0], self.numbers[stays])
 
-    def names(self) -> list[tuple[int, int]]:
+    def pairs(self) -> list[tuple[int, int]]:
         """The signatures as pairs of plain numbers."""
         return [(one, two) for one, two in self.keys.tolist()]
 
 
 def _strangers(slots: Kinds, known: Kinds) -> Strangers:
     """Signatures that more slots have than dense channels do."""
-    most = dict(zip(known.names(), known.counts.tolist(), strict=True))
-    found = zip(slots.names(), slots.counts.tolist(), strict=True)
+    most = dict(zip(known.pairs(), known.counts.tolist(), strict=True))
+    found = zip(slots.pairs(), slots.counts.tolist(), strict=True)
     return frozenset(key for key, count in found if count > most.get(key, 0))
 
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from surgeon.channels import ChannelGraph, Link
 from surgeon.channels.structure import Ints
-from surgeon.trial.bindings import Binding, Guess, alike, guesses, target_at
+from surgeon.trial.bindings import Binding, Guess, calls_alike, guesses, target_at
 from surgeon.trial.blame import Misfit
 from surgeon.trial.targets import Target
 
@@ -27,7 +27,7 @@ def find_links(graph: ChannelGraph, misfit: Misfit) -> list[tuple[Link, ...]]:
     One number may stand for the widths of several groups; a width may be shared out among those that meet here; or one
     is worked out from another, that of the nearest groups above that are independent of those here.
     """
-    calls, groups = alike(graph, misfit.node), _Groups(graph)
+    calls, groups = calls_alike(graph, misfit.node), _Groups(graph)
     known = {binding.target: binding for binding in misfit.bindings}
     shared = [g for g in guesses(graph, misfit.node, None) if g.target in known]
     candidates = [[groups.sharing(call, guess, known) for call in calls] for guess in shared]

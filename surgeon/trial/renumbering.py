@@ -12,7 +12,7 @@ from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags, Ints
 
 #: Of each tensor of channel numbers, by name, the numbers in the small model.
-Numbers = Mapping[str, Tensor]
+ChannelNumbers = Mapping[str, Tensor]
 
 
 def renumbered(graph: ChannelGraph, kept: Flags) -> dict[str, Tensor]:

@@ -19,11 +19,11 @@ from surgeon.trial.arrivals import arrivals
 from surgeon.trial.blame import Misfit, find_misfit
 from surgeon.trial.folding import Fold, find_folds
 from surgeon.trial.numbers import changed_numbers
-from surgeon.trial.renumbering import Numbers, renumbered
+from surgeon.trial.renumbering import ChannelNumbers, renumbered
 from surgeon.trial.skeleton import with_tensors
 from surgeon.trial.targets import Settings
 
-_NONE: Numbers = {}
+_NONE: ChannelNumbers = {}
 #: New size of each axis: (tensor name, axis) -> places kept on it.
 Widths = Mapping[tuple[str, int], int]
 
@@ -35,7 +35,7 @@ class Run:
     structure: Structure
     nodes: dict[fx.Node, fx.Node]
     folds: tuple[Fold, ...]
-    numbers: Numbers
+    numbers: ChannelNumbers
 
 
 def widths_of(graph: ChannelGraph, kept: Flags) -> dict[tuple[str, int], int]:
@@ -60,7 +60,7 @@ def run_at(graph: ChannelGraph, widths: Widths, kept: Flags, settings: Settings)
     everything = {**arrivals(graph, kept), **settings}
     recording = None
     try:
-        if _same.get(graph.trace.graph, True):
+        if _agrees_on_meta.get(graph.trace.graph, True):
             recording = _on_meta(graph, widths, everything)
     except Unfinished as stop:
         if _same_on_meta(graph):
@@ -82,12 +82,12 @@ def _on_meta(graph: ChannelGraph, widths: Widths, settings: Settings) -> Trace |
 
 
 #: Of each dense recording whether it comes out the same on the meta device.
-_same: WeakKeyDictionary[fx.Graph, bool] = WeakKeyDictionary()
+_agrees_on_meta: WeakKeyDictionary[fx.Graph, bool] = WeakKeyDictionary()
 
 
 def _same_on_meta(graph: ChannelGraph) -> bool:
     """Whether the dense forward runs on the meta device as it does for real: then what fails there fails for real."""
-    known = graph.trace.by_shapes or _same.get(graph.trace.graph)
+    known = graph.trace.by_shapes or _agrees_on_meta.get(graph.trace.graph)
     if known is None:
         whole = np.ones(graph.structure.count, dtype=bool)
         try:
@@ -95,7 +95,7 @@ def _same_on_meta(graph: ChannelGraph) -> bool:
             known = recording is not None and not graph.trace.decisions
         except Unfinished:
             known = False
-        _same[graph.trace.graph] = known
+        _agrees_on_meta[graph.trace.graph] = known
     return known
 
 
@@ -118,7 +118,7 @@ def _stopped(graph: ChannelGraph, stop: Unfinished, kept: Flags) -> Misfit:
 
 
 def _skeleton(
-    graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None, numbers: Numbers = _NONE
+    graph: ChannelGraph, widths: Widths, settings: Settings, device: str | None, numbers: ChannelNumbers = _NONE
 ) -> nn.Module:
     """A copy of the model with tensors of these widths, and these numbers in those that hold numbers of channels."""
     named = {name: t for name, t in graph.trace.tensors.items() if not name.startswith("_constant_")}

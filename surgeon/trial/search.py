@@ -12,7 +12,16 @@ from torch import fx
 
 from surgeon.channels import ChannelGraph
 from surgeon.channels.structure import Flags
-from surgeon.trial.bindings import Binding, Guess, alike, bind_alike, guesses, place, settings, together
+from surgeon.trial.bindings import (
+    Binding,
+    Guess,
+    bind_alike,
+    calls_alike,
+    guesses,
+    line_and_operator,
+    settings,
+    together,
+)
 from surgeon.trial.blame import Misfit
 from surgeon.trial.fitting import Fit, attempt
 from surgeon.trial.targets import Target
@@ -25,8 +34,8 @@ _MOST_TRIALS = 240
 _PLACES = 4
 #: At how many calls of one line a search must have failed alike before the others aren't searched.
 _ENOUGH = 2
-#: The numbers that bindings come to.
-Settled = frozenset[tuple[Target, str]]
+#: The numbers that bindings come to, as text: trials with equal ones are the same trial.
+TrialKey = frozenset[tuple[Target, str]]
 #: Numbers to bind together.
 _Choice = tuple[Guess, ...]
 
@@ -52,18 +61,14 @@ class Search:
         """Charge a trial to the place that it is made because of."""
         self._spent[_charged(misfit)] += 1
 
-    def attempt(self, graph: ChannelGraph, kept: Flags, bindings: tuple[Binding, ...]) -> Fit | Misfit:
-        """One trial."""
-        return attempt(graph, kept, bindings)
-
     def is_idle(self, misfit: Misfit, guess: Guess) -> bool:
         """Whether binding this number is known to change nothing at calls of the misfit's line."""
-        return (place(misfit.node), guess.kind) in self._idle
+        return (line_and_operator(misfit.node), guess.kind) in self._idle
 
     def note(self, misfit: Misfit, chosen: _Choice, outcome: Fit | Misfit) -> None:
         """Take in what came of binding these numbers at a misfit."""
-        if len(chosen) == 1 and isinstance(outcome, Misfit) and _same(misfit, outcome):
-            self._idle.add((place(misfit.node), chosen[0].kind))
+        if len(chosen) == 1 and isinstance(outcome, Misfit) and _is_same(misfit, outcome):
+            self._idle.add((line_and_operator(misfit.node), chosen[0].kind))
 
     def give_up(self, misfit: Misfit) -> None:
         """Take in that no number helps at a misfit."""
@@ -79,12 +84,12 @@ class Search:
 
 def _charged(misfit: Misfit) -> Hashable:
     """Whose trials a misfit's are: its line's, or, where no line is known, its module's."""
-    line, name = place(misfit.node)
+    line, name = line_and_operator(misfit.node)
     return line or misfit.node.meta["site"].path, name
 
 
 def _situation(misfit: Misfit) -> Hashable:
-    return place(misfit.node), misfit.why
+    return line_and_operator(misfit.node), misfit.why
 
 
 def _tells(misfit: Misfit) -> bool:
@@ -92,11 +97,11 @@ def _tells(misfit: Misfit) -> bool:
     return misfit.stopped and re.search(r"\d", misfit.why) is not None
 
 
-def _same(misfit: Misfit, outcome: Misfit) -> bool:
+def _is_same(misfit: Misfit, outcome: Misfit) -> bool:
     return outcome.node is misfit.node and outcome.why == misfit.why and _tells(misfit)
 
 
-def fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = (), search: Search | None = None) -> Fit:
+def find_fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = (), search: Search | None = None) -> Fit:
     """Match the small model that keeps exactly these channels (bool per channel) with the dense one.
 
     `known` are bindings found before; where the forward fails, more are looked for. `search`: what earlier rounds of
@@ -108,7 +113,7 @@ def fit(graph: ChannelGraph, kept: Flags, known: tuple[Binding, ...] = (), searc
         If the forward doesn't follow; it carries the bindings found so far.
     """
     search = search or Search()
-    best = outcome = search.attempt(graph, kept, known)
+    best = outcome = attempt(graph, kept, known)
     open_ends: list[Fit | Misfit] = []
     for _ in range(_MOST_EXPANSIONS):
         if isinstance(outcome, Fit):
@@ -133,7 +138,7 @@ def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags, search: Search) -> 
     trials = _Trials(graph, misfit, kept, search)
     taken = {binding.target for binding in misfit.bindings}
     found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
-    everywhere = alike(graph, misfit.node) if found else []
+    everywhere = calls_alike(graph, misfit.node) if found else []
     for choices in _choices(found, misfit, search):
         outcomes = trials.of(choices, everywhere)
         further = trials.furthest(outcomes.values())
@@ -162,18 +167,18 @@ class _Trials:
 
     def __init__(self, graph: ChannelGraph, misfit: Misfit, kept: Flags, search: Search) -> None:
         self._graph, self._misfit, self._kept, self._search = graph, misfit, kept, search
-        self._tried = {_settled(misfit.bindings, kept)}
+        self._tried = {_trial_key(misfit.bindings, kept)}
 
     def of(self, choices: Iterable[_Choice], nodes: Sequence[fx.Node]) -> dict[_Choice, Fit | Misfit]:
         """What comes of each choice, bound at all of these calls; none after one that fits."""
         outcomes: dict[_Choice, Fit | Misfit] = {}
         for chosen in choices:
             bindings = _with(self._graph, self._misfit, chosen, nodes)
-            key = _settled(bindings, self._kept)
+            key = _trial_key(bindings, self._kept)
             if key not in self._tried and not self._search.is_spent(self._misfit):
                 self._tried.add(key)
                 self._search.spend(self._misfit)
-                outcomes[chosen] = self._search.attempt(self._graph, self._kept, bindings)
+                outcomes[chosen] = attempt(self._graph, self._kept, bindings)
                 self._search.note(self._misfit, chosen, outcomes[chosen])
             if isinstance(outcomes.get(chosen), Fit):
                 break
@@ -203,8 +208,7 @@ def _with(graph: ChannelGraph, misfit: Misfit, chosen: _Choice, nodes: Sequence[
     return tuple(bound.values())
 
 
-def _settled(bindings: Sequence[Binding], kept: Flags) -> Settled:
-    """Equal numbers make equal trials."""
+def _trial_key(bindings: Sequence[Binding], kept: Flags) -> TrialKey:
     return frozenset((target, repr(value)) for target, value in settings(bindings, kept).items())
 
 

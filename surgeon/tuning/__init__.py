@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from surgeon.criteria.gradients import ForwardLoss
 from surgeon.errors import ModelError, TuningError
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.files import locked
 from surgeon.processes import length
 from surgeon.tracing import in_mode, outside_inference_mode, unwrap
@@ -136,6 +136,8 @@ def tune(
 
     Raises
     ------
+    ModelError
+        If `model` is no module.
     TuningError
         For an option out of range, or data that the loss can't use.
     DivergenceError
@@ -148,17 +150,27 @@ def tune(
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected a torch.nn.Module, got {type(model).__name__}")
     recipe = Recipe(
-        epochs, lr, momentum, weight_decay, schedule, warmup_epochs, label_smoothing,
-        temperature if teacher is not None else None, teacher_weight if teacher is not None else None, ema,
-        mixed_precision, clip, seed,
-    )  # fmt: skip
+        epochs=epochs,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup_epochs=warmup_epochs,
+        label_smoothing=label_smoothing,
+        temperature=temperature if teacher is not None else None,
+        teacher_weight=teacher_weight if teacher is not None else None,
+        ema=ema,
+        mixed_precision=mixed_precision,
+        clip=clip,
+        seed=seed,
+    )
     _check_loss(recipe, teacher, loss_fn, forward_loss)
     module = unwrap(model)
     chosen = make_optimizer(optimizer, module, lr=lr, momentum=momentum, weight_decay=weight_decay)
     distillation = None if teacher is None else Distillation(teacher, temperature, teacher_weight)
     objective = Objective(loss_fn, forward_loss, label_smoothing, distillation)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(ALONE)
+        stack.enter_context(ONE_AT_A_TIME)
         stack.enter_context(torch.enable_grad())
         accelerator, place = stack.enter_context(hardware(module, mixed_precision, device))
         stack.enter_context(own_randomness(place))
@@ -170,27 +182,45 @@ def tune(
         run = Run(asked, module, chosen, penalty=penalty, scaler=accelerator.scaler)
         run.average = Average(module, ema) if ema is not None else None
         stack.enter_context(locked(resume_dir if accelerator.is_main_process else None))
-        found = resume_dir is not None and read_state(resume_dir, run)
-        accelerator.wait_for_everyone()
-        if len(run.history) < epochs:
-            run.goes_on(surroundings(accelerator, place, wrapped=model is not module, sharded=spreads))
-        if resume_dir is not None and not found and accelerator.is_main_process:
-            # A run that is interrupted in its first epoch starts from the same weights again, whatever has become
-            # of the model in memory.
-            write_state(resume_dir, run)
+        here = surroundings(accelerator, place, wrapped=model is not module, sharded=spreads)
+        _take_up(run, resume_dir, epochs, accelerator, here)
         spread = Spread(run, place) if spreads else None
         trains = run if spread is None else spread.run
         wraps = accelerator.num_processes > 1 and spread is None
         call = accelerator.prepare_model(module, device_placement=False) if wraps else model
         Loop(
-            trains, recipe, objective, accelerator, place, call if spread is None else trains.model,
-            accelerator.prepare_optimizer(trains.optimizer, device_placement=False), train_loader, val_loader, metric,
-            penalty, resume_dir, progress or (lambda *_: None), on_epoch or (lambda _: None),
-            before_saving or (lambda _: None), spread,
-        ).finish()  # fmt: skip
+            run=trains,
+            recipe=recipe,
+            objective=objective,
+            accelerator=accelerator,
+            device=place,
+            call=call if spread is None else trains.model,
+            stepper=accelerator.prepare_optimizer(trains.optimizer, device_placement=False),
+            loader=train_loader,
+            val_loader=val_loader,
+            metric=metric,
+            penalty=penalty,
+            folder=resume_dir,
+            progress=progress or (lambda *_: None),
+            on_epoch=on_epoch or (lambda _: None),
+            before_saving=before_saving or (lambda _: None),
+            spread=spread,
+        ).finish()
         if wraps:
             accelerator.unwrap_model(call, keep_fp32_wrapper=False)
         return Tuned(model, tuple(run.history), run.best_epoch, chosen, run.notes)
+
+
+def _take_up(run: Run, folder: Any, epochs: int, accelerator: Any, here: dict[str, Any]) -> None:
+    """Go on with the run that `folder` holds, on what is `here`, or begin it there; without a folder, just begin."""
+    found = folder is not None and read_state(folder, run)
+    accelerator.wait_for_everyone()
+    if len(run.history) < epochs:
+        run.goes_on(here)
+    if folder is not None and not found and accelerator.is_main_process:
+        # A run that is interrupted in its first epoch starts from the same weights again, whatever has become of the
+        # model in memory.
+        write_state(folder, run)
 
 
 def _check_loss(recipe: Recipe, teacher: nn.Module | None, loss_fn: Any, forward_loss: Any) -> None:

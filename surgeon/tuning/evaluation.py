@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from surgeon.errors import TuningError
-from surgeon.exclusive import alone
-from surgeon.processes import count, rank, share, together, total
+from surgeon.exclusive import one_at_a_time
+from surgeon.processes import count, own_batches, rank, together, total
 from surgeon.tracing import in_mode
 from surgeon.tuning.objectives import Objective, Outcome, count_examples, scores_of
 from surgeon.tuning.sharing import parts_of
@@ -49,7 +49,7 @@ def moved(batch: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(Tensor, move, batch)
 
 
-@alone
+@one_at_a_time
 @torch.no_grad()
 @together("evaluation")
 def evaluate(
@@ -111,7 +111,7 @@ def _shared(loader: Iterable[Any], evenly: bool) -> Iterator[tuple[Any, bool]]:
     """Batches for this process, and whether they count."""
     if evenly:
         return ((batch, weight > 0) for batch, weight in parts_of(loader, rank(), count(), 0, 0))
-    return ((batch, True) for _, batch in share(loader))
+    return ((batch, True) for _, batch in own_batches(loader))
 
 
 def _size(outcome: Outcome, batch: Any) -> int:

@@ -53,7 +53,9 @@ def hardware(
         try:
             accelerator = Accelerator(mixed_precision=mixed_precision, cpu=_is_cpu(wanted))
         except ValueError as problem:
-            raise TuningError(f"mixed_precision={mixed_precision!r} can't be had here: {problem}") from problem
+            raise TuningError(
+                f"mixed_precision={mixed_precision!r} can't be had here ({problem}): leave it out, or give 'no'"
+            ) from problem
         place = place_of(model, accelerator, wanted)
         if accelerator.mixed_precision == "fp16" and place.type == "cpu":
             raise TuningError("mixed_precision='fp16' needs a GPU, and this run is on the CPU: use 'bf16' or None")

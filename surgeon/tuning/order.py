@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from surgeon.exclusive import ALONE
+from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.processes import seed_of
 
 __all__ = ["own_randomness", "seed_epoch"]
@@ -22,7 +22,7 @@ _PARTS = ("sampler", "batch_sampler", "dataset", "base_dataloader")
 @contextlib.contextmanager
 def own_randomness(device: torch.device) -> Iterator[None]:
     """Leave the caller's random numbers as they were."""
-    with ALONE:
+    with ONE_AT_A_TIME:
         python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  # the user's transforms may draw there
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -24,7 +24,7 @@ from surgeon.tuning.averaging import Average
 from surgeon.tuning.optimizers import names_of
 from surgeon.tuning.state import Run
 
-__all__ = ["Spread", "is_sharded", "settle"]
+__all__ = ["Spread", "is_sharded", "reshard"]
 
 #: Share of the parameters from which a block is gathered by itself, not with the rest of the model.
 _WORTH = 0.01
@@ -81,7 +81,7 @@ class Spread:
     def gather(self, *, keep: bool = True) -> Run:
         """The whole run, with the numbers of the shards; every process must call it, and those that keep it have it."""
         run, whole = self.run, self.whole
-        settle(run.model)
+        reshard(run.model)
         model = _gathered(named_tensors(run.model), keep)
         average = _gathered(run.average.tensors, keep) if run.average is not None else {}
         best = None if run.best is None else _gathered(run.best, keep)
@@ -135,8 +135,8 @@ class Spread:
         return made
 
 
-def settle(model: nn.Module) -> None:
-    """What a forward without a backward has gathered is let go; the parameters are shards again."""
+def reshard(model: nn.Module) -> None:
+    """Let go of what a forward without a backward has gathered; the parameters are shards again."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():

@@ -23,7 +23,7 @@ from surgeon.tuning.order import seed_epoch
 from surgeon.tuning.penalties import Penalty
 from surgeon.tuning.rates import rate
 from surgeon.tuning.recipe import Epoch, Recipe
-from surgeon.tuning.sharded import Spread, settle
+from surgeon.tuning.sharded import Spread, reshard
 from surgeon.tuning.sharing import parts_of
 from surgeon.tuning.state import Run, write_state
 from surgeon.tuning.synchronised import Step, synchronised
@@ -176,7 +176,7 @@ class Loop:
                 found = float(self.metric(self.run.model))
             row = replace(row, val_metric=from_first(lambda: found))
         if self.spread is not None:
-            settle(self.run.model)
+            reshard(self.run.model)
         return row
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from surgeon.channels import channel_graph
 from surgeon.errors import VerificationError
-from surgeon.exclusive import alone
+from surgeon.exclusive import one_at_a_time
 from surgeon.planning import Plan
 from surgeon.rules import reasons
 from surgeon.tracing import (
@@ -27,7 +27,7 @@ from surgeon.tracing import (
     unwrap,
 )
 from surgeon.trial import Fit, Misfit, fit_recording, next_call, same_calls
-from surgeon.verification.comparison import Comparison, compare
+from surgeon.verification.comparison import Outcome, run_side_by_side
 from surgeon.verification.silencing import Silencer
 from surgeon.verification.twin import codes, redraw
 
@@ -80,13 +80,22 @@ class Check:
 
 
 @outside_inference_mode
-@alone
+@one_at_a_time
 def verify(model: nn.Module, small: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0) -> Check:
     """Prove that `small` is `model` without the plan's channels.
 
     Both forwards are recorded and run in lock-step: first on a twin with redrawn float64 weights, then on their own.
     At every node the places that are kept must agree, relative to the node's own scale. Verify before training or
     healing: `small` must still hold the dense model's own numbers.
+
+    Parameters
+    ----------
+    model, small, plan:
+        The dense model, what it was cut to, and by which plan.
+    example_inputs:
+        What both run on: a tensor, a tuple of arguments, or :class:`surgeon.Inputs`.
+    seed:
+        Of the redrawn weights.
 
     Raises
     ------
@@ -179,14 +188,14 @@ def _same_weights(fitted: Fit, dense: Mapping[str, Tensor], small: Mapping[str, 
             raise VerificationError(f"{name} of the cut model doesn't hold the dense model's numbers{where}")
 
 
-def _on_their_own(fitted: Fit, silenced: Silencer, own: Pair, inputs: Inputs | None) -> Comparison:
+def _on_their_own(fitted: Fit, silenced: Silencer, own: Pair, inputs: Inputs | None) -> Outcome:
     """Compare on the user's weights; where they make much of rounding, double precision tells it from a difference."""
     kinds = {node.meta["dtype"] for node in fitted.graph.trace.graph.nodes if node.op == "get_attr"}
     if torch.float64 not in kinds:
-        found = compare(fitted, silenced, *own, torch.float32, OWN_TOLERANCE, inputs)
+        found = run_side_by_side(fitted, silenced, *own, torch.float32, OWN_TOLERANCE, inputs)
         if found.failure is None:
             return found
-    found = compare(fitted, silenced, *own, torch.float64, OWN_DOUBLE_TOLERANCE, inputs)
+    found = run_side_by_side(fitted, silenced, *own, torch.float64, OWN_DOUBLE_TOLERANCE, inputs)
     _raise(found, "on the model's own weights", OWN_DOUBLE_TOLERANCE)
     return found
 
@@ -200,14 +209,14 @@ def _twins(fitted: Fit, seed: int) -> Pair:
     return twin, {name: fitted.gather(name, value) for name, value in twin.items()}
 
 
-def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inputs: Inputs | None) -> Comparison:
+def _on_twins(fitted: Fit, silenced: Silencer, twins: Callable[[int], Pair], inputs: Inputs | None) -> Outcome:
     """Compare on redrawn weights; where a draw silences a node (one channel behind a ReLU), another may prove it."""
-    result = Comparison()
+    result = Outcome()
     for draw in range(_DRAWS):
-        found = compare(fitted, silenced, *twins(draw), torch.float64, TWIN_TOLERANCE, inputs)
+        found = run_side_by_side(fitted, silenced, *twins(draw), torch.float64, TWIN_TOLERANCE, inputs)
         _raise(found, "on redrawn weights", TWIN_TOLERANCE)
         missing = set(found.unproven) if not draw else set(found.unproven) & set(result.unproven)
-        result = Comparison(
+        result = Outcome(
             max(result.worst, found.worst), max(result.nodes, found.nodes), None, sorted(missing), found.stopped
         )
         if not missing & _needed(fitted):
@@ -220,7 +229,7 @@ def _needed(fitted: Fit) -> set[fx.Node]:
     return {work.node for work in fitted.graph.structure.labels.ledger.work} | set(fitted.graph.trace.results)
 
 
-def _raise(result: Comparison, where: str, tolerance: float) -> None:
+def _raise(result: Outcome, where: str, tolerance: float) -> None:
     if result.failure is not None:
         node, error = result.failure
         raise Difference(
@@ -234,7 +243,7 @@ def _describe(node: fx.Node) -> str:
     return f"{operator_name(node)} in {node.meta.get('site')}"
 
 
-def _check(fitted: Fit, first: Comparison, second: Comparison) -> Check:
+def _check(fitted: Fit, first: Outcome, second: Outcome) -> Check:
     ledger = fitted.graph.structure.labels.ledger
     needed, results = _needed(fitted), fitted.graph.trace.results
     missing = [n for n in first.unproven if n in needed] + [n for n in second.unproven if n in results]

@@ -18,7 +18,7 @@ from surgeon.verification.twin import as_wide, by_default, in_dtype
 
 
 @dataclass
-class Comparison:
+class Outcome:
     """What came out of one run of both models.
 
     Attributes
@@ -52,7 +52,7 @@ class Comparison:
             self.failure = (node, error)
 
 
-def compare(
+def run_side_by_side(
     fitted: Fit,
     silenced: Call,
     dense: Mapping[str, Tensor],
@@ -60,7 +60,7 @@ def compare(
     dtype: torch.dtype,
     tolerance: float,
     inputs: Inputs | None = None,
-) -> Comparison:
+) -> Outcome:
     """Run the silenced dense recording and the small one side by side on these tensors.
 
     Each tensor is asked for when its turn comes, and not kept. `inputs`: default are those that were recorded.
@@ -70,7 +70,7 @@ def compare(
     run = Replay(dense_trace, _Cast(dense, dense_trace.tensors, dtype), in_dtype(silenced, dtype)).steps(given[0])
     ours = Replay(small_trace, _Cast(small, small_trace.tensors, dtype), in_dtype(plain_call, dtype)).steps(given[1])
     partner = partners(fitted.nodes)
-    result, waiting = Comparison(), _Waiting(ours)
+    result, waiting = Outcome(), _Waiting(ours)
     seen: set[fx.Node] = set()
     try:
         with torch.no_grad(), by_default(dtype):
