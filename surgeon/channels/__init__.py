@@ -9,6 +9,6 @@ from surgeon.channels.space import Space
 from surgeon.channels.structure import Structure, analyse, layer_of
 
 __all__ = [
-    "Bundle", "ChannelGraph", "Even", "Group", "Guide", "Labels", "Link", "Member", "Mismatch", "Pin", "Space", "Structure",
-    "analyse", "channel_graph", "label", "layer_of",
+    "Bundle", "ChannelGraph", "Even", "Group", "Guide", "Labels", "Link", "Member", "Mismatch", "Pin", "Space",
+    "Structure", "analyse", "channel_graph", "label", "layer_of",
 ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Steps in which groups of different widths can go while sums of their widths stay equal.
 
-A head of 7 pairs that turn with the position and 2 channels that don't is as wide as one of 16 channels beside it: two of
-these go with a pair, one with each of the others.
+A head of 7 pairs that turn with the position and 2 channels that don't is as wide as one of 16 channels beside it: two
+of these go with a pair, one with each of the others.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _as_row(step: Amounts, width: int) -> Ints:
 
 
 def _smallest(rows: Iterable[Amounts], groups: Collection[int]) -> Iterator[Amounts]:
-    """Steps that no others add up to, found by elimination: of each group that the others' numbers don't follow from."""
+    """By elimination the least step of each group on whose number others' depend, and that depends on no other's."""
     solved = _solved([{group: Fraction(n) for group, n in row.items() if n} for row in rows])
     if solved is None:
         return
