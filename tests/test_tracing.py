@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 
 import surgeon
 from surgeon.errors import InputError, ModelError
-from surgeon.tracing import Replay, unwrap
+from surgeon.tracing import Replay, error_site, unwrap
 from tests import factories
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -283,6 +283,34 @@ def test_nodes_know_their_module_and_line() -> None:
     assert tanh.path == "1.0"
     assert (tanh.source.file, tanh.source.line) == (__file__, first + len(lines) - 1)
     assert str(tanh) == f"1.0 ({__file__}:{tanh.source.line})"
+
+
+class Uncalled(nn.Module):
+    def squashed(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    def failing(self, x: Tensor) -> Tensor:
+        raise ValueError(x.shape)
+
+
+class ByMethods(nn.Module):
+    def __init__(self, *, fail: bool = False) -> None:
+        super().__init__()
+        self.part, self.fail = Uncalled(), fail
+
+    def forward(self, x: Tensor) -> Any:
+        return self.part.failing(x) if self.fail else torch.relu(self.part.squashed(x))
+
+
+def test_a_part_that_is_used_by_its_methods_is_the_module_of_its_calls() -> None:
+    recorded = surgeon.trace(nn.Sequential(ByMethods()), X)
+    assert {str(n.target): n.meta["site"].path for n in recorded.calls} == {
+        "aten.tanh.default": "0.part", "aten.relu.default": "0",
+    }  # fmt: skip
+    model = nn.Sequential(ByMethods(fail=True))
+    with pytest.raises(ValueError, match=r"torch\.Size") as caught:
+        model(X)
+    assert error_site(caught.value, {id(module): name for name, module in model.named_modules()}).path == "0.part"
 
 
 def _slice_write(x: Tensor) -> Tensor:

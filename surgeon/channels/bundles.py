@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import networkx as nx
 import numpy as np
 
+from surgeon.channels.even import Even, even_path
 from surgeon.channels.structure import Ints, Structure, flat
 
 if TYPE_CHECKING:
     from surgeon.channels.graph import Group
 
 
-#: Names of groups whose widths stay in proportion.
-Link = frozenset[str]
+#: Names of groups whose widths stay in proportion, or sums of widths that stay equal.
+Link = frozenset[str] | Even
 
 
 @dataclass(frozen=True)
@@ -40,21 +41,31 @@ class Bundle:
         settles the exact numbers), as where channel shuffles split a layer again and again.
     stuck:
         No step keeps the parts equal: the bundle stays whole.
+    path:
+        Where not every step takes the same: channels of each group that are gone after each step.
     """
 
     groups: tuple[Group, ...]
     steps: int
     takes: tuple[int, ...] | None
     stuck: bool = False
+    path: Ints | None = field(default=None, compare=False)
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is known what a step takes of each group."""
+        return self.takes is not None or self.path is not None
 
     def gone(self, levels: Ints) -> Ints:
         """Channels of each group that are gone after so many steps: a row for each level, a column for each group."""
+        if self.path is not None:
+            return self.path[levels]
         if self.takes is not None:
             return np.outer(levels, self.takes)
         return np.rint(np.outer(levels, [group.size for group in self.groups]) / self.steps).astype(np.int64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Demand:
     """``counts[part, group]`` places of each part per channel of each group; `fixed` places that can't go."""
 
@@ -64,23 +75,60 @@ class _Demand:
 
 
 def find_bundles(structure: Structure, groups: Sequence[Group], links: Iterable[Link]) -> tuple[Bundle, ...]:
-    """Link `groups` by the demands that the label pass met, and by `links`: names of groups of proportional widths."""
-    demands = [d for d in _demands(structure, groups) if d is not None]
-    order = {group.name: index for index, group in enumerate(groups)}
-    linked = [sorted(order[name] for name in link if name in order) for link in links]
+    """Link `groups` by the demands that the label pass met, and by `links`, which trials have found."""
+    links, order = tuple(links), {group.name: index for index, group in enumerate(groups)}
+    uneven = [_of_link(link, order) for link in links if isinstance(link, Even)]
+    demands = [d for d in (*_demands(structure, groups), *uneven) if d is not None]
+    linked = [sorted(order[name] for name in link if name in order) for link in links if not isinstance(link, Even)]
     graph: nx.Graph = nx.Graph()
     graph.add_nodes_from(range(len(groups)))
     for chain in (*(demand.groups for demand in demands), *linked):
         nx.add_path(graph, chain)
-    proportional = {index for link in linked for index in link if len(link) > 1}
     of_group: dict[int, list[_Demand]] = {}
     for demand in demands:  # all of its groups are in one component: any of them leads there
         of_group.setdefault(demand.groups[0], []).append(demand)
     found = []
     for component in nx.connected_components(graph):
         own = [demand for index in component for demand in of_group.get(index, ())]
-        found.append(_bundle(structure, groups, sorted(component), own, proportional=bool(component & proportional)))
+        chains = [chain for chain in linked if len(chain) > 1 and not component.isdisjoint(chain)]
+        if any(demand in uneven for demand in own):
+            found += _even_bundles(groups, sorted(component), own, chains)
+        else:
+            found.append(_bundle(structure, groups, sorted(component), own, proportional=bool(chains)))
     return tuple(sorted(found, key=lambda bundle: order[bundle.groups[0].name]))
+
+
+def _of_link(link: Even, order: Mapping[str, int]) -> _Demand | None:
+    """What a link demands of the groups that may be cut; the others' places don't change."""
+    counts = np.zeros((len(link.parts), len(order)), dtype=np.int64)
+    for row, part in enumerate(link.parts):
+        for name, places in part:
+            if name in order:
+                counts[row, order[name]] += places
+    touched = np.flatnonzero((counts != counts[0]).any(axis=0))
+    return _Demand(counts, np.zeros(len(counts), dtype=np.int64), tuple(touched.tolist())) if len(touched) else None
+
+
+def _even_bundles(
+    groups: Sequence[Group], indices: list[int], demands: Iterable[_Demand], chains: Iterable[Sequence[int]]
+) -> list[Bundle]:
+    """The groups that can go step by step while all demands hold, and those of which nothing can."""
+    place = {index: column for column, index in enumerate(indices)}
+    rows = [dict(enumerate(row)) for d in demands for row in (d.counts - d.counts[0])[1:, indices].tolist()]
+    rows += [
+        {place[one]: groups[other].size, place[other]: -groups[one].size}
+        for chain in chains
+        for one, other in itertools.pairwise(chain)
+    ]
+    path = even_path(rows, [groups[index].size for index in indices])
+    goes = path[-1] > 0
+    found = []
+    for moves in (True, False):
+        columns = np.flatnonzero(goes == moves)
+        chosen = tuple(groups[indices[column]] for column in columns)
+        if chosen:
+            found.append(Bundle(chosen, len(path), None, stuck=not moves, path=path[:, columns]))
+    return found
 
 
 def _bundle(

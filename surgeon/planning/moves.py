@@ -117,20 +117,20 @@ def _stops(graph: ChannelGraph, bundle: Bundle, steps: Steps) -> Ints:
     blocked = steps.blocked.get(bundle.groups[0].name)
     if blocked:
         levels = levels[~np.isin(levels, list(blocked))]
-    if bundle.takes is not None:
+    if bundle.exact:
         sizes = np.array([group.size for group in bundle.groups])
         levels = levels[((sizes - bundle.gone(levels)) >= steps.min_channels).all(axis=1)]
         if steps.round_to == 1:
             return levels
-    for width, taken in _lead_widths(graph, bundle):
-        left = width - taken * levels // bundle.steps
-        roomy = bundle.takes is not None or left >= steps.min_channels
+    for width, places in _lead_widths(graph, bundle):
+        left = width - _places_gone(bundle, places, levels)
+        roomy = bundle.exact or left >= steps.min_channels
         levels = levels[roomy & (left % steps.round_to == 0)]
     return levels
 
 
-def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int]]:
-    """Of each axis that makes the bundle's channels: its width, and what all the bundle's steps take from it."""
+def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, Ints]]:
+    """Of each axis that makes the bundle's channels: its width, and the places there of a channel of each group."""
     structure = graph.structure
     space = structure.labels.space
     numbers = np.concatenate([g.numbers for g in bundle.groups])
@@ -139,12 +139,17 @@ def _lead_widths(graph: ChannelGraph, bundle: Bundle) -> list[tuple[int, int]]:
     found = []
     for place in np.unique(places):
         own = structure.channel[labels[places == place]]
-        taken = len(own)
-        if bundle.takes is not None:
-            pairs = zip(bundle.groups, bundle.takes, strict=True)
-            taken = bundle.steps * sum(take * int((own == g.numbers[0]).sum()) for g, take in pairs)
-        found.append((space.sizes[place], taken))
+        each = np.array([int((own == group.numbers[0]).sum()) for group in bundle.groups])
+        found.append((space.sizes[place], each))
     return found
+
+
+def _places_gone(bundle: Bundle, places: Ints, levels: Ints) -> Ints:
+    """Places that an axis loses (`places` of a channel of each group); shares of a width are whole on every axis."""
+    if bundle.exact:
+        exactly: Ints = bundle.gone(levels) @ places
+        return exactly
+    return int(places @ [group.size for group in bundle.groups]) * levels // bundle.steps
 
 
 def _staircase(bundle: Bundle, scores: Scores, stops: Ints) -> Staircase:
@@ -156,18 +161,14 @@ def _staircase(bundle: Bundle, scores: Scores, stops: Ints) -> Staircase:
     worth = np.zeros(len(stops))
     for value, ranks, count in zip(values, order, counts.T, strict=True):
         worth += np.diff(np.concatenate([[0.0], np.cumsum(value[ranks])])[count])
-    filters = np.diff(np.concatenate([[0], _filters(bundle, stops, gone)]))
+    filters = np.diff(np.concatenate([[0], _filters(bundle, stops)]))
     ranked = tuple(group.numbers[ranks] for group, ranks in zip(bundle.groups, order, strict=True))
     return Staircase(stops, filters, channels, worth / np.maximum(channels, 1), ranked, gone)
 
 
-def _filters(bundle: Bundle, stops: Ints, counts: Ints) -> Ints:
-    """Convolution filters that are gone at each stop; shares of a width are whole on every axis."""
-    filters = np.array([group.filters for group in bundle.groups])
-    if bundle.takes is None:
-        return int(filters @ [group.size for group in bundle.groups]) * stops // bundle.steps
-    found: Ints = counts @ filters
-    return found
+def _filters(bundle: Bundle, stops: Ints) -> Ints:
+    """Convolution filters that are gone at each stop."""
+    return _places_gone(bundle, np.array([group.filters for group in bundle.groups]), stops)
 
 
 def in_order(stairs: Sequence[Staircase]) -> Moves:

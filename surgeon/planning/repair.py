@@ -129,5 +129,5 @@ class _Open:
 
 
 def _can_go(graph: ChannelGraph, name: str) -> bool:
-    """Whether channels of this group still can go, in proportion to what it is linked with."""
-    return any(group.name == name for bundle in graph.bundles if bundle.takes for group in bundle.groups)
+    """Whether channels of this group still can go, together with what it is linked with."""
+    return any(group.name == name for bundle in graph.bundles if bundle.exact for group in bundle.groups)

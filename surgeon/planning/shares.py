@@ -40,7 +40,7 @@ class Shares:
         Misfit
             Where the forward doesn't follow for another reason.
         """
-        levels = {index: level for index, level in levels.items() if graph.bundles[index].takes is None}
+        levels = {index: level for index, level in levels.items() if not graph.bundles[index].exact}
         found = {index: self._counts(graph, graph.bundles[index], level) for index, level in levels.items()}
         known = {index: counts for index, counts in found.items() if isinstance(counts, dict)}
         for index in found.keys() - known.keys():

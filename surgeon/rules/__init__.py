@@ -13,6 +13,7 @@ from surgeon.rules import (  # noqa: F401  # they fill the table
     spectra,
     statistics,
     windows,
+    writing,
 )
 from surgeon.rules.algebra import join, pointwise, product_sum
 from surgeon.rules.elementwise import POINTWISE

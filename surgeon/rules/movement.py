@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from surgeon.rules import algebra, layout, reasons
 from surgeon.rules.layout import lift, move
-from surgeon.rules.marks import Ledger, Marked, Plane, compact, replace
+from surgeon.rules.marks import Ledger, Marked, compact, replace
 from surgeon.rules.registry import rule
 
 
@@ -172,48 +172,6 @@ def pack(ledger: Ledger, x: Marked, *_: Any) -> list[Marked]:
         free=False,
     )
     return [flat, Marked((), ())]
-
-
-@rule("slice_scatter")
-def slice_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int = 0, *args: Any, **kwargs: Any) -> Marked:
-    dim %= len(x.shape)
-
-    def write(into: Tensor, part: Tensor) -> Tensor:
-        written: Tensor = torch.ops.aten.slice_scatter(into, part, dim, *args, **kwargs)
-        return written
-
-    if x.free and any(plane.key == (False, frozenset({dim})) for plane in source.planes) and not x.covers(dim):
-        x = replace(x, planes=(*x.planes, _untouched(ledger, x, source, dim, write)))
-    return algebra.assemble(ledger, [x, source], dim, lambda labels: write(*labels))
-
-
-def _untouched(ledger: Ledger, x: Marked, source: Marked, dim: int, write: Callable[[Tensor, Tensor], Tensor]) -> Plane:
-    """Labels for what the forward made itself; places that are written over belong to nobody."""
-    shape = [-1 if axis == dim else 1 for axis in range(len(x.shape))]
-    sizes = x.shape[dim], source.shape[dim]
-    labels = write(
-        torch.ones(sizes[0], dtype=torch.int64).view(shape), torch.zeros(sizes[1], dtype=torch.int64).view(shape)
-    )
-    labels[labels > 0] = ledger.fresh(int(labels.sum()))
-    return Plane(labels, frozenset({dim}))
-
-
-@rule("select_scatter")
-def select_scatter(ledger: Ledger, x: Marked, source: Marked, dim: int, index: int) -> Marked:
-    dim %= len(x.shape)
-    row = lift(source, {a: a + (a >= dim) for a in range(len(source.shape))}, len(x.shape))
-    return algebra.assemble(
-        ledger,
-        [x, row],
-        dim,
-        lambda labels: torch.select_scatter(labels[0], labels[1].select(dim, 0), dim, index),
-    )
-
-
-@rule("copy")
-def copy(ledger: Ledger, target: Marked, source: Marked, *_: Any) -> Marked:
-    # the numbers are the source's, the sizes the target's: its labels hold along axes where the source is broadcast
-    return replace(algebra.join(ledger, [target, source]), constant=source.constant)
 
 
 @rule("constant_pad_nd")

@@ -94,7 +94,9 @@ class Site:
 def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
     """The site of the running operator call; `names` maps ``id(module)`` to its path.
 
-    What called the model is no part of it: a container at the root has no line of the user's.
+    Its module is the innermost one that was called, or a method of it (``self.experts.gather(x)``): there stand the
+    numbers that it works with. What called the model is no part of it: a container at the root has no line of the
+    user's.
     """
     frame = sys._getframe(skip)
     path: str | None = None
@@ -106,12 +108,20 @@ def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
             path = own if path is None else path
             if own == "":
                 break
-        elif source is None and _is_users(code.co_filename):
-            source = _source(frame, frame.f_lineno)
+        elif _is_users(code.co_filename):
+            source = source or _source(frame, frame.f_lineno)
+            path = path if path is not None else _module_of(frame, names)
         if path is not None and source is not None:
             break
         frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None at the stack's bottom
     return Site(path or "", source)
+
+
+def _module_of(frame: FrameType, names: Mapping[int, str]) -> str | None:
+    """The path of the module whose method runs in a frame; None if it is a function, or a method of something else."""
+    if frame.f_code.co_varnames[:1] != ("self",):
+        return None
+    return names.get(id(frame.f_locals.get("self")))
 
 
 def _is_users(file: str) -> bool:
@@ -138,5 +148,7 @@ def error_site(error: BaseException, names: Mapping[int, str]) -> Site:
             path = names.get(id(step.tb_frame.f_locals.get("self")), path)
         elif _is_users(code.co_filename):
             source = _source(step.tb_frame, step.tb_lineno)
+            own = _module_of(step.tb_frame, names)
+            path = path if own is None else own
         step = step.tb_next
     return Site(path, source)

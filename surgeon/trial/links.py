@@ -7,13 +7,14 @@ recording says so, but where a trial fails, the channels at that place and the n
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 from torch import fx
 
-from surgeon.channels import ChannelGraph, Link
+from surgeon.channels import ChannelGraph, Even, Link
 from surgeon.channels.structure import Ints
-from surgeon.trial.bindings import Binding, Guess, calls_alike, guesses, target_at
+from surgeon.trial.bindings import Binding, Guess, bind, calls_alike, guesses, target_at
 from surgeon.trial.blame import Misfit
 from surgeon.trial.targets import Target
 
@@ -30,14 +31,15 @@ def find_links(graph: ChannelGraph, misfit: Misfit) -> list[tuple[Link, ...]]:
     calls, groups = calls_alike(graph, misfit.node), _Groups(graph)
     known = {binding.target: binding for binding in misfit.bindings}
     shared = [g for g in guesses(graph, misfit.node, None) if g.target in known]
-    candidates = [[groups.sharing(call, guess, known) for call in calls] for guess in shared]
+    candidates: list[list[Link]] = [[link for call in calls for link in groups.even(call, g, known)] for g in shared]
+    candidates += [[groups.sharing(call, guess, known) for call in calls] for guess in shared]
     candidates.append([groups.around(call) for call in calls])
     candidates.append([groups.nearest(call) for call in calls])
     modules = [groups.in_module(call.meta["site"].path) for call in calls]
     candidates += [[links[k] for links in modules if k < len(links)] for k in range(_MOST_PARTNERS + 2)]
     found = [tuple(dict.fromkeys(link for link in links if link)) for links in candidates]
     bundles = groups.bundle_of
-    return [links for links in dict.fromkeys(found) if any(len({bundles[n] for n in link}) > 1 for link in links)]
+    return [links for links in dict.fromkeys(found) if any(len({bundles.get(n) for n in link}) > 1 for link in links)]
 
 
 class _Groups:
@@ -87,6 +89,25 @@ class _Groups:
             return frozenset()
         parts = [part for part in known[target].parts if not isinstance(part, int)]
         return self.at(node) | self.names(np.concatenate(parts))
+
+    def even(self, node: fx.Node, guess: Guess, known: dict[Target, Binding]) -> Iterator[Even]:
+        """What the number held there was found to count, and what it counts at `node`: as much, whatever goes."""
+        here = bind(self.graph, node, guess)
+        if here is None or here.target not in known:
+            return
+        for one, other in zip(known[here.target].parts, here.parts, strict=True):
+            if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+                parts = self.places(one), self.places(other)
+                if parts[0] is not None and parts[1] is not None and parts[0] != parts[1]:
+                    yield Even((parts[0], parts[1]))
+
+    def places(self, numbers: Ints) -> frozenset[tuple[str, int]] | None:
+        """How many places each channel of a group has here, by its name; None if not all of them have equally many."""
+        groups, sizes = np.unique(self.graph.group_of[numbers], return_counts=True)
+        found = [(self.graph.groups[i], int(size)) for i, size in zip(groups, sizes, strict=True) if i >= 0]
+        if any(size % group.size for group, size in found):
+            return None
+        return frozenset((group.name, size // group.size) for group, size in found)
 
     def nearest(self, node: fx.Node) -> Link:
         """The groups at `node`, with the nearest ones above that are independent of them."""

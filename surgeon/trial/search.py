@@ -32,6 +32,8 @@ _MOST_EXPANSIONS, _MOST_PAIRS = 24, 10
 _MOST_TRIALS = 240
 #: One place of the program gets one part in so many of what the others have left: a hopeless one mustn't take all.
 _PLACES = 4
+#: At how many calls of a module the meaning of its other numbers is looked for.
+_MOST_BESIDE = 200
 #: At how many calls of one line a search must have failed alike before the others aren't searched.
 _ENOUGH = 2
 #: The numbers that bindings come to, as text: trials with equal ones are the same trial.
@@ -139,12 +141,9 @@ def _bound(graph: ChannelGraph, misfit: Misfit, kept: Flags, search: Search) -> 
     taken = {binding.target for binding in misfit.bindings}
     found = [g for g in guesses(graph, misfit.node, kept) if g.target not in taken]
     everywhere = calls_alike(graph, misfit.node) if found else []
-    for choices in _choices(found, misfit, search):
-        outcomes = trials.of(choices, everywhere)
-        further = trials.furthest(outcomes.values())
-        if not further:
-            early = [chosen for chosen, outcome in outcomes.items() if trials.fell_back(outcome)]
-            further = trials.furthest(trials.of(early, everywhere[:1]).values())
+    ways = ((choices, everywhere) for choices in _choices(found, misfit, search))
+    for choices, nodes in itertools.chain(ways, _beside(graph, misfit, kept)):
+        further = trials.reaching(choices, nodes)
         if further:
             return further
     search.give_up(misfit)
@@ -160,6 +159,29 @@ def _choices(found: Sequence[Guess], misfit: Misfit, search: Search) -> Iterator
     yield [(guess,) for guess in found if not guess.given and not search.is_idle(misfit, guess)]
     pairs = itertools.combinations([guess for guess in found if not search.is_idle(misfit, guess)], 2)
     yield list(itertools.islice((pair for pair in pairs if pair[0].target != pair[1].target), _MOST_PAIRS))
+
+
+def _beside(graph: ChannelGraph, misfit: Misfit, kept: Flags) -> Iterator[tuple[list[_Choice], list[fx.Node]]]:
+    """Numbers of the misfit's module that mean widths elsewhere in it, each with the calls where it does.
+
+    Where one number of a module is bound, one that it is compared with (``if self.size != self.out_size``) may have to
+    follow as well, or the forward takes another way.
+    """
+    path = misfit.node.meta["site"].path
+    taken = {binding.target for binding in misfit.bindings}
+    if not any(target.path == path for target in taken):
+        return
+    for call in itertools.islice(_inside(graph, path), _MOST_BESIDE):
+        for guess in guesses(graph, call, kept) if call is not misfit.node else ():
+            if guess.target.path == path and guess.target not in taken:
+                taken.add(guess.target)
+                yield [(guess,)], calls_alike(graph, call)
+
+
+def _inside(graph: ChannelGraph, path: str) -> Iterator[fx.Node]:
+    """The calls in a module and in the modules in it."""
+    inside = f"{path}." if path else ""
+    yield from (n for n in graph.trace.calls if f"{n.meta['site'].path}.".startswith(inside))
 
 
 class _Trials:
@@ -179,10 +201,18 @@ class _Trials:
                 self._tried.add(key)
                 self._search.spend(self._misfit)
                 outcomes[chosen] = attempt(self._graph, self._kept, bindings)
-                self._search.note(self._misfit, chosen, outcomes[chosen])
+                if nodes[0] is self._misfit.node:
+                    self._search.note(self._misfit, chosen, outcomes[chosen])
             if isinstance(outcomes.get(chosen), Fit):
                 break
         return outcomes
+
+    def reaching(self, choices: Iterable[_Choice], nodes: Sequence[fx.Node]) -> list[Fit | Misfit]:
+        """What gets furthest beyond the misfit, of each choice at all of these calls, else at the first of them."""
+        outcomes = self.of(choices, nodes)
+        further = self.furthest(outcomes.values())
+        early = [chosen for chosen, outcome in outcomes.items() if not further and self.fell_back(outcome)]
+        return further or self.furthest(self.of(early, nodes[:1]).values())
 
     def furthest(self, outcomes: Iterable[Fit | Misfit]) -> list[Fit | Misfit]:
         """Those that get further than the misfit, and furthest of all; the likeliest last."""

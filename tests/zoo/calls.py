@@ -223,3 +223,36 @@ class HookedFeatures(Classifier):
 
     def middle(self, x: Tensor) -> Any:
         return F.dropout2d(x, 0.2, self.training)
+
+
+class Rows(nn.Module):
+    """Two linear maps, each behind a method of its own that fills rows of a size which the module knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size, self.size = 20, 12
+        self.up, self.down = nn.Linear(self.size, self.hidden_size), nn.Linear(self.hidden_size, self.size)
+
+    def widen(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), self.hidden_size, dtype=x.dtype).index_add(0, torch.arange(len(x)), self.up(x))
+
+    def narrow(self, x: Tensor) -> Tensor:
+        return torch.zeros(len(x), self.size, dtype=x.dtype).index_add(0, torch.arange(len(x)), self.down(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@zoo
+class MethodsOfAPart(ZooNetwork):
+    """A part is used by its methods and never called, as JetMoe's experts of attention."""
+
+    shape, cuts, keeps = (4, 10), ("embed", "rows.up", "rows.down"), ("fc",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rows, self.fc = nn.Linear(10, 12), Rows(), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        return self.fc(x + self.rows.narrow(torch.relu(self.rows.widen(x))))

@@ -136,3 +136,36 @@ ELSEWHERE: dict[str, Tensor] = {
     "ExpertsByHits": draw(8, 20, 10),
     "DataDependentBranch": torch.zeros(2, 3, 8, 8, dtype=torch.float64),
 }
+
+
+class Stage(nn.Module):
+    """A residual block that projects its shortcut where its two sizes differ, as Hiera's."""
+
+    def __init__(self, size: int, out_size: int) -> None:
+        super().__init__()
+        self.size, self.out_size = size, out_size
+        self.norm, self.inner = nn.LayerNorm(size), nn.Linear(size, out_size)
+        if size != out_size:
+            self.proj = nn.Linear(size, out_size)
+
+    def forward(self, x: Tensor) -> Any:
+        short = x
+        x = self.norm(x)
+        if self.size != self.out_size:
+            short = self.proj(x).view(x.shape[0], -1, self.out_size)
+        return short + torch.relu(self.inner(x))
+
+
+@zoo
+class ShortcutsBySizes(ZooNetwork):
+    """Half of the second stage's width is the dense width of the first: both of its sizes must follow, or neither."""
+
+    shape = (2, 6, 10)
+    cuts, keeps = ("embed", "stages.1.proj", "stages.1.inner"), ("fc",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.stages, self.fc = nn.Linear(10, 8), nn.Sequential(Stage(8, 8), Stage(8, 16)), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.stages(self.embed(x)).mean(1))
