@@ -16,6 +16,7 @@ from surgeon.exclusive import ALONE
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
 from surgeon.tracing.detours import Detour
+from surgeon.tracing.functions import plain_functions
 from surgeon.tracing.guard import Blind, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import named_parameters, named_tensors
@@ -114,8 +115,8 @@ def record(model: nn.Module, inputs: Inputs, like: Trace | None = None, *, explo
     try:
         return record_once(model, inputs, explore=explore)
     except Unfinished:
-        # the user's own error comes from a plain run; a forward that only functionalisation can't follow (a custom
-        # autograd.Function of the older form, numpy) is recorded without it
+        # the user's own error comes from a plain run; a forward that only functionalisation can't follow (numpy) is
+        # recorded without it
         return record_once(model, inputs, functional=False)
 
 
@@ -159,7 +160,7 @@ def record_once(
 
     with ALONE, untouched(model), plain_kernels(model):
         try:
-            with CanonicalProducts(), recorder:
+            with CanonicalProducts(), plain_functions() if functional else contextlib.nullcontext(), recorder:
                 run = torch.func.functionalize(forward) if functional else forward
                 outputs = iter(run(known, tensors))
         except Exception as error:
