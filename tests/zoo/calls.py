@@ -207,6 +207,30 @@ class NewerFunction(Classifier):
 
 
 @zoo
+class ListedExperts(ZooNetwork):
+    """A mixture of experts that goes by lists of token numbers."""
+
+    cuts, keeps = ("embed", "experts.0.0", "experts.1.0", "experts.2.0"), ("head",)
+    shape = (20, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router, self.head = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 5)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        weights, chosen = self.router(x).softmax(-1).topk(2)
+        places = F.one_hot(chosen, 3).permute(2, 1, 0)
+        total = torch.zeros_like(x)
+        for place, expert in zip(places, self.experts, strict=True):
+            ranks, rows = torch.where(place)
+            listed = rows.tolist()
+            total.index_add_(0, rows, expert(x[listed]) * weights[listed, ranks.tolist(), None])
+        return self.head(total)
+
+
+@zoo
 class FeaturePyramid(ZooNetwork):
     """FPN: lateral 1x1, interpolate and add, one output convolution per level."""
 
