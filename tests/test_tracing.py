@@ -16,7 +16,10 @@ from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 import surgeon
 from surgeon.errors import InputError, ModelError
 from surgeon.tracing import Replay, error_site, unwrap
+from surgeon.tracing.functions import plain_functions
+from surgeon.tracing.recording import Way
 from tests import factories
+from tests.zoo.calls import Swish
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -446,16 +449,13 @@ def test_a_circular_border_is_recorded_as_torch_makes_it(border: tuple[int, ...]
     assert torch.equal(Replay(surgeon.trace(model, x)).forward(), model(x))
 
 
-class NoFunctions(torch.autograd.Function):
-    """Of the older form: functionalisation can't follow it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0]
+def test_a_custom_function_has_its_gradients_while_another_thread_records() -> None:
+    x = torch.randn(5, requires_grad=True)
+    (expected,) = torch.autograd.grad(Swish.apply(x).sum(), x)
+    with plain_functions():
+        (found,) = torch.autograd.grad(Swish.apply(x).sum(), x)
+    assert torch.equal(found, expected)
+    assert "setup_context" not in vars(Swish)
 
 
 class Dropping(nn.Module):
@@ -466,14 +466,15 @@ class Dropping(nn.Module):
         self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x: Tensor) -> Any:
-        x = NoFunctions.apply(self.stem(x))
+        x = self.stem(x)
+        assert x.data_ptr()  # which functionalisation can't say
         return self.head(x * torch.empty_like(x).bernoulli_(0.5))
 
 
 def test_nothing_is_drawn_where_writes_are_not_taken_apart() -> None:
     found = surgeon.trace(Dropping(), X)
     names = [str(node.target) for node in found.graph.nodes]
-    assert not found.functional
+    assert found.way is Way.AS_IT_IS
     assert not any("bernoulli" in name for name in names)
     assert any("fill" in name for name in names)
     result = surgeon.prune(Dropping().double().eval(), X.double(), ratio=0.5, criterion="random")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from surgeon.rules import algebra, layout, reasons
 from surgeon.rules.layout import lift, move, on_axis
@@ -19,21 +18,24 @@ from surgeon.rules.registry import rule
 from surgeon.tracing import MASKS
 
 
-def _given(call: fx.Node) -> bool:
-    """Whether no index of this call is worked out from weights, which may hold other numbers another time."""
-    reached = set(pytree.tree_leaves(call.args[1:]))
-    pending = [node for node in reached if isinstance(node, fx.Node)]
+def _given(index: fx.Node | None) -> bool:
+    """Whether an index is neither drawn nor worked out from weights: it holds the same numbers another time."""
+    reached = {index}
+    pending = [index] if index is not None else []
     while pending:
         node = pending.pop()
-        if (
-            node.op == "get_attr"
-            and node.meta["dtype"].is_floating_point
-            and not str(node.target).startswith("_constant_")
-        ):
+        if _changes(node):
             return False
         pending += [source for source in node.all_input_nodes if source not in reached]
         reached.update(node.all_input_nodes)
     return True
+
+
+def _changes(node: fx.Node) -> bool:
+    """Whether a node gives other numbers another time: a weight, or what is drawn."""
+    if node.op == "get_attr":
+        return bool(node.meta["dtype"].is_floating_point) and not str(node.target).startswith("_constant_")
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 @rule("index")
@@ -49,7 +51,7 @@ def _pick(ledger: Ledger, x: Marked, indices: Sequence[Marked | None], nodes: Se
     for marked, node in zip(indices, nodes, strict=True):
         mask = marked is not None and node is not None and node.meta["dtype"] in MASKS
         after = axis + (len(marked.shape) if marked is not None and mask else 1)
-        if marked is not None and not (marked.constant and marked.value is not None and _given(ledger.node)):
+        if marked is not None and not (marked.constant and marked.value is not None and _given(node)):
             # which channel is where is for the data to say: they stay, and nobody behind can tell them apart
             picked = [p for p in x.planes if p.axes & set(range(axis, after))]
             ledger.pin(picked, reasons.mixes(ledger.node))

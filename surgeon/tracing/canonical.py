@@ -77,6 +77,13 @@ def _pad_packed(
     return torch.stack(steps, 1 if batch_first else 0), lengths
 
 
+def _tolist(x: Tensor) -> Any:
+    """Number by number, each of which may decide what comes; torch reads memory that a followed tensor may not have."""
+    if not x.ndim:
+        return x.item()
+    return [_tolist(part) for part in x.unbind()]
+
+
 def _in_place(function: Any) -> Any:
     """An activation whose in-place kernel torch checks in Python, at a millisecond a call: compute, then copy."""
 
@@ -109,6 +116,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     F.pad: _pad,
     F.normalize: _normalize,
     torch._VF._pad_packed_sequence: _pad_packed,
+    torch.Tensor.tolist: _tolist,
     **{f: _in_place(f) for f in (F.hardtanh, F.relu6, F.hardswish, F.hardsigmoid, F.elu, F.leaky_relu)},
     torch.matmul: _matmul,
     torch.Tensor.matmul: _matmul,

@@ -18,7 +18,16 @@ from surgeon.tracing.detours import STEERING, Detour, Lines, Turning
 
 #: Calls whose outcome has a size, or is a number, that depends on the data.
 DECIDING = frozenset(
-    {"nonzero", "nms", "_local_scalar_dense", "is_nonzero", "_unique2", "unique_dim", "unique_consecutive"}
+    {
+        "nonzero",
+        "nms",
+        "_local_scalar_dense",
+        "is_nonzero",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "multinomial",
+    }
 )
 #: Calls that may be given masks.
 _MASKED = frozenset({"index", "index_put"})

@@ -1,4 +1,5 @@
-"""Fused calls as the calls that they stand for: those that only a GPU makes, weight norms, and products of experts.
+"""Fused calls as the calls that they stand for: those that only a GPU makes, weight norms, products of experts, and
+noise around a mean.
 
 Written in operators that don't come apart any further: below autograd nothing takes composite ones apart.
 """
@@ -53,6 +54,14 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     norms = wide.pow(2).sum([axis for axis in range(v.ndim) if axis != dim], keepdim=True).sqrt()
     weight = wide * (g / norms)
     return weight if weight.dtype == v.dtype else _aten._to_copy(weight, dtype=v.dtype), norms
+
+
+def normal(mean: Tensor | float, std: Tensor | float = 1.0, generator: Any = None) -> Tensor:  # noqa: ARG001
+    """Noise of this mean and width; drawn by itself, it belongs to no channel."""
+    shaped = mean if isinstance(mean, Tensor) else std
+    both = mean + std if isinstance(mean, Tensor) and isinstance(std, Tensor) else shaped
+    assert isinstance(both, Tensor)
+    return mean + std * torch.randn_like(both)
 
 
 class StepError(RuntimeError):
@@ -117,6 +126,9 @@ PARTS: dict[OpOverload, Callable[..., Any]] = {
     _aten._fused_rms_norm.default: rms_norm,
     _aten._weight_norm_interface.default: weight_norm,
     _aten._grouped_mm.default: grouped_mm,
+    _aten.normal.Tensor_Tensor: normal,
+    _aten.normal.Tensor_float: normal,
+    _aten.normal.float_Tensor: normal,
 }
 #: The same of operators that a library registers, by their names.
 _NAMED: dict[str, Callable[..., Any]] = {"transformers::grouped_mm_fallback": grouped_mm}

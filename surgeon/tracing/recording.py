@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,20 @@ from surgeon.exclusive import ONE_AT_A_TIME
 from surgeon.tracing.canonical import CanonicalProducts
 from surgeon.tracing.decisions import Decisions
 from surgeon.tracing.detours import Detour
+from surgeon.tracing.functions import plain_functions
 from surgeon.tracing.guard import Blind, plain_kernels, set_mode, untouched
 from surgeon.tracing.inputs import Inputs
 from surgeon.tracing.members import named_parameters, named_tensors
 from surgeon.tracing.recorder import Recorder
 from surgeon.tracing.unread import drop_unread
+
+
+class Way(enum.Enum):
+    """How a forward is recorded; one that can't be recorded in one way is in the next."""
+
+    FUNCTIONAL = "writes in place are taken apart"
+    FUNCTIONS = "the same, with custom autograd functions run as plain code"
+    AS_IT_IS = "writes in place stay, and there is one pass"
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,8 @@ class Trace:
         ``"detour"`` one that decides otherwise than the data.
     unexplored:
         Source lines behind whose decisions there may be more of the model than was reached.
-    functional:
-        Whether writes in place were taken apart; a few forwards can only be recorded as they are.
+    way:
+        How it was recorded.
     by_shapes:
         Whether no number of an input or a weight was computed with: the forward ran on the meta device.
     """
@@ -67,7 +77,7 @@ class Trace:
     decisions: Sequence[tuple[str, Any]]
     passes: tuple[str, ...] = ()
     unexplored: tuple[str, ...] = ()
-    functional: bool = True
+    way: Way = Way.FUNCTIONAL
     by_shapes: bool = False
 
     @functools.cached_property
@@ -110,13 +120,13 @@ def record(model: nn.Module, inputs: Inputs, like: Trace | None = None, *, explo
     run, whose decisions are followed and whose way of recording is taken.
     """
     if like is not None:
-        return record_once(model, inputs, like, functional=like.functional)
-    try:
-        return record_once(model, inputs, explore=explore)
-    except Unfinished:
-        # the user's own error comes from a plain run; a forward that only functionalisation can't follow (a custom
-        # autograd.Function of the older form, numpy) is recorded without it
-        return record_once(model, inputs, functional=False)
+        return record_once(model, inputs, like, way=like.way)
+    for way in Way:
+        try:
+            return record_once(model, inputs, way=way, explore=explore)
+        except Unfinished as failed:  # noqa: PERF203  # three at most; the user's own error comes from a plain run
+            last = failed
+    raise last
 
 
 def record_once(
@@ -124,7 +134,7 @@ def record_once(
     inputs: Inputs,
     like: Trace | None = None,
     *,
-    functional: bool = True,
+    way: Way = Way.FUNCTIONAL,
     blind: bool = False,
     explore: bool = False,
 ) -> Trace:
@@ -134,11 +144,12 @@ def record_once(
     tensors = [_plain(leaf) for leaf in given.tensors]
     recorder = Recorder(model, known, Decisions(None if like is None else like.decisions), blind=blind)
     recorder.add_inputs(tensors)
+    functional = way is not Way.AS_IT_IS
     further = _further(model, recorder, like, explore=explore) if functional else ()
     passes = _Passes(model, given, recorder, further, blind=blind)
     with ONE_AT_A_TIME, untouched(model), plain_kernels(model):
         try:
-            with CanonicalProducts(), recorder:
+            with CanonicalProducts(), plain_functions() if way is Way.FUNCTIONS else contextlib.nullcontext(), recorder:
                 run = torch.func.functionalize(passes.run) if functional else passes.run
                 computed = run(known, tensors)
         except Exception as error:
@@ -158,7 +169,7 @@ def record_once(
         decisions=recorder.decisions.taken,
         passes=tuple(passes.kinds),
         unexplored=tuple(recorder.decisions.lines.open) if _unused(model, recorder) else (),
-        functional=functional,
+        way=way,
     )
 
 

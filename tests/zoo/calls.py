@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
@@ -151,6 +152,82 @@ class OwnFunction(Classifier):
 
     def middle(self, x: Tensor) -> Any:
         return Swish.apply(x)
+
+
+class RunningSum(torch.autograd.Function):
+    """A sum along the last axis that is written in place, into parts of its result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, decay: float = 0.5) -> Tensor:
+        ctx.decay = decay
+        total = x.clone()
+        for place in range(1, x.shape[-1]):
+            total[..., place].add_(total[..., place - 1].mul(decay))
+        ctx.save_for_backward(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+running_sum = RunningSum.apply
+
+
+@zoo
+class OwnScan(Classifier):
+    """A custom function under a name of its own, which writes into parts of a tensor."""
+
+    def middle(self, x: Tensor) -> Any:
+        return running_sum(x)
+
+
+class Doubled(torch.autograd.Function):
+    """Of the newer form; it calls another function's forward with a context of its own."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * RunningSum.forward(FunctionCtx(), x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return 2 * gradients[0]
+
+
+@zoo
+class NewerFunction(Classifier):
+    """A custom function with setup_context."""
+
+    def middle(self, x: Tensor) -> Any:
+        return Doubled.apply(x)
+
+
+@zoo
+class ListedExperts(ZooNetwork):
+    """A mixture of experts that goes by lists of token numbers."""
+
+    cuts, keeps = ("embed", "experts.0.0", "experts.1.0", "experts.2.0"), ("head",)
+    shape = (20, 6)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router, self.head = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 5)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 12), nn.GELU(), nn.Linear(12, 8)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        weights, chosen = self.router(x).softmax(-1).topk(2)
+        places = F.one_hot(chosen, 3).permute(2, 1, 0)
+        total = torch.zeros_like(x)
+        for place, expert in zip(places, self.experts, strict=True):
+            ranks, rows = torch.where(place)
+            listed = rows.tolist()
+            total.index_add_(0, rows, expert(x[listed]) * weights[listed, ranks.tolist(), None])
+        return self.head(total)
 
 
 @zoo
