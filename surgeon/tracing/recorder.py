@@ -21,7 +21,7 @@ from surgeon.tracing.members import named_modules
 from surgeon.tracing.parts import parts_of
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import call_site
-from surgeon.tracing.traits import traits_of, undrawn
+from surgeon.tracing.traits import traits_of, undrawn, without_generator
 
 _MAX_INDEX = 1 << 24
 #: How tensors are called that the model makes for itself.
@@ -124,6 +124,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             result = _run(func, args, kwargs)
         if traits.rewritten:
             func, node_args = plain_form(func, args, node_args)
+        if "generator" in kwargs:
+            func = without_generator(func)
         node = self._write("call_function", func, node_args, _recordable(node_kwargs))
         node.meta["site"] = site
         node.meta["extra"] = self.extra
