@@ -152,6 +152,9 @@ def _copies() -> list[Sample]:
         Sample("exponential", lambda x: x + 0 * torch.empty_like(x).exponential_(), "3c 4c"),
         Sample("uniform", lambda x: x + 0 * torch.empty_like(x).uniform_(), "3c 4c"),
         Sample("normal_functional", lambda x: x + 0 * torch.empty_like(x).normal_(), "3c 4c"),
+        Sample("log_normal", lambda x: x + 0 * torch.empty_like(x).log_normal_(), "3c 4c"),
+        Sample("cauchy", lambda x: x + 0 * torch.empty_like(x).cauchy_(), "3c 4c"),
+        Sample("geometric", lambda x: x + 0 * torch.empty_like(x).geometric_(0.5), "3c 4c"),
         Sample("native_dropout", lambda x: aten.native_dropout(x, 0.5, False), "3c 4c"),
     ]
 
@@ -183,6 +186,8 @@ def _factories() -> list[Sample]:
         Sample("new_full", lambda x: x + x.new_full(x.shape, 2.0), "3c 4c"),
         Sample("scalar_tensor", lambda x: x + aten.scalar_tensor(2.0), "3c 4c"),
         Sample("randint", lambda x: x + torch.randint(1, x.shape), "3c 4c"),
+        Sample("randint_like", lambda x: x + torch.randint_like(x, 1), "3c 4c"),
+        Sample("normal", lambda x: x + 0 * torch.normal(0.0, 1.0, x.shape), "3c 4c"),
         Sample("empty_strided", lambda x: x + 0 * aten.empty_strided([x.shape[1]], [1]).nan_to_num(), "3c 4c"),
         Sample("new_empty_strided", lambda x: x + 0 * x.new_empty_strided([x.shape[1]], [1]).nan_to_num(), "3c 4c"),
         Sample("empty_permuted", lambda x: x + 0 * torch.empty_permuted(x.shape, [1, 0]).nan_to_num(), "3c 4c"),

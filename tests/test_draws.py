@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -70,6 +71,37 @@ class SomePlaces(Drawing):
         mean = mean[:, torch.randint(mean.shape[1], (3,))]
         order = torch.rand(mean.shape[:2]).argsort(1)[:, :, None].expand_as(mean)
         return mean.gather(1, order) * scale[torch.randperm(scale.shape[0])].mean(1, keepdim=True)
+
+
+class Noisy(Drawing):
+    """Noise of any kind beside the values."""
+
+    def __init__(self, draw: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def middle(self, mean: Tensor, scale: Tensor) -> Tensor:
+        return mean + 0.1 * scale * self.draw(mean)
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "randn": lambda x: torch.randn(x.shape),
+    "randint_like": lambda x: torch.randint_like(x, 5),
+    "along the channels alone": lambda x: torch.rand(x.shape[-1]),
+    "for all channels": lambda x: x.new_empty(*x.shape[:-1], 1).normal_(),
+    "logarithms": lambda x: torch.empty_like(x).log_normal_(),
+    "in a size": lambda x: torch.normal(0.0, 1.0, x.shape),
+    "about a mean": lambda x: torch.normal(x, x.exp()),
+    "from a generator": lambda x: torch.randn(x.shape, generator=torch.Generator().manual_seed(3)),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_noise_of_any_kind_is_no_difference(name: str) -> None:
+    result = surgeon.prune(Noisy(DRAWS[name]).eval(), X, ratio=0.5, scope="local", criterion="random")
+    assert result.report.check is not None
+    assert result.report.check.status == "passed"
+    assert result.model.get_parameter("first.weight").shape == (8, 8)
 
 
 NETWORKS = (Sampled, WrittenInPlace, FromDistribution, NoiseOverExamples, SomePlaces)

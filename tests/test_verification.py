@@ -196,7 +196,7 @@ def test_what_ended_a_comparison_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     def fails(*_: Any) -> Any:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("surgeon.verification.comparison._error", fails)
+    monkeypatch.setattr("surgeon.verification.comparison._apart", fails)
     check = surgeon.verify(small_model(), small, plan, X)
     assert check.status == "unproven"
     assert re.fullmatch(r"\w+ in first.*: RuntimeError: no such kernel", check.stopped)
@@ -358,3 +358,33 @@ def test_a_fit_is_one_on_the_inputs_that_are_given() -> None:
     other = X[:, :, :6, :6].contiguous()
     assert rewriting.fit(model, plan, X) is plan.fitted
     assert rewriting.fit(model, plan, other).graph.trace.inputs.args[0] is other
+
+
+class Centred(nn.Module):
+    """A norm over channels written by hand, behind one of torch's: the mean that it takes is rounding alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(8, 16)
+        self.norm = nn.LayerNorm(16)
+        self.gain = nn.Parameter(torch.ones(16))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        return self.head(x * self.gain)  # type: ignore[no-any-return]  # torch's modules are untyped
+
+
+def test_what_cancels_to_rounding_is_no_difference() -> None:
+    torch.manual_seed(0)
+    model = Centred().eval()
+    result = surgeon.prune(model, torch.randn(5, 8), ratio=0.5, scope="local", criterion="random")
+    assert result.report.check is not None
+    assert result.report.check.status == "passed"
+    assert result.model.get_submodule("stem").weight.shape == (8, 8)
+    small = copy.deepcopy(result.model)
+    with torch.no_grad():
+        small.get_parameter("gain")[0] += 1e-6
+    with pytest.raises(VerificationError, match="first at mul"):
+        surgeon.verify(model, small, result.plan, torch.randn(5, 8))

@@ -22,7 +22,7 @@ for _name in POINTWISE:
 
 
 @rule("clone", "detach", "alias", "_to_copy", "lift_fresh", "bernoulli", "_conj", "_conj_physical", "_neg_view",
-      "fill", "zero", "exponential", "uniform", "normal_functional")  # fmt: skip
+      "fill", "zero", "exponential", "uniform", "normal_functional", "log_normal", "cauchy", "geometric")  # fmt: skip
 def same_places(ledger: Ledger, value: Marked, *args: Any, **kwargs: Any) -> Marked:
     return replace(value)
 
@@ -33,9 +33,9 @@ def prelu(ledger: Ledger, x: Marked, weight: Marked) -> Marked:
 
 
 @rule(
-    *"""zeros ones full empty scalar_tensor rand randn randint zeros_like ones_like full_like
-          empty_like rand_like randn_like new_zeros new_ones new_full new_empty empty_strided new_empty_strided
-          empty_permuted""".split()
+    *"""zeros ones full empty scalar_tensor rand randn randint normal zeros_like ones_like full_like
+          empty_like rand_like randn_like randint_like new_zeros new_ones new_full new_empty empty_strided
+          new_empty_strided empty_permuted""".split()
 )
 def factory(ledger: Ledger, *args: Any, **kwargs: Any) -> Marked:
     return Marked((), (), free=True, constant=True)

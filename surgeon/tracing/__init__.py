@@ -5,7 +5,8 @@ The files, in the order in which to read them:
 - `tracing` is :func:`trace`; `recording` runs a forward and its further passes, `recorder` writes down each call.
 - `inputs` what a forward is called with, `members` what a model holds, `source` where a call stands in the program.
 - What a call is recorded as: `traits` what holds for an operator, `canonical` products in one form, `parts` fused calls
-  taken apart, `inplace` writes that are left, `indices` numbers that say where, `shapes` calls without numbers.
+  taken apart, `functions` custom autograd functions, `inplace` writes that are left, `indices` numbers that say where,
+  `shapes` calls without numbers.
 - What the data decides: `decisions` follows the first recording, `detours` goes where the data didn't lead.
 - What is left as it was: `guard` what may be traced and how it runs, `keeping` what a forward may write to, `calling` a
   forward that is run rather than recorded, `copying` a model with other tensors.

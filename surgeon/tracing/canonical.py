@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class CanonicalProducts(TorchFunctionMode):
-    """Rewrites ``F.linear`` to one ``addmm``, ``matmul`` to one ``mm`` or ``bmm``; ``F.normalize`` expands nothing."""
+    """Rewrites ``F.linear`` to one ``addmm``, ``matmul`` to one ``mm`` or ``bmm``; attention is never fused."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -84,6 +84,12 @@ def _tolist(x: Tensor) -> Any:
     return [_tolist(part) for part in x.unbind()]
 
 
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
+    """Attention as its parts also where the forward asks for a fused kernel itself."""
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        return F.scaled_dot_product_attention(*args, **kwargs)
+
+
 def _in_place(function: Any) -> Any:
     """An activation whose in-place kernel torch checks in Python, at a millisecond a call: compute, then copy."""
 
@@ -99,6 +105,7 @@ def _in_place(function: Any) -> Any:
 def _with_forms(function: Any) -> Any:
     """A function of torch's whose body uses the forms above: a mode is off while one of its functions runs."""
     scope = {**function.__globals__, "linear": _linear, "has_torch_function": lambda _: False}
+    scope["scaled_dot_product_attention"] = _attention
     for name in ("_in_projection", "_in_projection_packed"):
         scope[name] = _moved(scope[name], scope)
     return _moved(function, scope)
@@ -114,6 +121,7 @@ _FORMS: dict[Any, Callable[..., Any]] = {
     F.multi_head_attention_forward: _with_forms(F.multi_head_attention_forward),
     F.linear: _linear,
     F.pad: _pad,
+    F.scaled_dot_product_attention: _attention,
     F.normalize: _normalize,
     torch._VF._pad_packed_sequence: _pad_packed,
     torch.Tensor.tolist: _tolist,

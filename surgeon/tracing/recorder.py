@@ -21,7 +21,7 @@ from surgeon.tracing.members import named_modules
 from surgeon.tracing.parts import parts_of
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import Site, call_site
-from surgeon.tracing.traits import traits_of, undrawn
+from surgeon.tracing.traits import traits_of, undrawn, without_generator
 
 #: Indices of more places than these aren't kept.
 _MAX_INDEX = 1 << 24
@@ -124,6 +124,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             result, decision = _run(func, args, kwargs), None
         if traits.rewritten:
             func, node_args = plain_form(func, args, node_args)
+        if "generator" in kwargs:
+            func = without_generator(func)
         node = self._write_call(func, node_args, node_kwargs, site)
         if decision is not None:
             node.meta["decision"] = decision

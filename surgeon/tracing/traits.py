@@ -49,6 +49,14 @@ def traits_of(func: OpOverload) -> Traits:
     return Traits(alias is not None and alias.is_write, draws, may_decide(func), name in INDEX_OPERATORS, rewritten)
 
 
+@functools.cache
+def without_generator(func: OpOverload) -> OpOverload:
+    """The overload that draws from torch's own generator: a recording keeps no other."""
+    name = func._overloadname.removesuffix("generator").strip("_").replace("generator_dtype", "dtype")
+    found: OpOverload = getattr(func.overloadpacket, name or "default")
+    return found
+
+
 def undrawn(
     func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], node_args: Any, node_kwargs: dict[str, Any]
 ) -> tuple[OpOverload, tuple[Any, ...], dict[str, Any], Any, dict[str, Any]]:

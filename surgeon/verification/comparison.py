@@ -17,6 +17,9 @@ from surgeon.trial import Fit, partners
 from surgeon.verification.draws import Draws
 from surgeon.verification.twin import as_wide, by_default, in_dtype
 
+#: How many times what one operand is uncertain by a result may be: roundings of a long sum add up.
+_TERMS = 64
+
 
 @dataclass
 class Outcome:
@@ -75,13 +78,18 @@ def run_side_by_side(
     ours = Replay(small_trace, _Cast(small, small_trace.tensors, dtype), calls[1]).steps(given[1])
     result, waiting = Outcome(), _Waiting(ours)
     seen: set[fx.Node] = set()
+    rounding = _Rounding()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=_gpus(given[0])), by_default(dtype):
             for node, value in run:
                 if _says_something(fitted, node, value):
                     match = partner.get(node)
                     other = None if match is None else waiting.value(match)
-                    error = math.nan if match is None else _error(fitted, node, match, value, other)
+                    scale, difference = _apart(fitted, node, match, value, other)
+                    error = difference / scale if scale > 0 else math.nan
+                    if error > tolerance and dtype is torch.float64 and rounding.explains(node, difference):
+                        error = math.nan
+                    rounding.note(node, scale, difference)
                     if not (math.isnan(error) and _nothing_flows(fitted, node, value, other)):
                         result.add(node, error, tolerance)
                 if result.failure is not None:
@@ -157,19 +165,35 @@ def _in(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     return inputs.map(torch.Tensor.detach).to(dtype=dtype)
 
 
-def _error(fitted: Fit, node: fx.Node, match: fx.Node, dense: Tensor, small: Any) -> float:
-    """Largest difference at the kept places, relative to the node's own scale; NaN where nothing can be said."""
-    if not isinstance(small, Tensor):
-        return math.nan
+class _Rounding:
+    """What rounding can make of a value whose terms cancel: the mean of what was normalised is nothing else."""
+
+    def __init__(self) -> None:
+        self._seen: dict[fx.Node, float] = {}
+
+    def note(self, node: fx.Node, scale: float, difference: float) -> None:
+        """Remember how uncertain the values of `node` are: `difference` apart, and rounded."""
+        if math.isfinite(scale) and math.isfinite(difference):
+            self._seen[node] = difference + scale * torch.finfo(torch.float64).eps
+
+    def explains(self, node: fx.Node, difference: float) -> bool:
+        """Whether `difference` is no more than what its operands are uncertain by."""
+        return difference <= _TERMS * max((self._seen.get(n, 0.0) for n in node.all_input_nodes), default=0.0)
+
+
+def _apart(fitted: Fit, node: fx.Node, match: fx.Node | None, dense: Tensor, small: Any) -> tuple[float, float]:
+    """The node's own scale and the largest difference at the kept places; not numbers where nothing can be said."""
+    if match is None or not isinstance(small, Tensor):
+        return math.nan, math.nan
     kept = kept_places(fitted, node, match, dense)
     if kept is None or kept.shape != small.shape:
-        return math.inf
+        return 1.0, math.inf
     if not kept.numel():
-        return math.nan
+        return math.nan, math.nan
     kept, small = in_double(kept), in_double(small)
     scale = float(kept.abs().max())
     difference = float((kept - small).abs().max())
-    return difference / scale if scale > 0 and math.isfinite(scale) and math.isfinite(difference) else math.nan
+    return (scale, difference) if math.isfinite(scale) and math.isfinite(difference) else (math.nan, math.nan)
 
 
 def in_double(value: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 from surgeon.tracing import Call, operator_name
 
 #: Operators whose result is drawn and depends on no number of theirs; as they are, and written in place.
-_PURE = ("rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "normal_functional",
-         "uniform", "exponential", "cauchy", "log_normal", "geometric")  # fmt: skip
+_PURE = ("rand", "randn", "randint", "rand_like", "randn_like", "randint_like", "randperm", "normal",
+         "normal_functional", "uniform", "exponential", "cauchy", "log_normal", "geometric")  # fmt: skip
 _WRITTEN = ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_", "random_")
 
 

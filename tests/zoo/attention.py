@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # torch's own name for it
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.zoo.base import Tokens, ZooNetwork, zoo
 
@@ -77,6 +78,18 @@ class AttentionHeadsMinusOne(Tokens):
 
         def merge(self, x: Tensor) -> Tensor:
             return x.transpose(1, 2).flatten(2)
+
+
+@zoo
+class AttentionChoosesKernels(Tokens):
+    """The forward says itself which kernels may compute attention, a fused one among them."""
+
+    cuts = SEPARATE
+
+    class Mixer(SeparateHeads):
+        def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):
+                return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
 
 
 @zoo
