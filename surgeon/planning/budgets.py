@@ -106,7 +106,7 @@ def limits_of(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absolute(problem: Problem, limits: dict[str, Any]) -> dict[str, float]:
-    """The limits as numbers."""
+    """The limits in units of what they limit: a share becomes that of the dense model's."""
     dense = problem.cost.everything()
     return {
         name: LIMITS[name].amount(name, given, LIMITS[name].measure(problem, dense)) for name, given in limits.items()

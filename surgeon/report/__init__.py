@@ -60,7 +60,7 @@ class Report:
     timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         return dataclasses.asdict(self)
 
 
