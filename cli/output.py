@@ -170,7 +170,7 @@ class _Pace:
 
     @classmethod
     def at(cls, now: float, done: int) -> _Pace:
-        """It begins."""
+        """A stage that begins `now` (seconds), of which so much is done."""
         return cls(now, now, done, done)
 
     def begins_again(self, now: float, done: int) -> bool:

@@ -275,7 +275,7 @@ def _without(plan: Plan, difference: Difference) -> ChannelGraph:
 
 
 def read_graph(module: nn.Module, example_inputs: Any, *, real: bool = False) -> ChannelGraph:
-    """The channel graph of a model; a forward that rejects its inputs is the caller's error."""
+    """The channel graph of a model; an InputError, which the forward's own error caused, if it rejects its inputs."""
     try:
         recording = trace(module, Inputs.of(example_inputs), real=real)
     except SurgeonError:

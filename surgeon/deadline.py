@@ -65,14 +65,14 @@ class Timing:
 
     @classmethod
     def of(cls, asked: float | str | None, predicted: Mapping[str, float], found: Comparison, tries: int = 1) -> Timing:
-        """Put it together."""
+        """Of the limit that was asked for, predicted seconds by name, and both models measured together."""
         dense, _ = found.latencies
         limit = None if asked is None else seconds_of(TIME, asked, dense.median)
         speed_up = found.speed_up("small", "dense").to_dict()
         return cls(asked, limit, dict(predicted), found.to_dict(), speed_up, found.noisy, tries)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All fields, as values that JSON can hold; times are seconds."""
         return asdict(self)
 
 
@@ -95,7 +95,7 @@ class Candidate(Generic[Made]):
 
     @property
     def measured(self) -> Comparison:
-        """All measurements as one."""
+        """All measurements of it as one."""
         return reduce(Comparison.pooled, self.timed)
 
     @property

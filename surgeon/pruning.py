@@ -131,9 +131,7 @@ def prune(
     _check_early(criterion, dataloader, steps)
     check_losses(loss_fn, forward_loss)
     check_schedule(schedule)
-    _check_healing(heal, dataloader if calibration is None else calibration)
-    if calibration is not None and heal == "none" and criterion != "auto":
-        raise HealingError("calibration is what is healed on: give heal=... or criterion='auto', or leave it out")
+    _check_healing(heal, dataloader, calibration, criterion)
     if as_graph:
         module = _graph_module(module, example_inputs, inplace=inplace, units=units)
     # a cut whose check fails may be ranked again
@@ -149,10 +147,18 @@ def prune(
     }  # fmt: skip
     choose = None
     if criterion == "auto" and batches is not None and calibration is not None:
-        choose = Automatic(batches, calibration, scoring, planning, heal, seed, clock.progress)
+        choose = Automatic(batches, calibration, scoring, planning, level=heal, seed=seed, progress=clock.progress)
     cutter = Cutter(
-        example_inputs, {"criterion": criterion, **scoring}, planning, verify, strict, seed, clock, batches, choose
-    )  # fmt: skip
+        example_inputs=example_inputs,
+        scoring={"criterion": criterion, **scoring},
+        planning=planning,
+        verify=verify,
+        strict=strict,
+        seed=seed,
+        clock=clock,
+        dataloader=batches,
+        choose=choose,
+    )
     healer = _Healer(module, calibration, heal, inputs_of, seed, clock)
     budget = plain_amounts({
         "filters": filters, "ratio": ratio, "max_macs": max_macs, "max_params": max_params,
@@ -263,11 +269,15 @@ def _check_early(criterion: str | Callable[[Request], Floats], dataloader: Itera
         raise BudgetError(f"steps={steps!r}: expected a positive whole number")
 
 
-def _check_healing(level: str, batches: Iterable[Any] | None) -> None:
+def _check_healing(
+    level: str, dataloader: Iterable[Any] | None, calibration: Iterable[Any] | None, criterion: Any
+) -> None:
     if level not in LEVELS:
         raise HealingError(f"heal={level!r}: expected one of {', '.join(LEVELS)}")
-    if level != "none" and batches is None:
+    if level != "none" and dataloader is None and calibration is None:
         raise HealingError(f"heal={level!r} needs inputs: pass dataloader=... or calibration=... (no labels needed)")
+    if calibration is not None and level == "none" and criterion != "auto":
+        raise HealingError("calibration is what is healed on: give heal=... or criterion='auto', or leave it out")
 
 
 def _graph_module(model: nn.Module, example_inputs: Any, *, inplace: bool, units: Iterable[Any]) -> nn.Module:

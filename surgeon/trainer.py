@@ -141,8 +141,9 @@ def train(
     assert parts.val is not None
     keep = _Kept(module, directory, frozenset(keep_epochs), origin)
     run = _Run(
-        module, parts, parts.val, preprocess or Preprocess(), augment or Augment(), batch_size, workers,
-        None if directory is None else Path(directory), on_epoch or (lambda _: None), seed, tuning,
+        module, parts, parts.val, preprocess or Preprocess(), augment or Augment(), batch_size=batch_size,
+        workers=workers, directory=None if directory is None else Path(directory),
+        on_epoch=on_epoch or (lambda _: None), seed=seed, tuning=tuning,
     )  # fmt: skip
     with locked(directory if first() else None):
         run.check({"epochs": epochs, "frozen_epochs": frozen_epochs, "val_share": val_share})

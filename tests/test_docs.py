@@ -31,6 +31,8 @@ COMMANDS = commands().list_commands(click.Context(commands()))
 @pytest.fixture(autouse=True)
 def all_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """The files that examples name are there, as far as the commands' options know."""
+    for name in COMMANDS:  # loaded now, or what they import by name would stay after this test
+        commands().get_command(click.Context(commands()), name)
     monkeypatch.setattr(files, "is_file", lambda _: False)
 
 

@@ -92,12 +92,12 @@ class LabelPass(fx.Interpreter):
         self._failed: set[fx.Node] = set()
 
     def label(self) -> Labels:
-        """Run the pass."""
+        """Run the recording on labels, with one for each channel of each parameter."""
         self.run(*[None] * sum(node.op == "placeholder" for node in self._trace.graph.nodes))
         return Labels(self._trace, self._space, self._ledger, self._marks, self._axes, frozenset(self._failed))
 
     def run_node(self, n: fx.Node) -> Any:
-        """Mark one node."""
+        """Work out the labels of one node's value."""
         self._ledger.node, self._ledger.dense = n, self._dense(n)
         try:
             return self._mark(n)

@@ -239,6 +239,6 @@ def layer_of(tensor: str) -> str:
 
 
 def rows(table: NDArray[Any]) -> Ints:
-    """Number equal rows alike."""
+    """A number for each row of a table, the same for equal rows: ``(n, k)`` becomes ``(n,)``."""
     _, inverse = np.unique(table, axis=0, return_inverse=True)
     return inverse.reshape(-1).astype(np.int64)

@@ -216,7 +216,7 @@ def check_total(forms: Mapping[str, Form], file_bytes: int) -> None:
 
 
 def decode(coded: Coded) -> Tensor:
-    """The tensor.
+    """The tensor that :func:`encode` was given, in its shape and type.
 
     Raises
     ------

@@ -49,7 +49,7 @@ class Cost:
         return self._terms[name]
 
     def everything(self) -> Flags:
-        """The dense model."""
+        """The flags of the dense model, one bool per channel: all stay."""
         return np.ones(self._graph.structure.count, dtype=bool)
 
     def _sum(self, name: str, kept: Flags) -> int:

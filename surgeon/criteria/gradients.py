@@ -83,6 +83,11 @@ def means(
 
     Channels that the loss doesn't depend on (auxiliary heads, which eval mode skips) get the median of those that may
     be removed: the data says nothing of them, so they are neither the first to go nor the last.
+
+    Raises
+    ------
+    ScoreError
+        If there is no batch, or a loss is not finite or depends on nothing.
     """
     sums = {statistic: torch.zeros(graph.structure.count, dtype=torch.float64) for statistic in statistics}
     wanted = producing(graph.structure) if any(statistic.weights for statistic in sums) else []
@@ -175,6 +180,11 @@ def default_forward_loss(
     """The loss of a batch ``(inputs, targets)``; cross entropy per example where no loss is given.
 
     `like`: what the model takes; `inputs_of`: how it is got of a batch, if not as its first part.
+
+    Raises
+    ------
+    ScoreError
+        When it is called: for a batch that is no pair.
     """
 
     def forward_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -107,6 +107,11 @@ def criterion(
     """Enter a criterion into the table; one that names statistics needs data.
 
     `needs_data`: it goes through the batches itself.
+
+    Raises
+    ------
+    ValueError
+        If there is one of that name.
     """
 
     def enter(function: Callable[[Request], Floats]) -> Callable[[Request], Floats]:

@@ -63,7 +63,7 @@ class Experiment:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Experiment:
-        """From a file's table.
+        """The experiment that the `fields` of a TOML or JSON file describe.
 
         Raises
         ------

@@ -91,7 +91,7 @@ class Exported:
     any_batch: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         return asdict(self)
 
 

@@ -93,7 +93,13 @@ def run_pt2(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
 
 
 def write_onnx(model: nn.Module, inputs: Inputs, sizes: Sizes, path: Path) -> None:
-    """One ONNX file with the weights in it."""
+    """One ONNX file with the weights in it.
+
+    Raises
+    ------
+    ExportError
+        If the weights are more than one file holds (2 GB), or an operator has no form there.
+    """
     total = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if total > _MOST_ONNX_BYTES:
         raise ExportError(f"{total} bytes of weights are more than one ONNX file holds (2 GB); write format pt2")
@@ -106,7 +112,13 @@ def write_onnx(model: nn.Module, inputs: Inputs, sizes: Sizes, path: Path) -> No
 
 
 def run_onnx(path: Path, inputs: Sequence[Inputs]) -> list[Any]:
-    """Run the file under ONNX Runtime, on the CPU, on each of the inputs."""
+    """Run the file under ONNX Runtime, on the CPU, on each of the inputs.
+
+    Raises
+    ------
+    InexactExportError
+        If it doesn't run there.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -34,7 +34,7 @@ class Codebook(nn.Module):
         self.register_buffer("index", index)
 
     def forward(self, codebook: Tensor) -> Tensor:
-        """The weight."""
+        """The weight, in its own shape: each place takes the value that its index says, 0 the number zero."""
         values = F.pad(codebook, (1, 0))
         # index_select: three times as fast as values[index], there and back
         return values.index_select(0, self.index.flatten()).view(self.index.shape)

@@ -83,7 +83,7 @@ class Sharing:
         return sum(layer.size_before for layer in self.layers) / sum(layer.size for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         return {"rate": self.rate} | asdict(self)
 
 

@@ -72,7 +72,7 @@ class Sparsity:
         return 1 - self.after / self.weights
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         totals = {"weights": self.weights, "before": self.before, "after": self.after, "sparsity": self.sparsity}
         return totals | asdict(self)
 

@@ -116,7 +116,7 @@ class Regression:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def hold_out(self, x: Tensor, goal: Goal, batch: int = 0) -> None:
-        """Rows that only judge."""
+        """Keep these rows to judge by; the fit doesn't see them."""
         if x.shape[1]:
             self._held_of.append(batch)
             self._held.append((x.float(), goal.map(Tensor.float)))

@@ -117,10 +117,25 @@ def prune_and_tune(
     asked |= plain({**options, **given}) | {"after_cut": after_cut is not None}
     asked |= {"weights": _digest(module), "rewind": None if rewind is None else _digest(rewind)}
     run = Run(
-        module, amounts, example_inputs, train_loader, val_loader, goals, options, given, epochs_per_step, final_epochs,
-        after_cut, carry_optimizer and rewind is None, rewind, None if directory is None else Path(directory), origin,
-        on_step or (lambda *_: None), seed, progress or (lambda *_: None),
-    )  # fmt: skip
+        dense=module,
+        sizes=amounts,
+        example_inputs=example_inputs,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        goals=goals,
+        options=options,
+        tuning=given,
+        epochs_per_step=epochs_per_step,
+        final_epochs=final_epochs,
+        after_cut=after_cut,
+        carry_optimizer=carry_optimizer and rewind is None,
+        rewind=rewind,
+        directory=None if directory is None else Path(directory),
+        origin=origin,
+        on_step=on_step or (lambda *_: None),
+        seed=seed,
+        progress=progress or (lambda *_: None),
+    )
     with together("pruning and tuning"), locked(directory if first() else None):
         for name in ("dataloader", "calibration"):  # every step goes through them
             if run.options.get(name) is not None:

@@ -78,7 +78,13 @@ class Run:
     progress: Callable[[str, int, int], None]
 
     def finish(self, asked: Asked, graph: ChannelGraph) -> PrunedAndTuned:
-        """All steps that are still to come."""
+        """All steps that are still to come.
+
+        Raises
+        ------
+        CheckpointError
+            If the record holds fewer steps than have begun.
+        """
         rows = [] if self.directory is None else self._record(self.directory, asked)
         model, plan, tuned = self.dense, Plan.empty(graph), None
         dense = self._measured(0, self.dense, plan, graph)

@@ -45,7 +45,13 @@ def eager(model: nn.Module, inputs: Inputs) -> Run:
 
 
 def compiled(model: nn.Module, inputs: Inputs) -> Run:
-    """``torch.compile`` with its default settings; compiled before anything is timed."""
+    """``torch.compile`` with its default settings; compiled before anything is timed.
+
+    Raises
+    ------
+    InputError
+        If torch can't compile the model here.
+    """
     run: Any = torch.compile(model)
     first = copied_inputs(inputs)
     with warnings.catch_warnings():
@@ -62,7 +68,13 @@ def compiled(model: nn.Module, inputs: Inputs) -> Run:
 
 
 def onnxruntime(model: nn.Module, inputs: Inputs) -> Run:
-    """ONNX Runtime on what ``torch.onnx`` exports; on CPU with as many threads as torch has."""
+    """ONNX Runtime on what ``torch.onnx`` exports; on CPU with as many threads as torch has.
+
+    Raises
+    ------
+    InputError
+        If ONNX has no form for the model or its inputs, or this ONNX Runtime none for the device.
+    """
     import onnxruntime as runtime
 
     leaves = [leaf for leaf in inputs.leaves() if isinstance(leaf, Tensor)]

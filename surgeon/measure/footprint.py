@@ -45,7 +45,7 @@ class Footprint:
     file_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         return asdict(self)
 
 

@@ -79,7 +79,7 @@ class SpeedUp:
     high: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         return asdict(self)
 
 

@@ -52,7 +52,7 @@ class Row:
 
     @property
     def groups(self) -> list[int]:
-        """All of them."""
+        """The numbers of all groups that the layer has to do with, each once."""
         return list(dict.fromkeys([*self.produces, *self.follows, *self.consumes]))
 
 

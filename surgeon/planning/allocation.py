@@ -58,7 +58,7 @@ class Allocator:
         return [length - 1 for length in self.stairs.lengths]
 
     def loss(self, state: State) -> float:
-        """Score that is gone."""
+        """The score of all channels that are gone in this state."""
         return self.stairs.loss(state)
 
     def within(self, state: State) -> bool:

@@ -26,13 +26,25 @@ def _plain(amount: Any) -> Any:
 
 
 def check_filters(name: str, amount: Any) -> None:
-    """Refuse what is no number of filters."""
+    """Refuse what is no number of filters.
+
+    Raises
+    ------
+    BudgetError
+        If it is not a whole number of 1 at least.
+    """
     if isinstance(amount, bool) or not isinstance(amount, int) or amount < 1:
         raise BudgetError(f"{name}={amount!r}: expected a positive whole number of convolution filters to remove")
 
 
 def check_ratio(name: str, amount: Any) -> None:
-    """Refuse what is no share of channels."""
+    """Refuse what is no share of channels.
+
+    Raises
+    ------
+    BudgetError
+        If it is not above 0 and below 1.
+    """
     if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 < amount < 1:
         raise BudgetError(f"{name}={amount!r}: expected the share of channels to remove, above 0 and below 1")
 

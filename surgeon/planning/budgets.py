@@ -18,7 +18,13 @@ from surgeon.planning.problem import Problem
 
 
 def take_filters(problem: Problem, amount: int) -> Taken:
-    """As many convolution filters as come nearest to `amount` and not above it."""
+    """As many convolution filters as come nearest to `amount` and not above it.
+
+    Raises
+    ------
+    BudgetError
+        If fewer can go; it says how many.
+    """
     moves = problem.order()
     can_go = int(moves.filters.sum())
     if amount > can_go:
@@ -106,7 +112,7 @@ def limits_of(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absolute(problem: Problem, limits: dict[str, Any]) -> dict[str, float]:
-    """The limits as numbers."""
+    """The limits in units of what they limit: a share becomes that of the dense model's."""
     dense = problem.cost.everything()
     return {
         name: LIMITS[name].amount(name, given, LIMITS[name].measure(problem, dense)) for name, given in limits.items()
@@ -116,6 +122,11 @@ def absolute(problem: Problem, limits: dict[str, Any]) -> dict[str, float]:
 def take_until(problem: Problem, limits: dict[str, Any]) -> Taken:
     """The fewest moves, least useful first, after which every cost is within its limit; then those that weren't needed
     are undone, the most useful first: the last one may have saved more than was left to save.
+
+    Raises
+    ------
+    BudgetError
+        If not even all moves keep the limits; it says what can be reached.
     """
     numbers = absolute(problem, limits)
     moves = problem.order()
@@ -153,6 +164,11 @@ def allocate(problem: Problem, limits: dict[str, Any]) -> Taken:
 
     Then time falls at least to the problem's goal, by default a hair below the tightest of the limits as a share of the
     dense model's, if the widths can do that at all.
+
+    Raises
+    ------
+    BudgetError
+        If not even all moves keep the limits; it says what can be reached.
     """
     numbers = absolute(problem, limits)
     stairs = Stairs(problem.stairs, problem.graph.structure.count)

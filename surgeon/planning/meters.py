@@ -44,7 +44,7 @@ class Stairs:
                 self._gone[going] = np.searchsorted(gone, np.arange(len(going)), side="right") + 1
 
     def loss(self, state: State) -> float:
-        """Score that is gone."""
+        """The score of all channels that are gone in this state."""
         return float(sum(losses[k] for losses, k in zip(self.losses, state, strict=True)))
 
     def left(self, places: Ints) -> tuple[int, dict[int, Ints]]:
@@ -118,7 +118,7 @@ class Meter:
         return sum((factor.along(bundle, state) for factor in self._touching[bundle]), start=0.0)
 
     def total(self, state: State) -> float:
-        """All of it."""
+        """The cost in this state, with what no bundle changes."""
         return self.constant + sum(
             float(factor.along(factor.bundles[0], state)[state[factor.bundles[0]]]) for factor in self._factors
         )

@@ -51,7 +51,13 @@ def together(what: str) -> Iterator[None]:
 
 
 def meet(what: str) -> None:
-    """Wait until all processes are about to do the same."""
+    """Wait until all processes are about to do the same.
+
+    Raises
+    ------
+    ProcessError
+        If another one failed, or is about to do something else.
+    """
     code = 1 + int.from_bytes(hashlib.blake2b(what.encode(), digest_size=7).digest(), "little")
     codes = _codes(code, None)
     if _FAILED in codes:

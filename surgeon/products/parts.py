@@ -34,7 +34,7 @@ class Part:
     index: Tensor
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The values."""
+        """Their values, in the shape of ``index``; `tensors` by name."""
         return tensors[self.name].reshape(-1)[self.index.to(tensors[self.name].device)]
 
     def written(self, tensor: Tensor, values: Tensor) -> Tensor:

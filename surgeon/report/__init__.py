@@ -60,7 +60,7 @@ class Report:
     timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         return dataclasses.asdict(self)
 
 
@@ -118,7 +118,18 @@ def make_report(
     dense = cost.everything()
     before, after = filter_counts(graph, kept)
     return Report(
-        layer_rows(graph, kept), before, after, cost.macs(dense), cost.macs(kept),
-        cost.params(dense), cost.params(kept), tensor_bytes(graph.trace.model), 0, check, graph.pinned, notes,
-        groups=group_rows(graph, kept, scores), flow=flow_of(graph),
-    )  # fmt: skip
+        layers=layer_rows(graph, kept),
+        filters_before=before,
+        filters_after=after,
+        macs_before=cost.macs(dense),
+        macs_after=cost.macs(kept),
+        params_before=cost.params(dense),
+        params_after=cost.params(kept),
+        bytes_before=tensor_bytes(graph.trace.model),
+        bytes_after=0,
+        check=check,
+        pinned=graph.pinned,
+        notes=notes,
+        groups=group_rows(graph, kept, scores),
+        flow=flow_of(graph),
+    )

@@ -15,6 +15,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
     Operators of torch and torchvision go by their bare name (``"add"``), all others by that of their library as well:
     ``"mylib::gate"``.
+
+    Raises
+    ------
+    ValueError
+        If there is a rule for one of the names.
     """
 
     def enter(function: Rule) -> Rule:

@@ -108,7 +108,7 @@ class Sensitivity:
         return point.accuracy >= self.dense.accuracy - drop
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """All of it, as values that JSON can hold."""
         return asdict(self)
 
     def to_csv(self) -> str:

@@ -12,9 +12,8 @@ from torch.nn.parameter import UninitializedBuffer
 
 from surgeon.contents import tensors_in
 from surgeon.exclusive import ONE_AT_A_TIME
-from surgeon.tracing.guard import in_mode
+from surgeon.tracing.guard import in_mode, put_back
 from surgeon.tracing.inputs import Inputs
-from surgeon.tracing.keeping import Kept
 from surgeon.tracing.members import modules
 
 
@@ -60,16 +59,15 @@ def as_before(model: nn.Module, inputs: Inputs | None = None) -> Iterator[None]:
     the model.
     """
     parts = modules(model)
-    kept, buffers = Kept(parts), _Buffers(parts)
     given = inputs.leaves() if inputs is not None else []
     held = [*(p for part in parts for p in part._parameters.values()), *given]
-    devices = {tensor.device for tensor in held if isinstance(tensor, Tensor) and tensor.is_cuda}
-    try:
-        with torch.random.fork_rng(devices=list(devices)), in_mode(model, False):
-            yield
-    finally:
-        kept.restore()
-        buffers.restore()
+    with put_back(parts, (tensor for tensor in held if isinstance(tensor, Tensor))):
+        buffers = _Buffers(parts)
+        try:
+            with in_mode(model, False):
+                yield
+        finally:
+            buffers.restore()
 
 
 class _Buffers:

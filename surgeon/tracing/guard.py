@@ -85,12 +85,19 @@ def untouched(model: nn.Module) -> Iterator[None]:
     leaves nothing behind. In-place writes to parameters, buffers and inputs are held off by the recorder.
     """
     parts = modules(model)
+    with put_back(parts, (parameter for _, parameter in named_parameters(model))):
+        set_mode(model, False)
+        _keep_quiet(parts)
+        yield
+
+
+@contextlib.contextmanager
+def put_back(parts: Iterable[nn.Module], tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Restore, when the body ends, what :class:`Kept` knows of, and the RNG of the CPU and of the tensors' GPUs."""
     kept = Kept(parts)
-    devices = {p.device for _, p in named_parameters(model) if p.device.type == "cuda"}
+    devices = {tensor.device for tensor in tensors if tensor.is_cuda}
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            set_mode(model, False)
-            _keep_quiet(parts)
             yield
     finally:
         kept.restore()

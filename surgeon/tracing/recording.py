@@ -138,7 +138,13 @@ def record_once(
     blind: bool = False,
     explore: bool = False,
 ) -> Trace:
-    """:func:`record` in one way; `blind` ends it where the forward asks for numbers."""
+    """:func:`record` in one way; `blind` ends it where the forward asks for numbers.
+
+    Raises
+    ------
+    Unfinished
+        If the forward fails.
+    """
     known = {name: _plain(tensor) for name, tensor in named_tensors(model).items()}
     given = Contents((inputs.args, dict(inputs.kwargs)))
     tensors = [_plain(leaf) for leaf in given.tensors]
