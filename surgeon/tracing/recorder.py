@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from surgeon.tracing.chance import Chance
 from surgeon.tracing.decisions import Decisions, decides
 from surgeon.tracing.indices import check_places, in_range
 from surgeon.tracing.inplace import plain_form
@@ -61,6 +62,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self.extra = False
         self.decisions = decisions
         self._blind = blind
+        self._chance = Chance()
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self._paths = {id(module): name for name, module in named_modules(model)}
@@ -111,9 +113,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.writes_first and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = self._written(args), self._written(kwargs)
-        if traits.draws:
+        if traits.drops:
             func, args, kwargs, node_args, node_kwargs = undrawn(func, args, kwargs, node_args, node_kwargs)
             traits = traits_of(func)
+        noise = traits.is_random and self._chance.is_noise((*args, *kwargs.values()))
         decision, site = None, call_site(self._paths, skip=2)
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
@@ -130,6 +133,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         node.meta["data"] = any(source.meta.get("data") for source in node.all_input_nodes)
         if decision is not None:
             node.meta["decision"] = decision
+        if traits.is_random:
+            node.meta["noise"] = noise
+            self._chance.go_on()
         if traits.reads_indices:
             self._keep_indices(func, args, kwargs)
         self._bind(node, result)

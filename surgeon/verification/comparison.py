@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from surgeon.channels.structure import Ints
 from surgeon.tracing import Call, Inputs, Replay, operator_name, plain_call
 from surgeon.trial import Fit, partners
+from surgeon.verification.noise import Noise
 from surgeon.verification.twin import as_wide, by_default, in_dtype
 
 
@@ -67,9 +68,11 @@ def compare(
     """
     dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
     given = _in(inputs or dense_trace.inputs, dtype), _in(inputs or small_trace.inputs, dtype)
-    run = Replay(dense_trace, _Cast(dense, dense_trace.tensors, dtype), in_dtype(silenced, dtype)).steps(given[0])
-    ours = Replay(small_trace, _Cast(small, small_trace.tensors, dtype), in_dtype(plain_call, dtype)).steps(given[1])
     partner = partners(fitted.nodes)
+    noise = Noise(partner, fitted.graph.structure.labels.marks)
+    calls = [in_dtype(noise.shared(call), dtype) for call in (silenced, plain_call)]
+    run = Replay(dense_trace, _Cast(dense, dense_trace.tensors, dtype), calls[0]).steps(given[0])
+    ours = Replay(small_trace, _Cast(small, small_trace.tensors, dtype), calls[1]).steps(given[1])
     result, waiting = Comparison(), _Waiting(ours)
     seen: set[fx.Node] = set()
     try:
