@@ -55,6 +55,11 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     return weight if weight.dtype == v.dtype else _aten._to_copy(weight, dtype=v.dtype), norms
 
 
+def rrelu(x: Tensor, noise: Tensor, *options: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    """The call itself, which leaves what it drew in `noise`: not every version of torch takes the write apart."""
+    return _aten.rrelu_with_noise(x, noise, *options, **more), noise
+
+
 class StepError(RuntimeError):
     """A kernel refuses a width that `step` doesn't divide."""
 
@@ -117,6 +122,7 @@ PARTS: dict[OpOverload, Callable[..., Any]] = {
     _aten._fused_rms_norm.default: rms_norm,
     _aten._weight_norm_interface.default: weight_norm,
     _aten._grouped_mm.default: grouped_mm,
+    _aten.rrelu_with_noise_functional.default: rrelu,
 }
 #: The same of operators that a library registers, by their names.
 _NAMED: dict[str, Callable[..., Any]] = {"transformers::grouped_mm_fallback": grouped_mm}
