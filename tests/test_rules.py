@@ -348,7 +348,7 @@ def may_be_unseen(name: str) -> bool:
     """Whether a version of torch may take an operator apart before it is recorded, or leave out what gives nothing."""
     packet = getattr(torch.ops.aten, name, None)
     overloads = [getattr(packet, overload) for overload in (packet.overloads() if packet else ())]
-    own = [one for one in overloads if "Tensor" in str(one._schema)]  # others are for numbers in scripts
+    own = [one for one in overloads if "(Tensor " in str(one._schema)]  # others are for numbers in scripts
     apart = (torch._C._dispatch_has_kernel_for_dispatch_key(one.name(), "CompositeImplicitAutograd") for one in own)
     return any(apart) or any(not one._schema.returns for one in own)
 
