@@ -92,7 +92,6 @@ DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "logarithms": lambda x: torch.empty_like(x).log_normal_(),
     "in a size": lambda x: torch.normal(0.0, 1.0, x.shape),
     "about a mean": lambda x: torch.normal(x, x.exp()),
-    "from a generator": lambda x: torch.randn(x.shape, generator=torch.Generator().manual_seed(3)),
 }
 
 

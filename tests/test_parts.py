@@ -57,6 +57,22 @@ def test_weight_norm_is_torchs_own(dtype: torch.dtype, dim: int, size: tuple[int
     torch.testing.assert_close(ours, torch._weight_norm(v, g, dim))
 
 
+def test_random_slopes_are_recorded_as_the_call_that_draws_them() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.first(x)
+            return self.last(_aten.rrelu_with_noise_functional(x, torch.empty_like(x))[0])
+
+    model = Model().double().eval()
+    result: Any = surgeon.prune(model, drawn(2, 4), ratio=0.5, scope="local", criterion="magnitude")
+    assert result.report.check.status == "passed"
+    assert result.model.first.out_features == 4
+
+
 def fused_lstm_cell(
     x: Tensor, state: Iterable[Tensor], w_ih: Tensor, w_hh: Tensor, *biases: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -344,11 +344,21 @@ def test_results_carry_the_channels_that_they_depend_on(sample: Sample) -> None:
     check_dependence(read(sample))
 
 
+def may_be_unseen(name: str) -> bool:
+    """Whether a version of torch may take an operator apart before it is recorded, or leave out what gives nothing."""
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [getattr(packet, overload) for overload in (packet.overloads() if packet else ())]
+    own = [one for one in overloads if "(Tensor " in str(one._schema)]  # others are for numbers in scripts
+    apart = (torch._C._dispatch_has_kernel_for_dispatch_key(one.name(), "CompositeImplicitAutograd") for one in own)
+    return any(apart) or any(not one._schema.returns for one in own)
+
+
 def test_every_operator_of_the_table_has_a_sample() -> None:
     declared = set()
     for sample in SAMPLES:
         names = set(sample.names.split())
-        assert names <= recorded(sample), f"{sample} doesn't record {names - recorded(sample)}"
+        missing = {name for name in names - recorded(sample) if not may_be_unseen(name)}
+        assert not missing, f"{sample} doesn't record {missing}"
         declared |= names
     assert declared & set(UNREACHABLE) == set()
     assert declared | set(UNREACHABLE) == set(TABLE)

@@ -1,4 +1,4 @@
-"""What the few in-place calls that functionalisation leaves amount to."""
+"""What the few in-place calls that functionalisation leaves amount to, and calls with a generator of their own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,18 @@ def plain_form(func: OpOverload, args: tuple[Any, ...], node_args: Any) -> tuple
         return _aten.alias.default, node_args[:1]
     if func is _aten.copy.default and node_args[0] in node_args[1].all_input_nodes and _alike(args[0], args[1]):
         return _aten.alias.default, node_args[1:2]
-    return _functional(func, args), node_args
+    return _functional(_without_generator(func), args), node_args
+
+
+def _without_generator(func: OpOverload) -> OpOverload:
+    """A recording holds no generators: what draws from one is written as what draws from torch's own."""
+    name = func._overloadname
+    if "generator" not in name:
+        return func
+    plain: OpOverload = getattr(
+        func.overloadpacket, name.replace("generator", "").strip("_").replace("__", "_") or "default"
+    )
+    return plain
 
 
 def _functional(func: OpOverload, args: tuple[Any, ...]) -> OpOverload:

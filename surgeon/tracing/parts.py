@@ -56,12 +56,17 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     return weight if weight.dtype == v.dtype else _aten._to_copy(weight, dtype=v.dtype), norms
 
 
-def normal(mean: Tensor | float, std: Tensor | float = 1.0, generator: Any = None) -> Tensor:  # noqa: ARG001
+def normal(mean: Tensor | float, std: Tensor | float = 1.0, generator: Any = None) -> Tensor:
     """Noise of this mean and width; drawn by itself, it belongs to no channel."""
     shaped = mean if isinstance(mean, Tensor) else std
     both = mean + std if isinstance(mean, Tensor) and isinstance(std, Tensor) else shaped
     assert isinstance(both, Tensor)
-    return mean + std * torch.randn_like(both)
+    return mean + std * torch.randn(both.shape, generator=generator, dtype=both.dtype, device=both.device)
+
+
+def rrelu(x: Tensor, noise: Tensor, *options: Any, **more: Any) -> tuple[Tensor, Tensor]:
+    """The call itself, which leaves what it drew in `noise`: not every version of torch takes the write apart."""
+    return _aten.rrelu_with_noise(x, noise, *options, **more), noise
 
 
 class StepError(RuntimeError):
@@ -129,6 +134,7 @@ PARTS: dict[OpOverload, Callable[..., Any]] = {
     _aten.normal.Tensor_Tensor: normal,
     _aten.normal.Tensor_float: normal,
     _aten.normal.float_Tensor: normal,
+    _aten.rrelu_with_noise_functional.default: rrelu,
 }
 #: The same of operators that a library registers, by their names.
 _NAMED: dict[str, Callable[..., Any]] = {"transformers::grouped_mm_fallback": grouped_mm}

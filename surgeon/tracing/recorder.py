@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from surgeon.tracing.chance import Chance
 from surgeon.tracing.decisions import Decisions, decides
 from surgeon.tracing.indices import check_places, in_range
 from surgeon.tracing.inplace import plain_form
@@ -21,7 +22,7 @@ from surgeon.tracing.members import named_modules
 from surgeon.tracing.parts import parts_of
 from surgeon.tracing.shapes import all_meta, run_meta
 from surgeon.tracing.source import Site, call_site
-from surgeon.tracing.traits import traits_of, undrawn, without_generator
+from surgeon.tracing.traits import traits_of, undrawn
 
 #: Indices of more places than these aren't kept.
 _MAX_INDEX = 1 << 24
@@ -62,6 +63,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self.extra = False
         self.decisions = decisions
         self._blind = blind
+        self._chance = Chance()
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self._paths = {id(module): name for name, module in named_modules(model)}
@@ -112,9 +114,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         if traits.writes_first and self._writes_to_model(args):
             return args[0]  # functionalisation writes mutated buffers back at the end; the model stays as it is
         node_args, node_kwargs = self._written(args), self._written(kwargs)
-        if traits.draws:
+        if traits.drops:
             func, args, kwargs, node_args, node_kwargs = undrawn(func, args, kwargs, node_args, node_kwargs)
             traits = traits_of(func)
+        noise = traits.is_random and self._chance.is_noise((*args, *kwargs.values()))
         site = call_site(self._paths, skip=2)
         if traits.may_decide and decides(func, args):
             self._need_numbers(func)
@@ -124,11 +127,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             result, decision = _run(func, args, kwargs), None
         if traits.rewritten:
             func, node_args = plain_form(func, args, node_args)
-        if "generator" in kwargs:
-            func = without_generator(func)
         node = self._write_call(func, node_args, node_kwargs, site)
         if decision is not None:
             node.meta["decision"] = decision
+        if traits.is_random:
+            node.meta["noise"] = noise
+            self._chance.go_on()
         if traits.reads_indices:
             self._keep_indices(func, args, kwargs)
         self._bind(node, result)
@@ -273,4 +277,5 @@ def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _recordable(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if not isinstance(value, torch.Generator)}
+    """All but a generator, given or not: a recording keeps none."""
+    return {key: value for key, value in kwargs.items() if key != "generator"}

@@ -22,8 +22,10 @@ class Traits(NamedTuple):
     ----------
     writes_first:
         It changes its first operand (others write statistics or noise beside a result of their own).
-    draws:
+    drops:
         It draws places to drop.
+    is_random:
+        It draws numbers.
     may_decide:
         Some calls steer what comes after them.
     reads_indices:
@@ -33,7 +35,8 @@ class Traits(NamedTuple):
     """
 
     writes_first: bool
-    draws: bool
+    drops: bool
+    is_random: bool
     may_decide: bool
     reads_indices: bool
     rewritten: bool
@@ -44,17 +47,11 @@ def traits_of(func: OpOverload) -> Traits:
     """The traits of an operator, worked out once."""
     arguments, name = func._schema.arguments, func.overloadpacket.__name__
     alias = arguments[0].alias_info if arguments else None
-    rewritten = func is _aten.copy.default or (func._schema.is_mutable and name.endswith("_"))
-    draws = func.overloadpacket in _DROPOUTS
-    return Traits(alias is not None and alias.is_write, draws, may_decide(func), name in INDEX_OPERATORS, rewritten)
-
-
-@functools.cache
-def without_generator(func: OpOverload) -> OpOverload:
-    """The overload that draws from torch's own generator: a recording keeps no other."""
-    name = func._overloadname.removesuffix("generator").strip("_").replace("generator_dtype", "dtype")
-    found: OpOverload = getattr(func.overloadpacket, name or "default")
-    return found
+    in_place, drawn = func._schema.is_mutable and name.endswith("_"), "generator" in func._overloadname
+    rewritten = func is _aten.copy.default or in_place or drawn
+    drops, is_random = func.overloadpacket in _DROPOUTS, torch.Tag.nondeterministic_seeded in func.tags
+    writes = alias is not None and alias.is_write
+    return Traits(writes, drops, is_random, may_decide(func), name in INDEX_OPERATORS, rewritten)
 
 
 def undrawn(

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from surgeon.channels.structure import Ints
 from surgeon.tracing import Call, Inputs, Replay, operator_name, plain_call
 from surgeon.trial import Fit, partners
-from surgeon.verification.draws import Draws
+from surgeon.verification.noise import Noise
 from surgeon.verification.twin import as_wide, by_default, in_dtype
 
 #: How many times what one operand is uncertain by a result may be: roundings of a long sum add up.
@@ -72,15 +72,15 @@ def run_side_by_side(
     dense_trace, small_trace = fitted.graph.trace, fitted.small.labels.trace
     given = _in(inputs or dense_trace.inputs, dtype), _in(inputs or small_trace.inputs, dtype)
     partner = partners(fitted.nodes)
-    draws = Draws(partner)
-    calls = draws.dense(in_dtype(silenced, dtype)), draws.small(in_dtype(plain_call, dtype))
+    noise = Noise(partner, fitted.graph.structure.labels.marks)
+    calls = [in_dtype(noise.shared(call), dtype) for call in (silenced, plain_call)]
     run = Replay(dense_trace, _Cast(dense, dense_trace.tensors, dtype), calls[0]).steps(given[0])
     ours = Replay(small_trace, _Cast(small, small_trace.tensors, dtype), calls[1]).steps(given[1])
     result, waiting = Outcome(), _Waiting(ours)
     seen: set[fx.Node] = set()
     rounding = _Rounding()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=_gpus(given[0])), by_default(dtype):
+        with torch.no_grad(), by_default(dtype):
             for node, value in run:
                 if _says_something(fitted, node, value):
                     match = partner.get(node)
@@ -102,11 +102,6 @@ def run_side_by_side(
         where = f"{operator_name(left[0])} in {left[0].meta.get('site')}: " if left else ""
         result.stopped = f"{where}{type(problem).__name__}: {problem}"
     return result
-
-
-def _gpus(inputs: Inputs) -> list[torch.device]:
-    """Where generators stand that a run on these draws from, beside the CPU's."""
-    return list({leaf.device for leaf in inputs.leaves() if isinstance(leaf, Tensor) and leaf.is_cuda})
 
 
 def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
