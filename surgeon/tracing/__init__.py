@@ -7,8 +7,8 @@ The files, in the order in which to read them:
 - What a call is recorded as: `traits` what holds for an operator, `canonical` products in one form, `parts` fused calls
   taken apart, `functions` custom autograd functions, `inplace` writes that are left, `indices` numbers that say where,
   `shapes` calls without numbers.
-- What the data decides: `decisions` follows the first recording, `detours` goes where the data didn't lead. What is drawn:
-  `chance` tells noise from what the forward seeds itself.
+- What the data decides: `decisions` follows the first recording, `detours` goes where the data didn't lead. What is
+  drawn: `chance` tells noise from what the forward seeds itself.
 - What is left as it was: `guard` what may be traced and how it runs, `keeping` what a forward may write to, `calling` a
   forward that is run rather than recorded, `copying` a model with other tensors.
 - What becomes of a recording: `unread` is dropped, `replay` runs it again, `recent` keeps the last few.
