@@ -67,7 +67,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self._nodes: Any = WeakTensorKeyDictionary()
         self._known = {id(tensor): name for name, tensor in known.items()}
         self._stored = {_place(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
-        self._storages = {tensor.untyped_storage()._cdata for tensor in known.values()}
+        self._storages = set(map(_memory, known.values()))
         self._attributes: dict[str, fx.Node] = {}
 
     def add_inputs(self, tensors: Iterable[Tensor]) -> None:
@@ -77,7 +77,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             node.meta["data"] = True
             self._describe(node, tensor)
             self._nodes[tensor] = node
-            self._storages.add(tensor.untyped_storage()._cdata)  # the caller's inputs stay as they are, too
+            self._storages.add(_memory(tensor))  # the caller's inputs stay as they are, too
 
     def add_output(self, leaves: Iterable[Any], held: Iterable[Tensor] = ()) -> None:
         """Close the graph with the forward's return value.
@@ -197,7 +197,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _writes_to_model(self, args: tuple[Any, ...]) -> bool:
         target = args[0] if args else None
-        return isinstance(target, Tensor) and target.untyped_storage()._cdata in self._storages
+        return isinstance(target, Tensor) and _memory(target) in self._storages
 
     def _keep_indices(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._blind and not in_range(func, args):
@@ -262,7 +262,14 @@ def _operands(values: Iterable[Any]) -> Iterator[fx.Node]:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    if tensor.layout is not torch.strided:
+        return (_memory(tensor),)
+    return (_memory(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tensors over the same memory have in common; a sparse one has only itself."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -id(tensor)
 
 
 def _recordable(kwargs: dict[str, Any]) -> dict[str, Any]:
