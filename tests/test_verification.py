@@ -218,6 +218,53 @@ class OwnFilter(nn.Module):
         return self.head(x.square().mean((2, 3)))
 
 
+class MaskedScores(nn.Module):
+    """torch's attention adds a mask of infinities to its scores in one call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attention, self.head = nn.Linear(3, 16), nn.MultiheadAttention(16, 2), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        mask = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool).triu(1)
+        return self.head(x + self.attention(x, x, x, attn_mask=mask)[0])
+
+
+class OverItsPast(nn.Module):
+    """A first step whose past is zeros that go through a convolution and a layer, as in Tacotron 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.score, self.head = nn.Linear(3, 16), nn.Linear(16, 1), nn.Linear(16, 5)
+        self.past, self.dense = nn.Conv1d(2, 8, 3, padding=1, bias=False), nn.Linear(8, 16, bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        weights = total = torch.zeros(x.shape[:2], dtype=x.dtype)
+        for _ in range(2):
+            seen = self.past(torch.stack((weights, total), 1)).transpose(1, 2)
+            weights = self.score(torch.tanh(x + self.dense(seen))).squeeze(-1).softmax(-1)
+            total = total + weights
+        return self.head((x * weights[..., None]).sum(1))
+
+
+@pytest.mark.parametrize("network", [MaskedScores, OverItsPast])
+def test_a_mask_of_infinities_and_a_past_of_zeros_leave_nothing_unproven(network: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 4, 3)
+    model = network().eval()
+    result = surgeon.prune(model, x, ratio=0.5, scope="local", criterion="random")
+    assert result.report.check is not None
+    assert (result.report.check.status, result.report.check.unproven) == ("passed", ())
+    for name in ("embed.weight", "head.weight"):
+        wrong = copy.deepcopy(result.model)
+        with torch.no_grad():
+            named_tensors(wrong)[name].view(-1)[-1] += 0.5
+        with pytest.raises(VerificationError, match=r"first at \w+ in "):
+            surgeon.verify(model, wrong, result.plan, x)
+
+
 def test_numbers_that_the_forward_makes_are_in_double_precision_too() -> None:
     result = surgeon.prune(OwnFilter().eval(), X.float(), ratio=0.5, criterion="random")
     assert result.report.check is not None

@@ -60,6 +60,23 @@ def _check_module(name: str, module: nn.Module) -> None:
             )
         if tensor is not None and tensor.dtype in QUANTISED:
             raise ModelError(f"{name}.{key} is quantised ({tensor.dtype}): prune the float model, then quantise it")
+    for key, value in {**vars(module), **module._parameters, **module._buffers}.items():
+        if isinstance(value, Tensor):
+            _check_layout(f"{name}.{key}", value, stored=key not in vars(module))
+
+
+def _check_layout(name: str, tensor: Tensor, *, stored: bool) -> None:
+    kind = str(tensor.layout).removeprefix("torch.")
+    if kind.startswith("sparse") and stored:
+        raise ModelError(
+            f"{name} is stored with the weights and sparse ({kind}), which their files can't hold: give it to the "
+            f"forward as an input, or keep it as an attribute that is no buffer"
+        )
+    if kind.startswith("sparse") and kind != "sparse_coo":
+        raise ModelError(
+            f"{name} is sparse ({kind}) in a way that torch can't copy: keep it in the form of to_sparse_coo(), or "
+            f"give it to the forward as an input"
+        )
 
 
 _P = ParamSpec("_P")

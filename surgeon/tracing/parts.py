@@ -56,6 +56,12 @@ def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     return weight if weight.dtype == v.dtype else _aten._to_copy(weight, dtype=v.dtype), norms
 
 
+def sparse_addmm(bias: Tensor, one: Tensor, other: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """``torch.sparse.mm`` is one with nothing added."""
+    product = torch.mm(one, other)
+    return product if (beta, alpha) == (0, 1) else beta * bias + alpha * product
+
+
 def normal(mean: Tensor | float, std: Tensor | float = 1.0, generator: Any = None) -> Tensor:
     """Noise of this mean and width; drawn by itself, it belongs to no channel."""
     shaped = mean if isinstance(mean, Tensor) else std
@@ -131,6 +137,7 @@ PARTS: dict[OpOverload, Callable[..., Any]] = {
     _aten._fused_rms_norm.default: rms_norm,
     _aten._weight_norm_interface.default: weight_norm,
     _aten._grouped_mm.default: grouped_mm,
+    _aten._sparse_addmm.default: sparse_addmm,
     _aten.normal.Tensor_Tensor: normal,
     _aten.normal.Tensor_float: normal,
     _aten.normal.float_Tensor: normal,

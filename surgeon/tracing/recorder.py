@@ -70,7 +70,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
         self._nodes: Any = WeakTensorKeyDictionary()
         self._known = {id(tensor): name for name, tensor in known.items()}
         self._stored = {_memory_of(tensor): name for name, tensor in reversed(list(known.items())) if tensor.numel()}
-        self._storages = {tensor.untyped_storage()._cdata for tensor in known.values()}
+        self._storages = set(map(_storage_of, known.values()))
         self._attributes: dict[str, fx.Node] = {}
 
     def add_inputs(self, tensors: Iterable[Tensor]) -> None:
@@ -80,7 +80,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
             node.meta["data"] = True
             self._describe(node, tensor)
             self._nodes[tensor] = node
-            self._storages.add(tensor.untyped_storage()._cdata)  # the caller's inputs stay as they are, too
+            self._storages.add(_storage_of(tensor))  # the caller's inputs stay as they are, too
 
     def add_output(self, leaves: Iterable[Any], held: Iterable[Tensor] = ()) -> None:
         """Close the graph with the forward's return value.
@@ -207,7 +207,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __ini
 
     def _writes_to_model(self, args: tuple[Any, ...]) -> bool:
         target = args[0] if args else None
-        return isinstance(target, Tensor) and target.untyped_storage()._cdata in self._storages
+        return isinstance(target, Tensor) and _storage_of(target) in self._storages
 
     def _keep_indices(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._blind and not in_range(func, args):
@@ -273,7 +273,14 @@ def _operands(values: Iterable[Any]) -> Iterator[fx.Node]:
 
 def _memory_of(tensor: Tensor) -> tuple[Any, ...]:
     """Equal for two tensors that are the same numbers in the same order: storage, offset, shape and strides."""
-    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    if tensor.layout is not torch.strided:
+        return (_storage_of(tensor),)
+    return (_storage_of(tensor), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def _storage_of(tensor: Tensor) -> int:
+    """What tensors over the same memory have in common; a sparse one has only itself."""
+    return int(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else -id(tensor)
 
 
 def _recordable(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 _TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
 _SURGEON = str(Path(__file__).resolve().parents[1]) + os.sep
@@ -24,7 +24,6 @@ _GENERATED = "<eval_with_key>"  # what fx calls the code of a graph module
 LINES = "lines"
 #: Namespaces whose operators go by their bare names.
 _OWN_SPACES = ("aten", "torchvision")
-_MODULE_CALL = nn.Module._call_impl.__code__
 #: Calls that change nothing: a reshape makes or saves a copy depending on the sizes.
 _COPIES = frozenset({"alias", "clone", "detach", "lift_fresh_copy"})
 #: What goes by the name of others without being one of them: it reads the same bits as another type.
@@ -94,34 +93,28 @@ class Site:
 def call_site(names: Mapping[int, str], skip: int = 1) -> Site:
     """The site of the running operator call; `names` maps ``id(module)`` to its path.
 
-    Its module is the innermost one that was called, or a method of it (``self.experts.gather(x)``): there stand the
-    numbers that it works with. What called the model is no part of it: a container at the root has no line of the
+    Its module is the innermost one of which a method runs (also ``self.experts.gather(x)``): there stand the numbers
+    that it works with. What called the model is no part of it: a container at the root has no line of the
     user's.
     """
     frame = sys._getframe(skip)
     path: str | None = None
     source: Source | None = None
     while frame is not None:
-        code = frame.f_code
-        if code is _MODULE_CALL:
-            own = names.get(id(frame.f_locals.get("self")))
-            path = own if path is None else path
-            if own == "":
-                break
-        elif _is_users(code.co_filename):
-            source = source or _source(frame, frame.f_lineno)
-            path = path if path is not None else _module_of(frame, names)
-        if path is not None and source is not None:
+        own = _module_of(frame, names)
+        path = own if path is None else path
+        if source is None and _is_users(frame.f_code.co_filename):
+            source = _source(frame, frame.f_lineno)
+        if own == "" or (path is not None and source is not None):
             break
         frame = frame.f_back  # type: ignore[assignment]  # typeshed: f_back is None at the stack's bottom
     return Site(path or "", source)
 
 
 def _module_of(frame: FrameType, names: Mapping[int, str]) -> str | None:
-    """The path of the module whose method runs in a frame; None if it is a function, or a method of something else."""
-    if frame.f_code.co_varnames[:1] != ("self",):
-        return None
-    return names.get(id(frame.f_locals.get("self")))
+    """The path of the module that a frame is a method of; programs call ``forward`` and other methods directly, too."""
+    code = frame.f_code
+    return names.get(id(frame.f_locals.get(code.co_varnames[0]))) if code.co_argcount else None
 
 
 def _is_users(file: str) -> bool:
@@ -143,12 +136,9 @@ def error_site(error: BaseException, names: Mapping[int, str]) -> Site:
     path, source = "", None
     step = error.__traceback__
     while step is not None:
-        code = step.tb_frame.f_code
-        if code is _MODULE_CALL:
-            path = names.get(id(step.tb_frame.f_locals.get("self")), path)
-        elif _is_users(code.co_filename):
+        own = _module_of(step.tb_frame, names)
+        path = path if own is None else own
+        if _is_users(step.tb_frame.f_code.co_filename):
             source = _source(step.tb_frame, step.tb_lineno)
-            own = _module_of(step.tb_frame, names)
-            path = path if own is None else own
         step = step.tb_next
     return Site(path, source)

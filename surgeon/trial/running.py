@@ -177,6 +177,8 @@ def _resized(graph: ChannelGraph, name: str, tensor: Tensor, widths: Widths, dev
             groups = len(graph.structure.along(name, 1)) // tensor.shape[1]
             size = -(-size // groups)
         shape[axis] = size
+    if device is None and tensor.shape == torch.Size(shape):
+        return tensor.clone()  # a sparse tensor has no slices
     if device is None:
         return tensor[tuple(slice(size) for size in shape)].clone()
     return torch.empty(shape, dtype=tensor.dtype, device=device)

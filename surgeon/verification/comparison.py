@@ -77,7 +77,7 @@ def run_side_by_side(
     run = Replay(dense_trace, _Cast(dense, dense_trace.tensors, dtype), calls[0]).steps(given[0])
     ours = Replay(small_trace, _Cast(small, small_trace.tensors, dtype), calls[1]).steps(given[1])
     result, waiting = Outcome(), _Waiting(ours)
-    seen: set[fx.Node] = set()
+    seen, nothing = set[fx.Node](), set[fx.Node]()
     rounding = _Rounding()
     try:
         with torch.no_grad(), by_default(dtype):
@@ -90,7 +90,9 @@ def run_side_by_side(
                     if error > tolerance and dtype is torch.float64 and rounding.explains(node, difference):
                         error = math.nan
                     rounding.note(node, scale, difference)
-                    if not (math.isnan(error) and _nothing_flows(fitted, node, value, other)):
+                    if math.isnan(error) and _nothing_flows(fitted, node, value, other, nothing):
+                        nothing.add(node)
+                    else:
                         result.add(node, error, tolerance)
                 if result.failure is not None:
                     break
@@ -113,10 +115,13 @@ def _says_something(fitted: Fit, node: fx.Node, value: Any) -> bool:
     return bool(number) and not fitted.graph.structure.labels.marks[node].free
 
 
-def _nothing_flows(fitted: Fit, node: fx.Node, dense: Tensor, small: Any) -> bool:
-    """Whether a product is with zeros that the forward made (a first state): it is zero whatever the weights are."""
+def _nothing_flows(fitted: Fit, node: fx.Node, dense: Tensor, small: Any, nothing: set[fx.Node]) -> bool:
+    """Whether a call is on zeros that the forward made (a first state), or on what came of them, `nothing` either.
+
+    A product with those is zero whatever the weights are.
+    """
     marks = fitted.graph.structure.labels.marks
-    made = any(source in marks and marks[source].free for source in node.all_input_nodes)
+    made = any(n in nothing or (n in marks and marks[n].free) for n in node.all_input_nodes)
     return made and isinstance(small, Tensor) and not bool(dense.any()) and not bool(small.any())
 
 
@@ -185,10 +190,18 @@ def _apart(fitted: Fit, node: fx.Node, match: fx.Node | None, dense: Tensor, sma
         return 1.0, math.inf
     if not kept.numel():
         return math.nan, math.nan
-    kept, small = in_double(kept), in_double(small)
+    kept, small = _finite(in_double(kept), in_double(small))
     scale = float(kept.abs().max())
     difference = float((kept - small).abs().max())
     return (scale, difference) if math.isfinite(scale) and math.isfinite(difference) else (math.nan, math.nan)
+
+
+def _finite(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both without the places where they are the same infinity: what a mask of scores holds, beside the scores."""
+    if one.is_complex() or not one.isinf().any():
+        return one, other
+    same = one.isinf() & (one == other)
+    return one.masked_fill(same, 0.0), other.masked_fill(same, 0.0)
 
 
 def in_double(value: Tensor) -> Tensor:

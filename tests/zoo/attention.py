@@ -47,6 +47,22 @@ class AttentionByAttributes(Tokens):
 
 
 @zoo
+class AttentionCalledByItsMethods(Tokens):
+    """The program calls forward and other methods themselves; the numbers are held by the module whose they are."""
+
+    cuts = SEPARATE
+
+    def forward(self, x: Tensor) -> Any:
+        x, mixer = self.embed.forward(x), self.mixer
+        assert isinstance(mixer, SeparateHeads)
+        q, k, v = (mixer.split(layer.forward(x)) for layer in (mixer.q, mixer.k, mixer.v))
+        x = x + mixer.proj(mixer.merge(mixer.attend(q, k, v)))
+        return self.fc((x + self.mixer.forward(x)).mean(1))
+
+    Mixer = SeparateHeads
+
+
+@zoo
 class AttentionMinusOne(Tokens):
     """The head size is -1, the scale is read from the shape."""
 
