@@ -272,7 +272,7 @@ def _movement() -> list[Sample]:
         Sample("select", lambda x: x.select(1, 2), "3c 4ckp", "from the middle"),
         Sample("rot90", lambda x: x.rot90(), "3c 4c"),
         Sample("pixel_shuffle", lambda x: F.max_pool2d(F.pixel_shuffle(x, 2), 1), "2c 12c 2p 2p"),
-        Sample("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), "2c 12k 2c 2c", "alone"),
+        Sample("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), "2c 12c 2c 2c", "alone"),
         Sample("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), "2c 3c 4k 4k"),
         Sample("channel_shuffle", lambda x: F.channel_shuffle(x, 2), "2c 6b 2c 2c"),
         Sample("native_channel_shuffle", lambda x: aten.native_channel_shuffle(x, 2), "2c 6b 2c 2c"),

@@ -480,3 +480,19 @@ def test_nothing_is_drawn_where_writes_are_not_taken_apart() -> None:
     result = surgeon.prune(Dropping().double().eval(), X.double(), ratio=0.5, criterion="random")
     assert result.report.check is not None
     assert result.report.check.status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [((2, 0), (0, 3)), ((4, 2, 0), (0, 3)), ((4, 0, 2), (4, 2, 3)), ((4, 2, 3), (4, 3, 0))]
+)
+def test_products_of_no_places_are_recorded(one: tuple[int, ...], other: tuple[int, ...]) -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Parameter(torch.ones(other))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x @ self.other
+            return y + F.linear(x, self.other.mT) if self.other.ndim == 2 else y
+
+    assert surgeon.trace(Product(), torch.ones(one)).calls

@@ -188,9 +188,10 @@ def assemble(
 def _widens(parts: Sequence[Marked], key: _Key, wider: _Key) -> bool:
     """Whether what lies along the axes of `key` is told along those of `wider`, as other parts are.
 
-    A key that all heads share, beside the keys of each head, is the same row of channels for every head.
+    A key that all heads share, beside the keys of each head, is the same row of channels for every head; maps beside
+    a picture that was put together of several filters are the same channel at each of its places.
     """
-    if key[0] != wider[0] or not key[1] < wider[1] or max(wider[1]) not in key[1]:
+    if key[0] != wider[0] or not key[1] < wider[1]:
         return False
     met = ([p.key for p in part.planes if p.axes & key[1] and not p.example] for part in parts)
     return all(own == [key] for own in met if key in own)

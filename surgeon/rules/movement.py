@@ -88,8 +88,19 @@ def repeat(ledger: Ledger, value: Marked, repeats: Sequence[int]) -> Marked:
 
 
 for _name in """permute transpose t squeeze unsqueeze flip roll select rot90
-                pixel_shuffle pixel_unshuffle unfold""".split():
+                pixel_unshuffle unfold""".split():
     _mover(_name)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(ledger: Ledger, x: Marked, factor: int) -> Marked:
+    """Filters whose results lie side by side in the picture are one channel: no layer tells its places apart."""
+    picture = [len(x.shape) - 2, len(x.shape) - 1]
+    moved = move(ledger, torch.ops.aten.pixel_shuffle, x, factor)
+    told = [bool(plane.axes & set(picture)) or plane.example for plane in x.planes]
+    rest = tuple(plane for plane, apart in zip(moved.planes, told, strict=True) if apart)
+    filters = tuple(plane for plane, apart in zip(moved.planes, told, strict=True) if not apart)
+    return replace(moved, planes=(*rest, *layout.slide(ledger, replace(moved, planes=filters), picture).planes))
 
 
 @rule("channel_shuffle", "native_channel_shuffle")

@@ -30,6 +30,8 @@ class CanonicalProducts(TorchFunctionMode):
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # torch's own name
     if input.ndim < 2 or weight.ndim != 2 or input.shape[-1] != weight.shape[1] or input.is_sparse:
         return F.linear(input, weight, bias)
+    if not input.shape[-1]:  # nothing tells then how many rows there are
+        return F.linear(input, weight, bias)
     flat = input.reshape(-1, input.shape[-1])
     out = flat.mm(weight.t()) if bias is None else torch.addmm(bias, flat, weight.t())
     return out.reshape(*input.shape[:-1], weight.shape[0])
@@ -37,6 +39,8 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _matmul(input: Tensor, other: Tensor) -> Tensor:  # noqa: A002  # torch's own name
     if min(input.ndim, other.ndim) < 2 or input.shape[-1] != other.shape[-2] or max(input.ndim, other.ndim) == 2:
+        return torch.matmul(input, other)
+    if 0 in (*input.shape[-2:], other.shape[-1]):  # nothing tells then how many matrices there are
         return torch.matmul(input, other)
     if other.ndim == 2:
         return input.reshape(-1, input.shape[-1]).mm(other).reshape(*input.shape[:-1], other.shape[-1])

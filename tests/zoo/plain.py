@@ -160,6 +160,52 @@ class PixelShuffled(ZooNetwork):
 
 
 @zoo
+class PixelShuffleNormed(ZooNetwork):
+    """Four filters make one channel, and what follows knows of one: a norm, slopes, a place in the picture."""
+
+    cuts, keeps = ("conv", "last"), ("fc",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.slopes = conv(3, 32), nn.BatchNorm2d(8), nn.PReLU(8)
+        self.position = nn.Parameter(torch.randn(1, 1, 16, 16))
+        self.last, self.fc = conv(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.slopes(self.norm(F.pixel_shuffle(self.conv(x), 2))) + self.position
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+@zoo
+class PixelShuffleBesideASkip(ZooNetwork):
+    """What was put together of four filters each stands beside whole maps, and a block adds to both."""
+
+    cuts, keeps = ("stem", "down", "block"), ("fc",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.down, self.block = conv(3, 8), conv(8, 32, stride=2), conv(16, 16)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.stem(x))
+        x = torch.cat([F.pixel_shuffle(self.down(x), 2), x], 1)
+        return self.fc((x + self.block(x)).mean((2, 3)))
+
+
+@zoo
+class ViewShuffleBesideASkip(PixelShuffleBesideASkip):
+    """The same with the shuffle written as a view: its filters have labels along the picture, whole maps have none."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.stem(x))
+        b, _, h, w = x.shape
+        up = self.down(x).view(b, -1, 2, 2, h // 2, w // 2).permute(0, 1, 4, 2, 5, 3).reshape(b, -1, h, w)
+        x = torch.cat([up, x], 1)
+        return self.fc((x + self.block(x)).mean((2, 3)))
+
+
+@zoo
 class ViewMaxout(ZooNetwork):
     """The larger of each channel of two halves, by a view: its channels may go in pairs or not at all."""
 
