@@ -203,6 +203,8 @@ def _replaced(truth: Callable[[Tensor, Tensor], Tensor], mask: Tensor, _: nn.Mod
 def compare(dense: nn.Module, small: nn.Module, source: Source, *args: Any, **kwargs: Any) -> Verdict:
     """Run the silenced dense model and the small one on ``(*args, **kwargs)`` (float64 where they are float).
 
+    Each draws its random numbers from one seed.
+
     Raises
     ------
     OracleError
@@ -211,16 +213,22 @@ def compare(dense: nn.Module, small: nn.Module, source: Source, *args: Any, **kw
     cuts = _sizes(dense, small, source)
     model, masks = silence(dense, source)
     with torch.no_grad():
-        before = _outputs(_copied(dense)(*args, **kwargs))
+        before = _outputs(_seeded(_copied(dense), *args, **kwargs))
         with _KeptStatistics(masks):
-            wanted = _outputs(model(*args, **kwargs))
-        got = _outputs(_copied(small)(*args, **kwargs))
+            wanted = _outputs(_seeded(model, *args, **kwargs))
+        got = _outputs(_seeded(_copied(small), *args, **kwargs))
     if got[1] != wanted[1]:
         raise OracleError(f"outputs have another structure: {got[1]}, expected {wanted[1]}")
     verdict = Verdict(_distance(wanted[0], got[0]), _distance(wanted[0], before[0]), cuts)
     if not verdict.error < TOLERANCE:
         raise OracleError(f"outputs differ by {verdict.error:.2e} of their scale ({cuts} elements cut)")
     return verdict
+
+
+def _seeded(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model(*args, **kwargs)
 
 
 def _sizes(dense: nn.Module, small: nn.Module, source: Source) -> int:
