@@ -113,7 +113,13 @@ def _code_of(modules: list[nn.Module]) -> Iterator[Any]:
 def _methods(kind: type[nn.Module]) -> list[Any]:
     """The methods of a class that aren't torch's."""
     homes = [base for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins")]
-    return [part for base in homes for part in vars(base).values() if isinstance(part, _CALLED)]
+    held = [_plain_method(part) for base in homes for part in vars(base).values()]
+    return [part for part in held if isinstance(part, _CALLED)]
+
+
+def _plain_method(part: Any) -> Any:
+    """What a static method, a class method or a property runs; anything else as it is."""
+    return part.fget if isinstance(part, property) else getattr(part, "__func__", part)
 
 
 def _forget_tensors(function: Any) -> None:
