@@ -40,6 +40,20 @@ class Attribute:
             getattr(holder, name)[self.key] = value
         else:
             object.__setattr__(getattr(holder, name), self.key, value)
+        _restate(holder)
+
+
+def _restate(module: nn.Module) -> None:
+    """Let a module that says itself what its state is build from it what else it holds, as copies of it do.
+
+    Its hooks and its mode stay; one that holds tensors or other modules would make new ones, so it is left alone.
+    """
+    if type(module).__setstate__ is nn.Module.__setstate__ or module._parameters or module._buffers or module._modules:
+        return
+    kept = {key: vars(module)[key] for key in vars(nn.Module()) if key in vars(module)}
+    own: Any = module
+    own.__setstate__(own.__getstate__())
+    vars(module).update(kept)
 
 
 @dataclass(frozen=True)

@@ -254,3 +254,40 @@ class AttentionWithoutShortcut(ZooNetwork):
     def forward(self, x: Tensor) -> Any:
         x = self.embed(x)
         return self.fc(self.attention(x, x, x)[0])
+
+
+class Arranged(nn.Module):
+    """Splits the last axis into heads of a size that it has worked out once, and says what it was made from."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self._plan = tuple(sizes.items())
+
+    def __getstate__(self) -> Any:
+        return {"sizes": self.sizes}
+
+    def __setstate__(self, state: Any) -> None:
+        self.__init__(**state["sizes"])  # type: ignore[misc]  # as einops' layers do it
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, dict(self._plan)["size"]).transpose(1, 2)
+
+
+@zoo
+class AttentionByArrangedSizes(Tokens):
+    """The head size is held by a layer without weights, which is built anew from its state (einops' Rearrange)."""
+
+    cuts = SEPARATE
+
+    class Mixer(SeparateHeads):
+        def __init__(self) -> None:
+            super().__init__()
+            self.arrange = Arranged(size=self.head_dim)
+
+        def split(self, x: Tensor) -> Tensor:
+            heads: Tensor = self.arrange(x)
+            return heads
+
+        def merge(self, x: Tensor) -> Tensor:
+            return x.transpose(1, 2).flatten(2)
