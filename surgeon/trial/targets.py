@@ -52,7 +52,7 @@ def _restate(module: nn.Module) -> None:
         return
     kept = {key: vars(module)[key] for key in vars(nn.Module()) if key in vars(module)}
     own: Any = module
-    own.__setstate__(own.__getstate__())
+    own.__setstate__(getattr(own, "__getstate__", lambda: vars(own))())  # Python 3.10 has none of its own
     vars(module).update(kept)
 
 
