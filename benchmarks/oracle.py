@@ -120,9 +120,9 @@ def summary(rows: Sequence[Row], extended: bool, code: str) -> Row:
 
 
 def write(path: Path, value: Row) -> None:
-    """Write beside, then rename, so that a reader never sees half a file."""
+    """Write beside, then rename, so that a reader never sees half a file; paths are those within the repository."""
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
+    beside.write_text(json.dumps(value, indent=1).replace(f"{ROOT}{os.sep}", "") + "\n")
     beside.replace(path)
 
 
