@@ -35,7 +35,7 @@ def _changes(node: fx.Node) -> bool:
     """Whether a node gives other numbers another time: a weight, or what is drawn."""
     if node.op == "get_attr":
         return bool(node.meta["dtype"].is_floating_point) and not str(node.target).startswith("_constant_")
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return "noise" in node.meta
 
 
 @rule("index")

@@ -110,23 +110,26 @@ def _reduced(ledger: Ledger, x: Marked, dims: Sequence[int]) -> Any:
 @rule("var", "std", "var_mean", "std_mean")
 def spread_of(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """As means, variances are taken over what is kept."""
-    dims = _axes(x, args, kwargs)
-    x = layout.slide_outer(ledger, x, frozenset(dims))
+    return _over_kept(ledger, x, _axes(x, args, kwargs))
+
+
+def _over_kept(ledger: Ledger, x: Marked, dims: Sequence[int]) -> Any:
+    """A statistic for which a removed channel's zero would count: it is left out, so its labels end without a sum."""
+    gone = frozenset(dims)
+    x = layout.slide_outer(ledger, x, gone)
     note_statistics(ledger, x, dims)
-    # a removed channel's zero would count: it is left out, not silenced, so its labels end here without a sum
-    return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & frozenset(dims))), dims)
+    return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & gone)), dims)
 
 
 @rule("amax", "amin", "max", "min", "aminmax")
 def extreme(ledger: Ledger, x: Marked, *args: Any, **kwargs: Any) -> Any:
     """As means, extremes are taken over what is kept; the place where one stands, if read, is which channel it is."""
-    dims = frozenset(_axes(x, args, kwargs))
-    crossing = any(p.axes & dims and not p.axes <= dims for p in x.planes)  # pieces of a maxout: they hold each other
+    dims = _axes(x, args, kwargs)
+    gone = frozenset(dims)
+    crossing = any(p.axes & gone and not p.axes <= gone for p in x.planes)  # pieces of a maxout: they hold each other
     if crossing or reads_places(ledger.node):
         return other_reduction(ledger, x, *args, **kwargs)
-    x = layout.slide_outer(ledger, x, dims)
-    note_statistics(ledger, x, sorted(dims))
-    return _reduced(ledger, replace(x, planes=tuple(p for p in x.planes if not p.axes & dims)), sorted(dims))
+    return _over_kept(ledger, x, dims)
 
 
 @rule("logsumexp", "prod", "any", "all", "argmax", "argmin", "median", "nanmedian")
