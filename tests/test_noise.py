@@ -70,6 +70,19 @@ class NoiseOverExamples(Drawing):
         return mean * torch.rand(mean.shape[0], mean.shape[1], 1) + scale
 
 
+_LIBRARY: Any = torch.library.Library("noise", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+_LIBRARY.define("pair(Tensor x) -> (Tensor, Tensor)", tags=(torch.Tag.nondeterministic_seeded,))
+_LIBRARY.impl("pair", lambda x: (x + torch.rand_like(x), x.clone()), "CompositeExplicitAutograd")
+
+
+class TwoResults(Drawing):
+    """An operator of a library that draws, and gives two tensors."""
+
+    def middle(self, mean: Tensor, scale: Tensor) -> Tensor:
+        kept: Tensor = torch.ops.noise.pair(mean.sum(-1, keepdim=True))[1]
+        return mean * scale + 0 * kept
+
+
 class SomePlaces(Drawing):
     """Places in time that are drawn: by number, and by sorting noise."""
 
@@ -252,3 +265,10 @@ def test_numbers_that_are_more_than_noise_hold_their_places(kind: type[Autoencod
     assert result.report.check.status == "passed"
     assert result.model.mean.out_features == 6
     assert result.model.decode.out_features == 5
+
+
+def test_what_draws_several_results_stops_nothing() -> None:
+    result = surgeon.prune(TwoResults().eval(), X, ratio=0.5, scope="local", criterion="random")
+    assert result.report.check is not None
+    assert result.report.check.status in ("passed", "unproven")
+    assert result.model(X).shape == (4, 6, 5)

@@ -52,7 +52,8 @@ class Noise:
             if node not in self._pairs:
                 return call(node, args, kwargs)
             dense, small = self._pairs[node]
-            sizes = zip(dense.meta["shape"], small.meta["shape"], strict=True)
+            # what gives several results has no shape: it draws the same where its operands are as large
+            sizes = zip(dense.meta.get("shape", ()), small.meta.get("shape", ()), strict=True)
             cut = [axis for axis, (one, other) in enumerate(sizes) if one != other]
             noise = dense.meta["noise"] and small.meta["noise"] and self._meets_one(dense)
             seed = zlib.crc32(dense.name.encode()) + int(node is small and bool(cut) and not noise)
